@@ -1,0 +1,60 @@
+"""The element types that checkpoints hold, and what each container calls them.
+
+bfloat16 has no NumPy type: its bits travel as `uint16`, and a `.npy` header written by JAX or
+TensorFlow calls it a two-byte void.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class DType:
+    name: str
+    """As in `config.json` of transformers."""
+    safetensors: str
+    npy: str
+    """The little-endian `descr` of a `.npy` header."""
+    bits: np.dtype[np.generic]
+    """Little-endian NumPy type of the same size that holds the bits."""
+
+    @property
+    def itemsize(self) -> int:
+        return self.bits.itemsize
+
+    def all_finite(self, bits: NDArray[np.generic]) -> bool:
+        """Whether no element is NaN or infinite. `bits` is contiguous, of dtype `self.bits`."""
+        if self is BFLOAT16:
+            exponent = 0x7F80
+            return not bool(np.any((bits.view(np.uint16) & exponent) == exponent))
+        # A finite sum proves it at memory speed; it may overflow though every element is finite.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.add.reduce(bits, axis=None)
+        return bool(np.isfinite(total)) or bool(np.isfinite(bits).all())
+
+    def to_float64(self, bits: NDArray[np.generic]) -> NDArray[np.float64]:
+        """The values, exactly: float64 holds every element of every type here."""
+        if self is BFLOAT16:
+            bits = (bits.astype(np.uint32) << 16).view(np.float32)
+        return bits.astype(np.float64)
+
+
+FLOAT32 = DType("float32", "F32", "<f4", np.dtype("<f4"))
+FLOAT16 = DType("float16", "F16", "<f2", np.dtype("<f2"))
+BFLOAT16 = DType("bfloat16", "BF16", "<V2", np.dtype("<u2"))
+FLOAT64 = DType("float64", "F64", "<f8", np.dtype("<f8"))
+
+DTYPES = (FLOAT32, FLOAT16, BFLOAT16, FLOAT64)
+BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES}
+
+
+def from_npy(dtype: np.dtype[np.generic]) -> DType | None:
+    """The type of a `.npy` header in either byte order; None for any other (objects, integers, …)."""
+    if dtype.names is not None or dtype.subdtype is not None:
+        return None
+    little = "<V2" if dtype.str[1:] == "V2" else dtype.newbyteorder("<").str
+    return next((candidate for candidate in DTYPES if candidate.npy == little), None)

@@ -1,0 +1,80 @@
+"""What can be done to a growing file while it grows: hashing it and bringing it to the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+from convert.files.tensors import CHUNK
+
+FLUSH_BYTES = 64 << 20
+
+
+class Follower:
+    """Two threads behind a writer: one hashes what is written, one flushes it to the disk.
+
+    What is hashed is what reads back from the file, not what was meant to be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self._written = 0
+        self._finished = False
+        self._changed = threading.Condition()
+        self._error: OSError | None = None
+        self._threads = [threading.Thread(target=self._run, args=(work,)) for work in (self._hash, self._flush)]
+        for thread in self._threads:
+            thread.start()
+
+    def advance(self, written: int) -> None:
+        """The first `written` bytes of the file will not change any more."""
+        with self._changed:
+            self._written = written
+            self._changed.notify_all()
+
+    def finish(self) -> str:
+        """Wait until all that was announced is hashed and on the disk; the SHA-256. Raises `OSError`."""
+        self.stop()
+        if self._error is not None:
+            raise self._error
+        return self._digest.hexdigest()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, work: object) -> None:
+        try:
+            with open(self._path, "rb", buffering=0) as file:
+                work(file.fileno())  # type: ignore[operator]
+        except OSError as error:
+            self._error = error
+
+    def _wait(self, position: int, least: int) -> int:
+        """Block until `least` bytes lie behind `position` or the writer is done; the bytes written."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._finished or self._written >= position + least)
+            return self._written
+
+    def _hash(self, file: int) -> None:
+        buffer, position = bytearray(CHUNK), 0
+        while (end := self._wait(position, CHUNK)) > position:
+            while position < end:
+                chunk = memoryview(buffer)[: min(CHUNK, end - position)]
+                count = os.preadv(file, [chunk], position)
+                if count == 0:
+                    raise OSError(f"{self._path} is shorter than what was written")
+                self._digest.update(chunk[:count])
+                position += count
+
+    def _flush(self, file: int) -> None:
+        position = 0
+        while (end := self._wait(position, FLUSH_BYTES)) > position:
+            os.fsync(file)
+            position = end

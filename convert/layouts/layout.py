@@ -1,0 +1,95 @@
+"""A foreign naming of BiT's parameters, as a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from bit.config import BitConfig
+from convert.parameters import KINDS, Parameter, Place
+from convert.transforms import Transform
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a layout names one kind of parameter, and the letters of its axes there.
+
+    In the template `{block}` and `{unit}` count from 1, `{stage}` and `{layer}` from 0.
+    """
+
+    template: str
+    axes: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    name: str
+    rows: Mapping[str, Row]
+    """One row for each of `parameters.KINDS`."""
+    container: str
+    """`safetensors` or `npz`."""
+    ws_eps: float
+    """The weight-standardization epsilon of the library that owns the layout."""
+    companions: Callable[[BitConfig, str], dict[str, dict[str, Any]]] = lambda config, dtype: {}
+    """The JSON files that the library wants beside the weights, from the configuration and the dtype's name."""
+    numbered: re.Pattern[str] | None = None
+    """Matches a part of a name that is as good as absent."""
+
+    def __post_init__(self) -> None:
+        if set(self.rows) != set(KINDS):
+            raise ValueError(f"layout {self.name} must have one row for each kind of parameter")
+
+    def key(self, place: Place) -> str:
+        """The layout's name of a parameter."""
+        stage, layer = place.stage, place.layer
+        return self.rows[place.kind].template.format(stage=stage, layer=layer, block=stage + 1, unit=layer + 1)
+
+    def axes(self, place: Place) -> str:
+        return self.rows[place.kind].axes
+
+    def shape(self, parameter: Parameter) -> tuple[int, ...]:
+        """The shape that the parameter's array has in this layout."""
+        return Transform(parameter.axes, self.axes(parameter.place)).shape(parameter.shape)
+
+    def place(self, key: str) -> Place | None:
+        """The parameter that this layout calls `key`; None if there is none."""
+        if self.numbered is not None:
+            key = self.numbered.sub("", key)
+        for kind, pattern in self._patterns.items():
+            if match := pattern.fullmatch(key):
+                found = {index: int(digits) for index, digits in match.groupdict().items()}
+                stage = found.get("stage", found.get("block", 1) - 1)
+                layer = found.get("layer", found.get("unit", 1) - 1)
+                place = Place(kind, stage, layer)
+                return place if self.key(place) == key and min(stage, layer) >= 0 else None
+        return None
+
+    def locate(self, keys: Iterable[str]) -> Located:
+        """Which of `keys` names which parameter."""
+        located = Located()
+        for key in keys:
+            place = self.place(key)
+            if place is None:
+                located.unexpected.append(key)
+            else:
+                located.keys.setdefault(place, []).append(key)
+        return located
+
+    @cached_property
+    def _patterns(self) -> dict[str, re.Pattern[str]]:
+        return {kind: _pattern(row.template) for kind, row in self.rows.items()}
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{([a-z]+)(?::02d)?\\}", r"(?P<\1>[0-9]{1,6})", re.escape(template)))
+
+
+@dataclass
+class Located:
+    """Foreign names by the parameter they mean; more than one each is a fault."""
+
+    keys: dict[Place, list[str]] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)

@@ -1,0 +1,60 @@
+"""timm (models/resnetv2.py, `ResNetV2`); the head is a 1×1 convolution."""
+
+from typing import Any
+
+from bit.config import CONFIG_NAME, PUBLISHED, BitConfig
+from convert.layouts.layout import Layout, Row
+
+# timm's own entries exist for the published architectures alone.
+MODELS = {architecture: f"resnetv2_{architecture[1:]}_bit" for architecture in PUBLISHED}
+
+
+def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
+    """`config.json` as timm's `save_config_for_hf` writes it; the input is that of timm's BiT entries."""
+    return {
+        CONFIG_NAME: {
+            "architecture": MODELS.get(config.architecture, "resnetv2"),
+            "num_classes": config.num_labels,
+            "num_features": config.hidden_sizes[-1],
+            "pretrained_cfg": {
+                "num_classes": config.num_labels,
+                "input_size": [config.num_channels, 224, 224],
+                "pool_size": [7, 7],
+                "crop_pct": 0.875,
+                "interpolation": "bilinear",
+                "mean": [0.5] * 3,
+                "std": [0.5] * 3,
+                "first_conv": "stem.conv",
+                "classifier": "head.fc",
+                "license": "apache-2.0",
+            },
+            **({"model_args": {"in_chans": config.num_channels}} if config.num_channels != 3 else {}),
+        }
+    }
+
+
+_UNIT = "stages.{stage}.blocks.{layer}."
+
+TIMM = Layout(
+    name="timm",
+    container="safetensors",
+    ws_eps=1e-8,
+    companions=_companions,
+    rows={
+        "stem/kernel": Row("stem.conv.weight", "oihw"),
+        "unit/norm1/scale": Row(_UNIT + "norm1.weight", "c"),
+        "unit/norm1/bias": Row(_UNIT + "norm1.bias", "c"),
+        "unit/conv1/kernel": Row(_UNIT + "conv1.weight", "oihw"),
+        "unit/norm2/scale": Row(_UNIT + "norm2.weight", "c"),
+        "unit/norm2/bias": Row(_UNIT + "norm2.bias", "c"),
+        "unit/conv2/kernel": Row(_UNIT + "conv2.weight", "oihw"),
+        "unit/norm3/scale": Row(_UNIT + "norm3.weight", "c"),
+        "unit/norm3/bias": Row(_UNIT + "norm3.bias", "c"),
+        "unit/conv3/kernel": Row(_UNIT + "conv3.weight", "oihw"),
+        "unit/projection/kernel": Row(_UNIT + "downsample.conv.weight", "oihw"),
+        "norm/scale": Row("norm.weight", "c"),
+        "norm/bias": Row("norm.bias", "c"),
+        "head/kernel": Row("head.fc.weight", "nc11"),
+        "head/bias": Row("head.fc.bias", "n"),
+    },
+)

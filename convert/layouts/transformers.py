@@ -1,0 +1,37 @@
+"""transformers (models/bit/modeling_bit.py, `BitForImageClassification`); the head is a Linear."""
+
+from typing import Any
+
+from bit.config import CONFIG_NAME, BitConfig
+from convert.layouts.layout import Layout, Row
+
+
+def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
+    return {CONFIG_NAME: {"architectures": ["BitForImageClassification"], **config.to_dict(), "dtype": dtype}}
+
+
+_UNIT = "bit.encoder.stages.{stage}.layers.{layer}."
+
+TRANSFORMERS = Layout(
+    name="transformers",
+    container="safetensors",
+    ws_eps=1e-8,
+    companions=_companions,
+    rows={
+        "stem/kernel": Row("bit.embedder.convolution.weight", "oihw"),
+        "unit/norm1/scale": Row(_UNIT + "norm1.weight", "c"),
+        "unit/norm1/bias": Row(_UNIT + "norm1.bias", "c"),
+        "unit/conv1/kernel": Row(_UNIT + "conv1.weight", "oihw"),
+        "unit/norm2/scale": Row(_UNIT + "norm2.weight", "c"),
+        "unit/norm2/bias": Row(_UNIT + "norm2.bias", "c"),
+        "unit/conv2/kernel": Row(_UNIT + "conv2.weight", "oihw"),
+        "unit/norm3/scale": Row(_UNIT + "norm3.weight", "c"),
+        "unit/norm3/bias": Row(_UNIT + "norm3.bias", "c"),
+        "unit/conv3/kernel": Row(_UNIT + "conv3.weight", "oihw"),
+        "unit/projection/kernel": Row(_UNIT + "downsample.conv.weight", "oihw"),
+        "norm/scale": Row("bit.norm.weight", "c"),
+        "norm/bias": Row("bit.norm.bias", "c"),
+        "head/kernel": Row("classifier.1.weight", "nc"),
+        "head/bias": Row("classifier.1.bias", "n"),
+    },
+)
