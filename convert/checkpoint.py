@@ -33,7 +33,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
-        self.record = _conversion_record(path)
+        self.record = conversion_record(path)
         self.name: str = name or (self.record["name"] if self.record else _name(path))
         self.file = _open(_weights(path))
         try:
@@ -119,15 +119,16 @@ def _detect(shapes: dict[str, tuple[int, ...]]) -> tuple[Layout, Located]:
     return layout, located
 
 
-def _conversion_record(path: Path) -> dict[str, Any] | None:
+def conversion_record(path: Path) -> dict[str, Any] | None:
     """`conversion.json` of a folder that this project wrote."""
     file = path / CONVERSION_NAME
     if not path.is_dir() or not file.is_file():
         return None
     try:
         record = json.loads(file.read_text("utf-8"))
-        if not isinstance(record["name"], str):
-            raise ValueError("no name")
+        if not (isinstance(record["name"], str) and isinstance(record["source"]["path"], str)):
+            raise TypeError("a name and a path are expected")
+        record["files"], record["origin"]["sha256"], record["source"]["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error})") from None
     return dict(record)

@@ -8,8 +8,6 @@ follows (no log, sin or pow): the same seed gives the same bits on any machine.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from bit.config import BitConfig
 from convert.dtypes import FLOAT32
+from convert.files.atomic import new_file
 from convert.files.npz import NpzWriter
 from convert.files.tensors import Tensor
 from convert.layouts.google import GOOGLE
@@ -50,15 +49,11 @@ def write_npz(path: Path, config: BitConfig, seed: int = 0) -> None:
     """Write a checkpoint of `config`'s network, whole or not at all, its members sorted by name."""
     shapes = {GOOGLE.key(item.place): GOOGLE.shape(item) for item in parameters(config)}
     tensors = [Tensor(key, shape, FLOAT32) for key, shape in sorted(shapes.items())]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
+    with new_file(path) as partial:
         writer = NpzWriter(partial, tensors)
         try:
             for tensor in tensors:
                 writer.write(tensor, [parameter(tensor.key, tensor.shape, seed).reshape(-1)])
             writer.finish()
-            os.fsync(writer.fileno())
         finally:
             writer.close()
-        partial.replace(path)

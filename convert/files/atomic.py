@@ -1,4 +1,4 @@
-"""An output folder that is complete or absent."""
+"""Outputs that are complete or absent."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from convert.errors import CheckpointError
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the `with` ends without an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        yield partial
+        _fsync(partial)
+        partial.replace(path)
 
 
 class NewFolder:

@@ -1,0 +1,119 @@
+"""BiT's forward pass, written from the paper in float64 NumPy: the judge of every conversion.
+
+Sources: Kolesnikov et al., "Big Transfer" (arXiv 1912.11370), section 3; pre-activation units, He
+et al. (arXiv 1603.05027); group normalization, Wu and He (arXiv 1803.08494); weight
+standardization, Qiao et al. (arXiv 1903.10520). Constants are those of google-research/big_transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bit.config import BitConfig
+from convert.parameters import unit_name
+
+Array = NDArray[np.float64]
+Batches = list[Array]
+"""Images of one size each, `[N, H, W, C]`; all take the same way, so weights are read once."""
+
+NORM_EPS = 1e-5
+"""Inside the root of every group normalization (big_transfer, `GroupNorm`)."""
+
+
+def forward(
+    weights: Callable[[str], Array], config: BitConfig, images: Sequence[NDArray[np.generic]], ws_eps: float | None = None
+) -> Iterator[tuple[str, Batches]]:
+    """Yield every tap of the network in order: its name, and its value for each of `images`.
+
+    `weights` gives a parameter by its canonical name and shape, and is asked for each once, in
+    order. `images` are `[N, H, W, num_channels]` in [-1, 1]. Taps are `root_block/conv`,
+    `root_block` (pooled), each unit's output `blockB/unitUU`, `pre_head` (after the last norm and
+    ReLU), all `[N, H, W, C]`, then `pooled` `[N, C]` and `logits` `[N, num_labels]`. `ws_eps`
+    replaces that of the configuration.
+    """
+    eps = config.ws_eps if ws_eps is None else ws_eps
+
+    def convolution(inputs: Batches, name: str, stride: int = 1) -> Batches:
+        kernel = standardize(weights(f"{name}/kernel"), eps)
+        return [convolve(x, kernel, stride) for x in inputs]
+
+    def norm_relu(inputs: Batches, name: str) -> Batches:
+        scale, bias = weights(f"{name}/scale"), weights(f"{name}/bias")
+        return [np.maximum(group_norm(x, scale, bias, config.num_groups), 0) for x in inputs]
+
+    def unit(inputs: Batches, name: str, stride: int, projects: bool) -> Batches:
+        activated = norm_relu(inputs, f"{name}/norm1")
+        residual = convolution(activated, f"{name}/conv1")
+        residual = convolution(norm_relu(residual, f"{name}/norm2"), f"{name}/conv2", stride)
+        residual = convolution(norm_relu(residual, f"{name}/norm3"), f"{name}/conv3")
+        # The shortcut is projected from the activated input, not from the raw one.
+        shortcut = convolution(activated, f"{name}/projection", stride) if projects else inputs
+        return [x + y for x, y in zip(shortcut, residual, strict=True)]
+
+    x = convolution([image.astype(np.float64) for image in images], "stem", stride=2)
+    yield "root_block/conv", x
+    x = [max_pool(y) for y in x]
+    yield "root_block", x
+    for stage, depth in enumerate(config.depths):
+        for layer in range(depth):
+            name = unit_name(stage, layer)
+            x = unit(x, name, stride=2 if stage > 0 and layer == 0 else 1, projects=layer == 0)
+            yield name, x
+    x = norm_relu(x, "norm")
+    yield "pre_head", x
+    x = [y.mean(axis=(1, 2)) for y in x]
+    yield "pooled", x
+    kernel, bias = weights("head/kernel"), weights("head/bias")
+    yield "logits", [y @ kernel + bias for y in x]
+
+
+def standardize(kernel: Array, eps: float) -> Array:
+    """Each filter of `[h, w, i, o]` with mean 0 and variance 1 (biased), `eps` inside the root."""
+    centered = kernel - kernel.mean(axis=(0, 1, 2))
+    centered /= np.sqrt(np.einsum("hwio,hwio->o", centered, centered) / (centered.size / centered.shape[3]) + eps)
+    return centered
+
+
+def convolve(x: Array, kernel: Array, stride: int) -> Array:
+    """Cross-correlation of `[N, H, W, I]`, padded by half the kernel with zeros: a product per kernel row."""
+    size, channels = kernel.shape[0], kernel.shape[3]
+    margin = size // 2
+    padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0))) if margin else x
+    height, width = ((length - 1) // stride + 1 for length in x.shape[1:3])
+    out = np.zeros((x.shape[0] * height * width, channels))
+    for row in range(size):
+        lines = padded[:, row : row + stride * height : stride]
+        shifted = [lines[:, :, column : column + stride * width : stride]for column in range(size)]
+        out += np.concatenate(shifted, axis=3).reshape(len(out), -1) @ kernel[row].reshape(-1, channels)
+    return out.reshape(x.shape[0], height, width, channels)
+
+
+def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
+    """Mean 0 and variance 1 (biased) over each image's groups of channels, then `scale` and `bias` `[C]`."""
+    grouped = x.reshape(x.shape[0], -1, groups, x.shape[3] // groups)
+    centered = grouped - grouped.mean(axis=(1, 3), keepdims=True)
+    variance = np.einsum("npgc,npgc->ng", centered, centered) / (grouped.shape[1] * grouped.shape[3])
+    centered /= np.sqrt(variance + NORM_EPS)[:, None, :, None]
+    normalized = centered.reshape(x.shape)
+    normalized *= scale
+    normalized += bias
+    return normalized
+
+
+def max_pool(x: Array) -> Array:
+    """3×3 with stride 2. The border is padded with zeros, which win over negative values there:
+    no ReLU comes before (big_transfer, `ConstantPad2d(1, 0)` before `MaxPool2d`)."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = ((length - 1) // 2 + 1 for length in x.shape[1:3])
+    windows = (
+        padded[:, row : row + 2 * height : 2, column : column + 2 * width : 2]
+        for row in range(3)
+        for column in range(3)
+    )
+    out = next(windows).copy()
+    for window in windows:
+        np.maximum(out, window, out=out)
+    return out

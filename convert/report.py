@@ -1,0 +1,68 @@
+"""A verification as text for the terminal."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rich.table import Table
+
+from convert.taps import Check
+from convert.verification import Verification
+
+
+def by_run(checks: list[Check]) -> dict[str, list[Check]]:
+    """The checks of each run, `definition float64` and so on, in order."""
+    return {run: list(group) for run, group in groupby(checks, key=lambda check: f"{check.implementation} {check.dtype}")}
+
+
+def tap_table(verification: Verification) -> Table:
+    """The error of every tap beside its budget, the larger of the inputs'; what is over it is marked."""
+    runs = by_run(verification.checks)
+    table = Table(box=None, pad_edge=False, title=None)
+    table.add_column("tap")
+    for run in runs:
+        table.add_column(f"{run}\nerror / budget", justify="right")
+    for tap in dict.fromkeys(check.tap for check in verification.checks):
+        cells = []
+        for checks in runs.values():
+            worst = _worst([check for check in checks if check.tap == tap])
+            text = f"{worst.error:.1e} / {worst.budget:.1e}"
+            cells.append(text if worst.passed else f"[bold red]{text} ✗[/]")
+        table.add_row(tap, *cells)
+    return table
+
+
+def summary(verification: Verification) -> list[str]:
+    """The verdict, a line for each thing that was compared, and what was not."""
+    lines = [f"[red]✗[/] {problem}" for problem in verification.problems]
+    if verification.tensors_proven:
+        lines.append(f"[green]✓[/] {verification.tensors_proven} tensors give back the source's bytes")
+    for run, checks in by_run(verification.checks).items():
+        failed = [check for check in checks if not check.passed]
+        inputs = len({check.input for check in checks})
+        if failed:
+            first = failed[0]
+            lines.append(
+                f"[red]✗[/] {run}: {len(failed)} of {len(checks)} comparisons are off; the first tap that diverges is "
+                f"{first.tap} ({first.input} input, error {first.error:.1e}, budget {first.budget:.1e})"
+            )
+        else:
+            worst = _worst(checks)
+            lines.append(
+                f"[green]✓[/] {run}: {len(checks) // inputs} taps of {inputs} inputs, "
+                f"largest error {worst.error:.1e} at {worst.tap} (budget {worst.budget:.1e})"
+            )
+    if verification.checks:
+        lines.append(f"  held to {verification.checks[0].reference}")
+    if epsilon := verification.epsilon:
+        lines.append(
+            f"  {epsilon['library']} itself standardizes weights with epsilon {epsilon['epsilon']:g} instead of "
+            f"{epsilon['original']:g}: its logits will differ by {epsilon['logits_relative_l2']:.1e} (relative L2)"
+        )
+    lines += [f"  not run: {reason}" for reason in verification.not_run]
+    return lines
+
+
+def _worst(checks: list[Check]) -> Check:
+    """The check that uses most of its budget."""
+    return max(checks, key=lambda check: check.error / check.budget if check.budget else float("inf"))
