@@ -53,17 +53,17 @@ class StandardizedConv2d(nn.Conv2d):
         super().__init__(inputs, outputs, size, stride, padding=size // 2, bias=False)
         self.eps = eps
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
         weight = (self.weight - mean) / torch.sqrt(variance + self.eps)
-        return functional.conv2d(input, weight, None, self.stride, self.padding)
+        return functional.conv2d(x, weight, None, self.stride, self.padding)
 
 
 class GroupNormActivation(nn.GroupNorm):
     """Group normalization, then a ReLU."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.relu(super().forward(input))
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(super().forward(x))
 
 
 class Embeddings(nn.Module):
@@ -87,8 +87,8 @@ class Projection(nn.Module):
         super().__init__()
         self.conv = StandardizedConv2d(inputs, outputs, 1, stride, eps=eps)
 
-    def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = self.conv(input)
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.conv(x)
         return output
 
 
@@ -107,13 +107,13 @@ class Unit(nn.Module):
         self.conv3 = StandardizedConv2d(middle, outputs, 1, eps=eps)
         self.downsample = Projection(inputs, outputs, stride, eps) if layer == 0 else None
 
-    def forward(self, input: Tensor) -> Tensor:
-        activated = self.norm1(input)
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.norm1(x)
         residual = self.conv1(activated)
         residual = self.conv2(self.norm2(residual))
         residual = self.conv3(self.norm3(residual))
         # The shortcut is projected from the activated input, not from the raw one.
-        shortcut = input if self.downsample is None else self.downsample(activated)
+        shortcut = x if self.downsample is None else self.downsample(activated)
         return torch.add(shortcut, residual)
 
 
@@ -127,8 +127,7 @@ class Stage(nn.Module):
             *(Unit(config, outputs if layer else inputs, stage, layer) for layer in range(config.depths[stage]))
         )
 
-    def forward(self, input: Tensor, taps: Taps) -> Tensor:
-        x = input
+    def forward(self, x: Tensor, taps: Taps) -> Tensor:
         for layer, unit in enumerate(self.layers):
             x = taps[f"{self.name}/unit{layer + 1:02d}"] = unit(x)
         return x

@@ -55,7 +55,9 @@ def infer(layout: Layout, located: Located, shapes: Mapping[str, tuple[int, ...]
         raise CheckpointError(f"its shapes are not those of a BiT network: {error}") from None
 
 
-def bind(config: BitConfig, layout: Layout, located: Located, shapes: Mapping[str, tuple[int, ...]]) -> dict[Place, str]:
+def bind(
+    config: BitConfig, layout: Layout, located: Located, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[Place, str]:
     """The name of each parameter's array.
 
     Raises `CheckpointError`, whose `problems` name every array that is missing, unexpected,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,9 @@ from convert.files.safetensors import SafetensorsFile
 from convert.files.tensors import StoredTensor, TensorFile
 from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout, Located
-from convert.parameters import KINDS, Parameter, Place
+from convert.parameters import KINDS, Place, parameters
+from convert.record import ConversionRecord
 from convert.transforms import Transform
-
-CONVERSION_NAME = "conversion.json"
 
 
 class Checkpoint:
@@ -33,8 +31,8 @@ class Checkpoint:
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
-        self.record = conversion_record(path)
-        self.name: str = name or (self.record["name"] if self.record else _name(path))
+        self.record = ConversionRecord.read(path)
+        self.name = name or (self.record.name if self.record else _name(path))
         self.file = _open(_weights(path))
         try:
             shapes = {key: tensor.shape for key, tensor in self.file.tensors.items()}
@@ -42,6 +40,7 @@ class Checkpoint:
             self.config: BitConfig = infer(self.layout, located, shapes)
             self.keys = bind(self.config, self.layout, located, shapes)
             check_name(self.name, self.config)
+            self._places = {parameter.name: parameter.place for parameter in parameters(self.config)}
         except CheckpointError as error:
             self.file.close()
             raise CheckpointError(f"{self.file.path}: {error}", error.problems) from None
@@ -59,14 +58,14 @@ class Checkpoint:
         tensor = self.tensor(place)
         return tensor.shape[::-1] if tensor.fortran_order else tensor.shape
 
-    def values(self, parameter: Parameter) -> NDArray[np.float64]:
-        """One parameter in float64, with its canonical axes and shape."""
-        tensor = self.tensor(parameter.place)
+    def weights(self, name: str) -> NDArray[np.float64]:
+        """One parameter by its canonical name, in float64, with its canonical axes."""
+        place = self._places[name]
+        tensor = self.tensor(place)
         bits = np.empty(tensor.size, tensor.dtype.bits)
         self.file.read(tensor, 0, bits)
-        stored = tensor.dtype.to_float64(bits).reshape(self.stored_shape(parameter.place))
-        canonical: NDArray[np.float64] = Transform(self.stored_axes(parameter.place), KINDS[parameter.place.kind])(stored)
-        return canonical
+        stored = tensor.dtype.to_float64(bits).reshape(self.stored_shape(place))
+        return Transform(self.stored_axes(place), KINDS[place.kind])(stored)
 
     @property
     def nbytes(self) -> int:
@@ -101,6 +100,8 @@ def _weights(path: Path) -> Path:
 
 def _open(path: Path) -> TensorFile:
     """Open a file by what it contains, whatever it is called."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file")
     with open(path, "rb") as file:
         start = file.read(9)
     if start.startswith(b"PK"):
@@ -117,18 +118,3 @@ def _detect(shapes: dict[str, tuple[int, ...]]) -> tuple[Layout, Located]:
     if not located.keys:
         raise CheckpointError(f"holds no BiT weights of a known layout ({found_in_words(shapes)})")
     return layout, located
-
-
-def conversion_record(path: Path) -> dict[str, Any] | None:
-    """`conversion.json` of a folder that this project wrote."""
-    file = path / CONVERSION_NAME
-    if not path.is_dir() or not file.is_file():
-        return None
-    try:
-        record = json.loads(file.read_text("utf-8"))
-        if not (isinstance(record["name"], str) and isinstance(record["source"]["path"], str)):
-            raise TypeError("a name and a path are expected")
-        record["files"], record["origin"]["sha256"], record["source"]["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error})") from None
-    return dict(record)

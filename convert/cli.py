@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +30,21 @@ class Commands(click.Group):
     """Turns what can go wrong with input into one `error:` line and exit status 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
         try:
             return super().invoke(ctx)
-        except CheckpointError as error:
-            _fail(str(error), error.problems)
-        except OSError as error:
-            subject = f"{error.filename}: " if error.filename else ""
-            _fail(f"{subject}{error.strerror or error}")
+        except (CheckpointError, OSError) as error:
+            message, problems = str(error), getattr(error, "problems", ())
+            if isinstance(error, OSError) and error.strerror:
+                message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            if ctx.meta.get("json"):
+                _print_json({"error": message, "problems": problems})
+            click.echo("error: " + " ".join(message.split()), err=True)
+            sys.exit(BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing was written", err=True)
+            sys.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,7 +53,14 @@ def main() -> None:
     """Convert BiT weights between libraries, and prove that nothing changed."""
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def _remember_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    ctx.meta["json"] = value
+    return value
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, callback=_remember_json, is_eager=True, help="Print the result as JSON."
+)
 
 
 @main.command("convert")
@@ -55,14 +72,25 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 @click.option("--torch", is_flag=True, help="Verify with bit's PyTorch model too.")
 @click.option("--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity.")
 @click.option(
-    "--checkpoints", type=click.Path(path_type=Path), default=Path("checkpoints"), show_default=True,
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    default=Path("checkpoints"),
+    show_default=True,
     help="Where named checkpoints are kept.",
 )
 @click.option("--mirror", envvar="BIT_MIRROR", help="Fetch published files from here instead of Google's bucket.")
 @json_option
 def convert_command(
-    checkpoint: str, layout: str, out: Path | None, force: bool, no_verify: bool, torch: bool, allow_nonfinite: bool,
-    checkpoints: Path, mirror: str | None, as_json: bool,
+    checkpoint: str,
+    layout: str,
+    out: Path | None,
+    force: bool,
+    no_verify: bool,
+    torch: bool,
+    allow_nonfinite: bool,
+    checkpoints: Path,
+    mirror: str | None,
+    as_json: bool,
 ) -> None:
     """Convert CHECKPOINT to a folder of another layout and verify it.
 
@@ -85,23 +113,30 @@ def convert_command(
                 record = conversion.write(source, LAYOUTS[layout], folder.path, progress, allow_nonfinite)
                 verification = None
                 if not no_verify:
-                    verification = verify(folder.path, source, progress, torch, record["source"]["sha256"])
+                    verification = verify(folder.path, source, progress, torch, record.source.sha256)
                 folder.commit()
     if as_json:
-        _print_json({"folder": str(target), "conversion": record, "verification": verification and verification.to_dict()})
+        _print_json(
+            {
+                "folder": str(target),
+                "conversion": asdict(record),
+                "verification": verification and verification.to_dict(),
+            }
+        )
     else:
         _print_line(
-            f"{target}: {record['architecture']}, {record['classes']} classes, {len(record['tensors'])} tensors, "
+            f"{target}: {record.architecture}, {record.classes} classes, {len(record.tensors)} tensors, "
             f"{source.nbytes / 1e6:.1f} MB, from {path}"
         )
-    _conclude(verification, as_json, table=False, unverified=no_verify)
+    _conclude(verification, as_json, table=False)
 
 
 @main.command("verify")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--source", type=click.Path(path_type=Path), help="What it was converted from, if it was moved.")
 @click.option(
-    "--torch/--no-torch", default=None,
+    "--torch/--no-torch",
+    default=None,
     help="Run bit's PyTorch model too. [default: where PyTorch is installed]",
 )
 @json_option
@@ -123,26 +158,25 @@ def verify_command(folder: Path, source: Path | None, torch: bool | None, as_jso
 @contextmanager
 def _source_of(folder: Path, source: Path | None) -> Iterator[Checkpoint | None]:
     """The checkpoint that `folder` was converted from, opened; None where it is not at hand."""
-    from convert.checkpoint import Checkpoint, conversion_record
+    from convert.checkpoint import Checkpoint
+    from convert.record import ConversionRecord
 
-    record = conversion_record(folder)
-    if source is None and record is not None:
-        recorded = folder / record["source"]["path"]
-        source = recorded if recorded.exists() else None
+    record = ConversionRecord.read(folder)
+    if source is None and record is not None and (folder / record.source.path).exists():
+        source = folder / record.source.path
     if source is None:
         yield None
         return
-    with Checkpoint(source, record["name"] if record else None) as checkpoint:
+    with Checkpoint(source, record.name if record else None) as checkpoint:
         yield checkpoint
 
 
-def _conclude(verification: Verification | None, as_json: bool, table: bool, unverified: bool = False) -> None:
+def _conclude(verification: Verification | None, as_json: bool, table: bool) -> None:
     """Print the verdict, and exit with 1 unless it passed."""
     from convert.report import summary, tap_table
 
     if verification is None:
-        if unverified:
-            _print_warning("not verified, as asked; bit verify does it")
+        _print_warning("not verified, as asked; bit verify does it")
         return
     if not as_json:
         console = _console()
@@ -161,7 +195,8 @@ def _conclude(verification: Verification | None, as_json: bool, table: bool, unv
 def _progress() -> Iterator[Progress]:
     """A bar on a terminal, elsewhere a line for each kind of work; on standard error."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bars, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -207,8 +242,3 @@ def _print_warning(text: str) -> None:
 def _require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         raise click.UsageError("PyTorch is not installed; pip install 'bit-convert[torch]'")
-
-
-def _fail(message: str, problems: tuple[str, ...] = ()) -> None:
-    click.echo("error: " + " ".join(message.split()), err=True)
-    sys.exit(BAD_INPUT)

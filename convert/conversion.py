@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import threading
@@ -16,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import convert
-from convert.checkpoint import CONVERSION_NAME, Checkpoint
+from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError
 from convert.files.following import Follower
 from convert.files.npz import NpzWriter
@@ -25,12 +23,14 @@ from convert.files.safetensors import SafetensorsWriter
 from convert.files.tensors import StoredTensor, Tensor, file_sha256
 from convert.layouts.layout import Layout
 from convert.parameters import Place, parameters
+from convert.record import CONVERSION_NAME, ConversionRecord, File, Origin, Source, write_json
 from convert.transforms import Transform, Workspace
 
 Progress = Callable[[str, int, int], None]
 """`progress(what, done, total)`, in any unit."""
 
-WRITERS = {"npz": NpzWriter, "safetensors": SafetensorsWriter}
+Writer = NpzWriter | SafetensorsWriter
+WRITERS: dict[str, type[Writer]] = {"npz": NpzWriter, "safetensors": SafetensorsWriter}
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,25 @@ class Step:
 
 
 def plan(checkpoint: Checkpoint, layout: Layout) -> list[Step]:
-    """Every step, in the order of the new file: by element size, then that of the forward pass."""
+    """Every step, in the order of the new file: members of an npz by name, else the forward pass's.
+
+    In safetensors larger elements come first, so that each is aligned.
+    """
     steps = []
     for parameter in parameters(checkpoint.config):
         place, source = parameter.place, checkpoint.tensor(parameter.place)
         transform = Transform(checkpoint.stored_axes(place), layout.axes(place))
         target = Tensor(layout.key(place), layout.shape(parameter), source.dtype)
         steps.append(Step(place, source, checkpoint.stored_shape(place), transform, target))
+    if layout.container == "npz":
+        return sorted(steps, key=lambda step: step.target.key)
     return sorted(steps, key=lambda step: -step.target.dtype.itemsize)
 
 
 def write(
     checkpoint: Checkpoint, layout: Layout, folder: Path, progress: Progress, allow_nonfinite: bool = False
-) -> dict[str, Any]:
-    """Write the checkpoint in `layout` to the empty `folder`; what `conversion.json` there says.
+) -> ConversionRecord:
+    """Write the checkpoint in `layout` to the empty `folder`, `conversion.json` included.
 
     Every byte of the source is read, hashed and held against its checksums, every byte of the
     result is read back, hashed and on the disk when this returns. Raises `CheckpointError` for a
@@ -89,44 +94,36 @@ def write(
         write_json(folder / name, content)
     with _whole_file_read(checkpoint) as source_sha256:
         weights_sha256 = _stream(checkpoint, steps, weights, WRITERS[layout.container], progress, allow_nonfinite)
-    origin = {"name": checkpoint.name, "sha256": source_sha256.result()}
+    origin = Origin(checkpoint.name, source_sha256.result())
     if checkpoint.record is not None:
-        recorded = checkpoint.record["files"].get(checkpoint.file.path.name, {}).get("sha256")
-        if recorded != origin["sha256"]:
+        recorded = checkpoint.record.files.get(checkpoint.file.path.name)
+        if recorded is None or recorded.sha256 != origin.sha256:
             raise CheckpointError(
                 f"{checkpoint.file.path} is not the file that {CONVERSION_NAME} beside it describes: "
-                f"its SHA-256 is {origin['sha256']}, recorded is {recorded}"
+                f"its SHA-256 is {origin.sha256}, another is recorded"
             )
-        origin = checkpoint.record["origin"]
-    record = {
-        "converter": f"bit-convert {convert.__version__}",
-        "name": checkpoint.name,
-        "architecture": checkpoint.config.architecture,
-        "classes": checkpoint.config.num_labels,
-        "layout": layout.name,
-        "origin": origin,
-        "source": {
-            "path": os.path.relpath(checkpoint.path.absolute(), folder.absolute()),
-            "layout": checkpoint.layout.name,
-            "container": checkpoint.file.container,
-            "bytes": checkpoint.file.nbytes,
-            "sha256": source_sha256.result(),
-        },
-        "files": {
-            file.name: {
-                "bytes": file.stat().st_size,
-                "sha256": weights_sha256 if file == weights else file_sha256(file),
-            }
+        origin = checkpoint.record.origin
+    record = ConversionRecord(
+        name=checkpoint.name,
+        architecture=checkpoint.config.architecture,
+        classes=checkpoint.config.num_labels,
+        layout=layout.name,
+        origin=origin,
+        source=Source(
+            path=os.path.relpath(checkpoint.path.absolute(), folder.absolute()),
+            layout=checkpoint.layout.name,
+            container=checkpoint.file.container,
+            bytes=checkpoint.file.nbytes,
+            sha256=source_sha256.result(),
+        ),
+        files={
+            file.name: File(file.stat().st_size, weights_sha256 if file == weights else file_sha256(file))
             for file in sorted(folder.iterdir())
         },
-        "tensors": [step.row for step in steps],
-    }
-    write_json(folder / CONVERSION_NAME, record)
+        tensors=[step.row for step in steps],
+    )
+    record.write(folder)
     return record
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 @contextlib.contextmanager
@@ -150,7 +147,7 @@ def _stream(
     checkpoint: Checkpoint,
     steps: list[Step],
     path: Path,
-    writer_class: type[NpzWriter] | type[SafetensorsWriter],
+    writer_class: type[Writer],
     progress: Progress,
     allow_nonfinite: bool,
 ) -> str:
@@ -169,7 +166,7 @@ def _stream(
         for block in step.transform.blocks(step.stored_shape, step.source.dtype.bits, read, workspace):
             if not allow_nonfinite and not step.source.dtype.all_finite(block):
                 raise CheckpointError(
-                    f"{checkpoint.file.path}: {step.source.key} holds NaN or infinity; --allow-nonfinite converts it anyway"
+                    f"{checkpoint.file.path}: {step.source.key} holds NaN or infinity (--allow-nonfinite converts it)"
                 )
             yield block
             done += block.nbytes

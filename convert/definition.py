@@ -7,7 +7,7 @@ standardization, Qiao et al. (arXiv 1903.10520). Constants are those of google-r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,18 @@ from bit.config import BitConfig
 from convert.parameters import unit_name
 
 Array = NDArray[np.float64]
-Batches = list[Array]
-"""Images of one size each, `[N, H, W, C]`; all take the same way, so weights are read once."""
+Batches = dict[str, Array]
+"""Batches of images by name, `[N, H, W, C]`; all take the same way, so weights are read once."""
 
 NORM_EPS = 1e-5
 """Inside the root of every group normalization (big_transfer, `GroupNorm`)."""
 
 
 def forward(
-    weights: Callable[[str], Array], config: BitConfig, images: Sequence[NDArray[np.generic]], ws_eps: float | None = None
+    weights: Callable[[str], Array],
+    config: BitConfig,
+    images: Mapping[str, NDArray[np.generic]],
+    ws_eps: float | None = None,
 ) -> Iterator[tuple[str, Batches]]:
     """Yield every tap of the network in order: its name, and its value for each of `images`.
 
@@ -36,43 +39,43 @@ def forward(
     """
     eps = config.ws_eps if ws_eps is None else ws_eps
 
-    def convolution(inputs: Batches, name: str, stride: int = 1) -> Batches:
-        kernel = standardize(weights(f"{name}/kernel"), eps)
-        return [convolve(x, kernel, stride) for x in inputs]
+    def convolution(inputs: Batches, layer: str, stride: int = 1) -> Batches:
+        kernel = standardize(weights(f"{layer}/kernel"), eps)
+        return {name: convolve(x, kernel, stride) for name, x in inputs.items()}
 
-    def norm_relu(inputs: Batches, name: str) -> Batches:
-        scale, bias = weights(f"{name}/scale"), weights(f"{name}/bias")
-        return [np.maximum(group_norm(x, scale, bias, config.num_groups), 0) for x in inputs]
+    def norm_relu(inputs: Batches, layer: str) -> Batches:
+        scale, bias = weights(f"{layer}/scale"), weights(f"{layer}/bias")
+        return {name: np.maximum(group_norm(x, scale, bias, config.num_groups), 0) for name, x in inputs.items()}
 
-    def unit(inputs: Batches, name: str, stride: int, projects: bool) -> Batches:
-        activated = norm_relu(inputs, f"{name}/norm1")
-        residual = convolution(activated, f"{name}/conv1")
-        residual = convolution(norm_relu(residual, f"{name}/norm2"), f"{name}/conv2", stride)
-        residual = convolution(norm_relu(residual, f"{name}/norm3"), f"{name}/conv3")
+    def unit(inputs: Batches, layer: str, stride: int, projects: bool) -> Batches:
+        activated = norm_relu(inputs, f"{layer}/norm1")
+        residual = convolution(activated, f"{layer}/conv1")
+        residual = convolution(norm_relu(residual, f"{layer}/norm2"), f"{layer}/conv2", stride)
+        residual = convolution(norm_relu(residual, f"{layer}/norm3"), f"{layer}/conv3")
         # The shortcut is projected from the activated input, not from the raw one.
-        shortcut = convolution(activated, f"{name}/projection", stride) if projects else inputs
-        return [x + y for x, y in zip(shortcut, residual, strict=True)]
+        shortcut = convolution(activated, f"{layer}/projection", stride) if projects else inputs
+        return {name: shortcut[name] + x for name, x in residual.items()}
 
-    x = convolution([image.astype(np.float64) for image in images], "stem", stride=2)
+    x = convolution({name: image.astype(np.float64) for name, image in images.items()}, "stem", stride=2)
     yield "root_block/conv", x
-    x = [max_pool(y) for y in x]
+    x = {name: max_pool(y) for name, y in x.items()}
     yield "root_block", x
     for stage, depth in enumerate(config.depths):
-        for layer in range(depth):
-            name = unit_name(stage, layer)
-            x = unit(x, name, stride=2 if stage > 0 and layer == 0 else 1, projects=layer == 0)
-            yield name, x
+        for index in range(depth):
+            tap = unit_name(stage, index)
+            x = unit(x, tap, stride=2 if stage > 0 and index == 0 else 1, projects=index == 0)
+            yield tap, x
     x = norm_relu(x, "norm")
     yield "pre_head", x
-    x = [y.mean(axis=(1, 2)) for y in x]
+    x = {name: y.mean(axis=(1, 2)) for name, y in x.items()}
     yield "pooled", x
     kernel, bias = weights("head/kernel"), weights("head/bias")
-    yield "logits", [y @ kernel + bias for y in x]
+    yield "logits", {name: y @ kernel + bias for name, y in x.items()}
 
 
 def standardize(kernel: Array, eps: float) -> Array:
     """Each filter of `[h, w, i, o]` with mean 0 and variance 1 (biased), `eps` inside the root."""
-    centered = kernel - kernel.mean(axis=(0, 1, 2))
+    centered: Array = kernel - kernel.mean(axis=(0, 1, 2))
     centered /= np.sqrt(np.einsum("hwio,hwio->o", centered, centered) / (centered.size / centered.shape[3]) + eps)
     return centered
 
@@ -86,7 +89,7 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     out = np.zeros((x.shape[0] * height * width, channels))
     for row in range(size):
         lines = padded[:, row : row + stride * height : stride]
-        shifted = [lines[:, :, column : column + stride * width : stride]for column in range(size)]
+        shifted = [lines[:, :, column : column + stride * width : stride] for column in range(size)]
         out += np.concatenate(shifted, axis=3).reshape(len(out), -1) @ kernel[row].reshape(-1, channels)
     return out.reshape(x.shape[0], height, width, channels)
 
@@ -97,7 +100,7 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
     centered = grouped - grouped.mean(axis=(1, 3), keepdims=True)
     variance = np.einsum("npgc,npgc->ng", centered, centered) / (grouped.shape[1] * grouped.shape[3])
     centered /= np.sqrt(variance + NORM_EPS)[:, None, :, None]
-    normalized = centered.reshape(x.shape)
+    normalized: Array = centered.reshape(x.shape)
     normalized *= scale
     normalized += bias
     return normalized

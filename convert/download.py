@@ -20,7 +20,7 @@ def download(url: str, path: Path, progress: Callable[[str, int, int], None]) ->
 
     Raises `CheckpointError`, which names the address and where a file fetched by hand belongs.
     """
-    from huggingface_hub.utils import httpx
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported on access
 
     by_hand = f"fetch it by hand and put it at {path}"
     headers = {"Accept-Encoding": "identity"}

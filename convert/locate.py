@@ -12,9 +12,7 @@ from convert.download import download
 from convert.errors import CheckpointError
 
 
-def locate(
-    checkpoint: str, folder: Path, progress: Callable[[str, int, int], None], mirror: str | None = None
-) -> Path:
+def locate(checkpoint: str, folder: Path, progress: Callable[[str, int, int], None], mirror: str | None = None) -> Path:
     """The path of `checkpoint`. What it names is made or fetched into `folder` unless it is there.
 
     `checkpoint` is a path, `Synthetic-R50x1` and the like, or a name in `zoo.published`, which is

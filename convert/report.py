@@ -12,7 +12,9 @@ from convert.verification import Verification
 
 def by_run(checks: list[Check]) -> dict[str, list[Check]]:
     """The checks of each run, `definition float64` and so on, in order."""
-    return {run: list(group) for run, group in groupby(checks, key=lambda check: f"{check.implementation} {check.dtype}")}
+    return {
+        run: list(group) for run, group in groupby(checks, key=lambda check: f"{check.implementation} {check.dtype}")
+    }
 
 
 def tap_table(verification: Verification) -> Table:
@@ -56,8 +58,8 @@ def summary(verification: Verification) -> list[str]:
         lines.append(f"  held to {verification.checks[0].reference}")
     if epsilon := verification.epsilon:
         lines.append(
-            f"  {epsilon['library']} itself standardizes weights with epsilon {epsilon['epsilon']:g} instead of "
-            f"{epsilon['original']:g}: its logits will differ by {epsilon['logits_relative_l2']:.1e} (relative L2)"
+            f"  {epsilon.library} itself standardizes weights with epsilon {epsilon.epsilon:g} instead of "
+            f"{epsilon.original:g}: its logits will differ by {epsilon.logits_relative_l2:.1e} (relative L2)"
         )
     lines += [f"  not run: {reason}" for reason in verification.not_run]
     return lines

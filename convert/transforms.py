@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 STRIP = 16
 """Rows moved together when transposing: 16 float32 values fill one 64-byte cache line of the
 target, and a strip of them stays in the first-level cache while its columns are walked."""
+
+Element = TypeVar("Element", bound=np.generic)
 
 ReadInto = Callable[[int, NDArray[np.generic]], None]
 """`read(start, out)` fills the flat array `out` with the elements from index `start` on."""
@@ -70,7 +73,7 @@ class Transform:
         lengths = self._lengths(shape)
         return tuple(lengths.get(axis, 1) for axis in self.target)
 
-    def __call__(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    def __call__(self, array: NDArray[Element]) -> NDArray[Element]:
         """The whole array at once, as a view where NumPy can."""
         lengths = self._lengths(array.shape)
         letters = self.source.replace("1", "")

@@ -6,11 +6,13 @@ from bit.config import PUBLISHED
 
 BUCKET = "https://storage.googleapis.com/bit_models"
 
-TASKS = (
-    "caltech101 diabetic_retinopathy dtd oxford_flowers102 oxford_iiit_pet resisc45 sun397 cifar100 eurosat "
-    "patch_camelyon smallnorb-elevation svhn dsprites-orientation smallnorb-azimuth clevr-distance clevr-count "
-    "dmlab kitti-distance dsprites-xpos"
-).split()
+TASKS = tuple(
+    """
+    caltech101 diabetic_retinopathy dtd oxford_flowers102 oxford_iiit_pet resisc45 sun397 cifar100 eurosat
+    patch_camelyon smallnorb-elevation svhn dsprites-orientation smallnorb-azimuth clevr-distance clevr-count
+    dmlab kitti-distance dsprites-xpos
+    """.split()
+)
 """The tasks of VTAB-1k that models were fine-tuned on, three runs each."""
 
 

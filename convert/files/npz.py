@@ -163,7 +163,7 @@ class NpzFile(TensorFile):
                 return self._inflated[1]
             self._inflated[1].close()
             self._inflated = None
-        file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)
+        file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (kept for reading)
         try:
             with self._archive.open(info) as member:
                 while chunk := member.read(CHUNK):

@@ -33,6 +33,8 @@ class Layout:
     """`safetensors` or `npz`."""
     ws_eps: float
     """The weight-standardization epsilon of the library that owns the layout."""
+    caveat: Callable[[BitConfig], str | None] = lambda config: None
+    """What a user of the library should know about this network in it."""
     companions: Callable[[BitConfig, str], dict[str, dict[str, Any]]] = lambda config, dtype: {}
     """The JSON files that the library wants beside the weights, from the configuration and the dtype's name."""
     numbered: re.Pattern[str] | None = None

@@ -9,6 +9,15 @@ from convert.layouts.layout import Layout, Row
 MODELS = {architecture: f"resnetv2_{architecture[1:]}_bit" for architecture in PUBLISHED}
 
 
+def _caveat(config: BitConfig) -> str | None:
+    if config.architecture in MODELS:
+        return None
+    return (
+        f"timm.create_model knows no {config.architecture} BiT; build timm.models.resnetv2.ResNetV2 with "
+        "stem_type='fixed' and these sizes, then load model.safetensors"
+    )
+
+
 def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
     """`config.json` as timm's `save_config_for_hf` writes it; the input is that of timm's BiT entries."""
     return {
@@ -39,6 +48,7 @@ TIMM = Layout(
     name="timm",
     container="safetensors",
     ws_eps=1e-8,
+    caveat=_caveat,
     companions=_companions,
     rows={
         "stem/kernel": Row("stem.conv.weight", "oihw"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +26,7 @@ def load(checkpoint: Checkpoint, dtype: str) -> BitForImageClassification:
     state = {}
     for parameter in parameters(checkpoint.config):
         transform = Transform(parameter.axes, TRANSFORMERS.axes(parameter.place))
-        values = np.ascontiguousarray(transform(checkpoint.values(parameter)), dtype=dtype)
+        values = np.ascontiguousarray(transform(checkpoint.weights(parameter.name)), dtype=dtype)
         state[TRANSFORMERS.key(parameter.place)] = torch.from_numpy(values)
     with torch.device("meta"):
         model = BitForImageClassification(checkpoint.config)
@@ -35,16 +35,16 @@ def load(checkpoint: Checkpoint, dtype: str) -> BitForImageClassification:
 
 
 def forward(
-    model: BitForImageClassification, images: Sequence[NDArray[np.generic]]
-) -> Iterator[tuple[int, str, NDArray[np.generic]]]:
-    """Yield which of `images` (`[N, H, W, C]`), the tap, and its value in the definition's layout."""
+    model: BitForImageClassification, images: Mapping[str, NDArray[np.generic]]
+) -> Iterator[tuple[str, dict[str, NDArray[np.generic]]]]:
+    """Yield taps as `definition.forward` does, one batch of `images` (`[N, H, W, C]`) after the other."""
     import torch
 
     dtype = next(model.parameters()).dtype
-    for index, image in enumerate(images):
+    for name, image in images.items():
         with torch.inference_mode():
             pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))).to(dtype)
             taps = model(pixels, output_taps=True).taps
         for tap in list(taps):
             value = taps.pop(tap).numpy()
-            yield index, tap, value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+            yield tap, {name: value.transpose(0, 2, 3, 1) if value.ndim == 4 else value}

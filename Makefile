@@ -1,0 +1,57 @@
+# `make` alone lists the targets. MODEL, TO, OUT and ARGS are handed to the command `bit`.
+PYTHON ?= python3
+MODEL ?= Synthetic-R50x1
+TO ?= transformers
+OUT ?= converted/$(basename $(notdir $(MODEL)))/$(TO)
+ARGS ?=
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# What is installed: nothing but the command's own dependencies, or all that tests and models need.
+CORE := $(VENV)/.core-installed
+DEV := $(VENV)/.dev-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup convert verify test test-all bench lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@echo "  MODEL=$(MODEL)  TO=$(TO)  OUT=$(OUT)  ARGS=$(ARGS)"
+
+setup: $(DEV) ## install every framework and tool into .venv (about 8 GB)
+
+convert: $(CORE) ## convert MODEL to the layout TO in the folder OUT, and verify it (ARGS=--force replaces)
+	$(VENV)/bin/bit convert "$(MODEL)" --to "$(TO)" --out "$(OUT)" $(ARGS)
+
+verify: $(CORE) ## verify the converted folder OUT
+	$(VENV)/bin/bit verify "$(OUT)" $(ARGS)
+
+test: $(DEV) ## the tests, in minutes
+	$(VENV)/bin/python -m pytest -m "not long" $(ARGS)
+
+test-all: $(DEV) ## the tests that take gigabytes, too
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(DEV) ## time and memory against cp + sync + sha256 and against other ways to convert
+	$(VENV)/bin/python tests/bench_convert.py $(ARGS)
+
+lint: $(DEV) ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean: ## remove .venv and what tools cached; checkpoints and conversions stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(CORE): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing the core dependencies into $(VENV) …"
+	@$(PIP) --editable .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing every framework and tool into $(VENV), about 8 GB …"
+	@$(PIP) --editable '.[dev]'
+	@touch $(CORE) $@
