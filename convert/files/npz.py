@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import ast
 import re
 import struct
 import tempfile
@@ -121,26 +121,18 @@ class NpzFile(TensorFile):
             self._pread(memoryview(first), member)
         else:
             first = bytearray(self._stream(info, MAX_HEADER))
-        stream = io.BytesIO(first)
         try:
-            version = np.lib.format.read_magic(stream)
-            parse = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran_order, dtype = parse(stream, max_header_size=MAX_HEADER)
-        except (ValueError, TypeError, KeyError, RecursionError, MemoryError, OverflowError) as error:
-            detail = str(error).splitlines()[0]
-            raise CheckpointError(f"{self.path}: {info.filename} is no plain .npy array ({detail})") from None
+            shape, fortran_order, dtype, header_bytes = parse_header(bytes(first))
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+            raise CheckpointError(f"{self.path}: {info.filename} is no plain .npy array ({error})") from None
         found = dtypes.from_npy(dtype)
         if found is None:
             raise CheckpointError(
                 f"{self.path}: {info.filename} holds elements of type {dtype}; weights are "
                 + ", ".join(known.name for known in dtypes.DTYPES)
             )
-        header_bytes = stream.tell()
         tensor = StoredTensor(
-            key, tuple(shape), found, member + header_bytes, fortran_order and len(shape) > 1, dtype.str[0] == ">"
+            key, shape, found, member + header_bytes, fortran_order and len(shape) > 1, dtype.str[0] == ">"
         )
         if min(shape, default=1) < 0 or header_bytes + tensor.nbytes != info.file_size:
             raise CheckpointError(
@@ -173,6 +165,28 @@ class NpzFile(TensorFile):
             raise CheckpointError(f"{self.path}: {key} is damaged ({error}); fetch the file again") from None
         self._inflated = (key, file)
         return file
+
+
+def parse_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
+    """Shape, Fortran order, dtype and the length of the `.npy` header that `start` begins with.
+
+    By the format's description (numpy.lib.format). Raises `ValueError`, or what `ast.literal_eval`
+    raises, for anything else than a plain header.
+    """
+    if start[:6] != b"\x93NUMPY" or start[6:7] not in (b"\x01", b"\x02", b"\x03"):
+        raise ValueError("it does not begin as one")
+    prefix = 10 if start[6] == 1 else 12
+    end = prefix + int.from_bytes(start[8:prefix], "little")
+    if end > len(start):
+        raise ValueError("its header is cut short or too long")
+    header = ast.literal_eval(start[prefix:end].decode("latin1"))
+    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
+        raise ValueError("its header has other entries than descr, fortran_order and shape")
+    shape, fortran_order, descr = header["shape"], header["fortran_order"], header["descr"]
+    whole = isinstance(shape, tuple) and all(type(length) is int for length in shape)
+    if not whole or type(fortran_order) is not bool or not isinstance(descr, str):
+        raise ValueError("an entry of its header is of the wrong type")
+    return shape, fortran_order, np.dtype(descr), end
 
 
 class NpzWriter:

@@ -1,0 +1,40 @@
+"""What many tests share: small seeded checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bit.config import BitConfig
+from convert.synthetic import write_npz
+
+TINY = BitConfig(embedding_size=32, hidden_sizes=(128, 256), depths=(2, 1), num_labels=5)
+"""The narrowest BiT: 32 groups leave one channel a group."""
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """A progress that nobody watches."""
+
+
+@pytest.fixture(scope="session")
+def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of `TINY` in google's layout, not to be changed."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.npz"
+    write_npz(path, TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The seeded checkpoint of a published architecture, generated once, not to be changed."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def path(architecture: str) -> Path:
+        file = folder / f"Synthetic-{architecture}.npz"
+        if not file.exists():
+            write_npz(file, BitConfig.from_architecture(architecture))
+        return file
+
+    return path

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convert.errors import CheckpointError
+from convert.files.atomic import NewFolder, new_file
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_appears_whole_when_it_is_committed(tmp_path: Path) -> None:
+    with NewFolder(tmp_path / "deep" / "out") as folder:
+        (folder.path / "a").write_text("new")
+        assert not (tmp_path / "deep" / "out").exists()
+        folder.commit()
+    assert (tmp_path / "deep" / "out" / "a").read_text() == "new"
+    assert names(tmp_path / "deep") == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_whatever_interrupts_it_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), NewFolder(tmp_path / "out") as folder:
+        (folder.path / "a").write_text("new")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    with pytest.raises(CheckpointError, match="--force"):
+        NewFolder(tmp_path / "out")
+    with NewFolder(tmp_path / "out", force=True) as folder:
+        (folder.path / "a").write_text("new")
+        folder.commit()
+    assert names(tmp_path / "out") == ["a"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_failure_keeps_what_was_to_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    with pytest.raises(ValueError, match="stop"), NewFolder(tmp_path / "out", force=True):
+        raise ValueError("stop")
+    assert names(tmp_path / "out") == ["old"]
+
+
+def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(CheckpointError, match="is no folder"):
+        NewFolder(tmp_path / "out", force=True)
+
+
+def test_the_next_run_removes_what_a_killed_one_left_but_not_what_a_living_one_writes(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from convert.files.atomic import NewFolder\n"
+        "with NewFolder(Path(sys.argv[1])) as folder:\n"
+        "    (folder.path / 'a').write_text('half'); print('ready', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    assert len(names(tmp_path)) == 2
+    dead, alive = processes
+    dead.send_signal(signal.SIGKILL)
+    dead.communicate()
+    with NewFolder(tmp_path / "out") as folder:
+        assert len(names(tmp_path)) == 2, "the dead one's folder is gone, the living one's is there"
+        folder.commit()
+    alive.kill()
+    alive.communicate()
+    assert "out" in names(tmp_path)
+
+
+def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop"), new_file(tmp_path / "a") as partial:
+        partial.write_text("half")
+        raise ValueError("stop")
+    assert names(tmp_path) == []
+    with new_file(tmp_path / "a") as partial:
+        partial.write_text("whole")
+    assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_everything_is_on_the_disk_before_the_folder_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recorded_fsync(handle: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name.split(".partial")[0])
+        fsync(handle)
+
+    def recorded_rename(self: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    with NewFolder(tmp_path / "out") as folder:
+        (folder.path / "a").write_text("a")
+        folder.commit()
+    assert events == ["a", ".out", "rename", tmp_path.name]

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import TINY, quiet
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from strategies import configs
+
+from bit.config import BitConfig
+from convert.checkpoint import Checkpoint
+from convert.conversion import write
+from convert.errors import CheckpointError
+from convert.files.atomic import NewFolder
+from convert.files.tensors import file_sha256
+from convert.layouts import LAYOUTS
+from convert.parameters import parameters
+from convert.record import ConversionRecord
+from convert.synthetic import parameter, write_npz
+from convert.transforms import Transform
+
+GOOGLE = LAYOUTS["google"]
+
+
+def convert(source: Path, layout: str, target: Path, allow_nonfinite: bool = False) -> Path:
+    with Checkpoint(source) as checkpoint, NewFolder(target) as folder:
+        write(checkpoint, LAYOUTS[layout], folder.path, quiet, allow_nonfinite)
+        folder.commit()
+    return target
+
+
+def arrays_of(config: BitConfig) -> dict[str, NDArray[np.float32]]:
+    return {
+        GOOGLE.key(item.place): parameter(GOOGLE.key(item.place), GOOGLE.shape(item)) for item in parameters(config)
+    }
+
+
+def test_every_tensor_arrives_transposed_under_its_new_name(tiny_npz: Path, tmp_path: Path) -> None:
+    found = load_file(convert(tiny_npz, "transformers", tmp_path / "out") / "model.safetensors")
+    layout = LAYOUTS["transformers"]
+    expected = {}
+    for item in parameters(TINY):
+        array = parameter(GOOGLE.key(item.place), GOOGLE.shape(item))
+        expected[layout.key(item.place)] = Transform(GOOGLE.axes(item.place), layout.axes(item.place))(array)
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=configs(), first=st.sampled_from(["transformers", "timm"]), second=st.sampled_from(list(LAYOUTS)))
+def test_a_round_trip_gives_back_the_file_byte_by_byte(
+    config: BitConfig, first: str, second: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("trip")
+    write_npz(folder / "start.npz", config)
+    there = convert(folder / "start.npz", first, folder / "first")
+    on = convert(there, second, folder / "second")
+    back = convert(on, "google", folder / "back")
+    assert (back / "start.npz").read_bytes() == (folder / "start.npz").read_bytes()
+
+
+def test_the_published_size_survives_google_transformers_timm_google(synthetic, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = synthetic("R50x1")
+    for layout in ("transformers", "timm", "google"):
+        path = convert(path, layout, tmp_path / layout)
+    assert file_sha256(path / "Synthetic-R50x1.npz") == file_sha256(synthetic("R50x1"))
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f2", "<f8", ">f8", "bfloat16"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+def test_every_way_to_store_an_array_keeps_its_values(tmp_path: Path, dtype: str, order: str, method: int) -> None:
+    stored = {
+        key: np.asarray(array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype), order=order)  # type: ignore[call-overload]
+        for key, array in arrays_of(TINY).items()
+    }
+    save = np.savez if method == zipfile.ZIP_STORED else np.savez_compressed
+    save(tmp_path / "a.npz", **stored)
+    found = convert(tmp_path / "a.npz", "timm", tmp_path / "out")
+    with Checkpoint(found) as written:
+        for item in parameters(TINY):
+            array = stored[GOOGLE.key(item.place)].astype(np.float64)
+            expected = Transform(GOOGLE.axes(item.place), item.axes)(array)
+            np.testing.assert_array_equal(written.weights(item.name), expected)
+
+
+def test_numbered_names_convert_like_plain_ones(tiny_npz: Path, tmp_path: Path) -> None:
+    renamed = {}
+    for number, (key, array) in enumerate(arrays_of(TINY).items()):
+        renamed[key.replace("standardized_conv2d/", f"standardized_conv2d_{number}/")] = array
+    np.savez(tmp_path / "tiny.npz", **renamed)
+    plain = convert(tiny_npz, "transformers", tmp_path / "plain")
+    numbered = convert(tmp_path / "tiny.npz", "transformers", tmp_path / "numbered")
+    assert (plain / "model.safetensors").read_bytes() == (numbered / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("key", ["resnet/head/conv2d/bias", "resnet/block1/unit02/b/standardized_conv2d/kernel"])
+def test_weights_that_are_not_finite_are_an_error_unless_allowed(tmp_path: Path, bad: float, key: str) -> None:
+    arrays = arrays_of(TINY)
+    arrays[key].reshape(-1)[3] = bad
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(CheckpointError, match=f"{key} holds NaN or infinity"):
+        convert(tmp_path / "a.npz", "transformers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert(tmp_path / "a.npz", "transformers", tmp_path / "out", allow_nonfinite=True)
+
+
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.9])
+def test_a_flipped_byte_in_an_array_is_named_and_nothing_is_written(
+    tiny_npz: Path, tmp_path: Path, position: float
+) -> None:
+    content = bytearray(tiny_npz.read_bytes())
+    content[int(position * len(content))] ^= 0x80
+    (tmp_path / "tiny.npz").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"resnet/\S+ is damaged \(its CRC-32"):
+        convert(tmp_path / "tiny.npz", "transformers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_converted_file_that_was_changed_is_no_source(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "timm", tmp_path / "timm")
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not the file that conversion.json"):
+        convert(folder, "google", tmp_path / "google")
+    assert not (tmp_path / "google").exists()
+
+
+def test_the_record_says_what_was_converted_from_what(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(convert(tiny_npz, "timm", tmp_path / "timm"), "transformers", tmp_path / "transformers")
+    record = ConversionRecord.read(folder)
+    assert record is not None
+    assert record.source.sha256 == file_sha256(tmp_path / "timm" / "model.safetensors")
+    assert (folder / record.source.path).resolve() == tmp_path / "timm"
+    assert record.origin.sha256 == file_sha256(tiny_npz), "the chain leads back to its first file"
+    assert record.files.keys() == {"config.json", "model.safetensors"}
+    assert all(file.sha256 == file_sha256(folder / name) for name, file in record.files.items())
+    assert record.tensors[0] == {
+        "parameter": "stem/kernel",
+        "source": "stem.conv.weight",
+        "target": "bit.embedder.convolution.weight",
+        "transform": "oihw -> oihw",
+        "dtype": "float32",
+        "shape": [32, 3, 7, 7],
+    }
+
+
+def test_elements_of_several_sizes_stay_aligned(tmp_path: Path) -> None:
+    arrays = {
+        key: array.astype(dtype)
+        for (key, array), dtype in zip(arrays_of(TINY).items(), ["<f2", "<f8", "<f4"] * 20, strict=False)
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    path = convert(tmp_path / "a.npz", "timm", tmp_path / "out") / "model.safetensors"
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    for key, entry in header.items():
+        if key != "__metadata__":
+            assert (8 + length + entry["data_offsets"][0]) % {"F16": 2, "F32": 4, "F64": 8}[entry["dtype"]] == 0
