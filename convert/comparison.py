@@ -85,6 +85,7 @@ class TapComparison:
             return "the definition on the source file"
         return f"recorded outputs of {self.records.truth.implementation}"
 
+    @np.errstate(invalid="ignore", over="ignore")
     def run_definition(self) -> None:
         """Run the definition on the written file, and on the source where nothing is recorded."""
         errors = self._to_record(self._definition()) if self.records else self._to_source()
@@ -104,6 +105,7 @@ class TapComparison:
             taps = pytorch.forward(pytorch.load(self.written, dtype), self.images)
             self._judge("bit (PyTorch)", dtype, self._to_record(taps), budget)
 
+    @np.errstate(invalid="ignore", over="ignore")
     def measure_epsilon(self) -> tuple[str, float]:
         """How far the logits of the layout's own library will be, whose epsilon is fixed.
 

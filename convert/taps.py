@@ -46,6 +46,7 @@ def summarize(tap: str, array: NDArray[np.generic]) -> Summary:
     }
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def relative_l2(found: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
     """‖found − expected‖ / ‖expected‖ in float64; infinite for other shapes or values that are not finite."""
     if found.shape != expected.shape or not found.size:

@@ -126,7 +126,7 @@ def main() -> None:
             os.sync()
             print(f"round {number + 1}: {name}: {results[name][-1][0]:.2f} s", flush=True)
 
-    first = list(results)[0]
+    first = next(iter(results))
     print(f"\n{source.name}, {source.stat().st_size / 1e9:.2f} GB, median of {arguments.rounds} alternating rounds")
     for name, runs in results.items():
         seconds = [run[0] for run in runs]

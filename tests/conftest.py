@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bit.config import BitConfig
 from convert.synthetic import write_npz
+
+settings.register_profile("seeded", derandomize=True, deadline=None, max_examples=30)
+settings.load_profile("seeded")
 
 TINY = BitConfig(embedding_size=32, hidden_sizes=(128, 256), depths=(2, 1), num_labels=5)
 """The narrowest BiT: 32 groups leave one channel a group."""

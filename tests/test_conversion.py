@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from conftest import TINY, quiet
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -54,7 +55,7 @@ def test_every_tensor_arrives_transposed_under_its_new_name(tiny_npz: Path, tmp_
         np.testing.assert_array_equal(found[key], array)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(config=configs(), first=st.sampled_from(["transformers", "timm"]), second=st.sampled_from(list(LAYOUTS)))
 def test_a_round_trip_gives_back_the_file_byte_by_byte(
     config: BitConfig, first: str, second: str, tmp_path_factory: pytest.TempPathFactory
@@ -67,7 +68,9 @@ def test_a_round_trip_gives_back_the_file_byte_by_byte(
     assert (back / "start.npz").read_bytes() == (folder / "start.npz").read_bytes()
 
 
-def test_the_published_size_survives_google_transformers_timm_google(synthetic, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_published_size_survives_google_transformers_timm_google(
+    synthetic: Callable[[str], Path], tmp_path: Path
+) -> None:
     path = synthetic("R50x1")
     for layout in ("transformers", "timm", "google"):
         path = convert(path, layout, tmp_path / layout)
@@ -131,7 +134,7 @@ def test_a_converted_file_that_was_changed_is_no_source(tiny_npz: Path, tmp_path
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-100] ^= 1
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is not the file that conversion.json"):
+    with pytest.raises(CheckpointError, match="is not the file that"):
         convert(folder, "google", tmp_path / "google")
     assert not (tmp_path / "google").exists()
 

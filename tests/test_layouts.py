@@ -24,8 +24,15 @@ def test_every_parameter_has_a_name_of_its_own_that_leads_back_to_it(layout: Lay
 @layouts
 @pytest.mark.parametrize(
     "key",
-    ["", "resnet/block1/unit1/a/group_norm/gamma", "resnet/block0/unit01/a/group_norm/gamma", "stem.conv.weight.bias"]
-    + ["stages.00.blocks.0.norm1.weight", "bit.encoder.stages.-1.layers.0.norm1.weight", "optimizer/step"],
+    [
+        "",
+        "optimizer/step",
+        "resnet/block1/unit1/a/group_norm/gamma",
+        "resnet/block0/unit01/a/group_norm/gamma",
+        "stem.conv.weight.bias",
+        "stages.00.blocks.0.norm1.weight",
+        "bit.encoder.stages.-1.layers.0.norm1.weight",
+    ],
 )
 def test_names_that_only_resemble_a_parameter_are_none(layout: Layout, key: str) -> None:
     assert layout.place(key) is None

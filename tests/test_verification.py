@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import quiet
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from test_conversion import convert
+
+from bit.config import BitConfig
+from convert.checkpoint import Checkpoint
+from convert.comparison import TapComparison
+from convert.errors import CheckpointError
+from convert.files.tensors import file_sha256
+from convert.record import ConversionRecord, File
+from convert.references import recorded
+from convert.synthetic import write_npz
+from convert.taps import tap_names
+from convert.verification import Verification, verify
+
+State = dict[str, NDArray[np.float32]]
+Synthetic = Callable[[str], Path]
+
+
+def verified(folder: Path, source: Path | None, torch: bool = False) -> Verification:
+    if source is None:
+        return verify(folder, None, quiet, torch)
+    with Checkpoint(source) as checkpoint:
+        return verify(folder, checkpoint, quiet, torch)
+
+
+def tamper(folder: Path, change: Callable[[State], None]) -> None:
+    """Change weights and forge the record of their hash, as a converter with a fault would have written both."""
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path, metadata={"format": "pt"})
+    record = ConversionRecord.read(folder)
+    assert record is not None
+    record.files[path.name] = File(path.stat().st_size, file_sha256(path))
+    record.write(folder)
+
+
+@pytest.mark.parametrize("layout", ["transformers", "timm", "google"])
+def test_a_right_conversion_passes_every_check(synthetic: Synthetic, tmp_path: Path, layout: str) -> None:
+    folder = convert(synthetic("R14x1"), layout, tmp_path / "out")
+    result = verified(folder, synthetic("R14x1"), torch=True)
+    assert result.passed
+    taps = len(tap_names(BitConfig.from_architecture("R14x1")))
+    assert len(result.checks) == 3 * 2 * taps, "definition and PyTorch in float64, PyTorch in float32, two inputs"
+    assert {check.input for check in result.checks} == {"square", "odd"}
+    assert max(check.error for check in result.checks if check.dtype == "float64") < 1e-12
+    assert result.tensors_proven == 4 * 10 + 5, "nine arrays and a projection a unit, stem, norm and head"
+    written = json.loads((folder / "verification.json").read_text())
+    assert written["passed"] is True
+    assert written["files"]["conversion.json"] == file_sha256(folder / "conversion.json")
+    assert len(written["checks"]) == len(result.checks)
+
+
+def test_without_its_source_a_recorded_checkpoint_is_still_verified(synthetic: Synthetic, tmp_path: Path) -> None:
+    result = verified(convert(synthetic("R14x1"), "timm", tmp_path / "out"), None)
+    assert result.passed
+    assert result.tensors_proven == 0
+    assert any("bytes" in reason for reason in result.not_run)
+
+
+def test_without_records_source_and_written_file_must_agree_at_every_tap(tiny_npz: Path, tmp_path: Path) -> None:
+    result = verified(convert(tiny_npz, "transformers", tmp_path / "out"), tiny_npz, torch=True)
+    assert result.passed
+    assert {(check.implementation, check.dtype) for check in result.checks} == {
+        ("definition", "float64"),
+        ("bit (PyTorch)", "float64"),
+    }
+    assert any("no recorded output of the original code" in warning for warning in result.warnings)
+    assert any("float32" in reason for reason in result.not_run)
+
+
+def test_without_records_and_source_nothing_can_be_said(tiny_npz: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--source"):
+        verified(convert(tiny_npz, "transformers", tmp_path / "out"), None)
+
+
+def test_a_folder_that_was_not_converted_here_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="only folders that bit convert wrote"):
+        verified(tmp_path, None)
+
+
+def test_another_source_is_refused(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "transformers", tmp_path / "out")
+    write_npz(tmp_path / "tiny.npz", BitConfig.from_architecture("R14x1", num_labels=5))
+    with pytest.raises(CheckpointError, match="is not what"):
+        verified(folder, tmp_path / "tiny.npz")
+
+
+def swap(state: State) -> None:
+    first, second = "bit.encoder.stages.0.layers.0.norm2.weight", "bit.encoder.stages.0.layers.0.norm3.weight"
+    state[first], state[second] = state[second], state[first]
+
+
+def one_percent(state: State) -> None:
+    state["bit.encoder.stages.2.layers.0.conv2.weight"][0, 0, 0, 0] *= 1.01
+
+
+def flip(state: State) -> None:
+    kernel = state["bit.encoder.stages.1.layers.0.conv2.weight"]
+    kernel[...] = kernel[:, :, ::-1, ::-1].copy()
+
+
+def transpose(state: State) -> None:
+    kernel = state["bit.encoder.stages.3.layers.0.conv2.weight"]
+    kernel[...] = kernel.transpose(0, 1, 3, 2).copy()
+
+
+def bias(state: State) -> None:
+    state["classifier.1.bias"] += np.float32(1e-4)
+
+
+def permute_head(state: State) -> None:
+    state["classifier.1.weight"][[3, 4]] = state["classifier.1.weight"][[4, 3]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "tap"),
+    [
+        (swap, "block1/unit01"),
+        (one_percent, "block3/unit01"),
+        (flip, "block2/unit01"),
+        (transpose, "block4/unit01"),
+        (bias, "logits"),
+        (permute_head, "logits"),
+    ],
+)
+@pytest.mark.parametrize("torch", [False, True], ids=["definition", "torch"])
+def test_a_planted_fault_is_caught_at_the_tap_where_it_begins(
+    synthetic: Synthetic, tmp_path: Path, fault: Callable[[State], None], tap: str, torch: bool
+) -> None:
+    folder = convert(synthetic("R14x1"), "transformers", tmp_path / "out")
+    tamper(folder, fault)
+    result = verified(folder, None, torch)
+    assert not result.passed
+    runs = {(check.implementation, check.dtype) for check in result.checks if check.dtype == "float64"}
+    for run in runs:
+        first = next(c for c in result.checks if (c.implementation, c.dtype) == run and not c.passed)
+        assert first.tap == tap
+    assert not json.loads((folder / "verification.json").read_text())["passed"]
+
+
+@pytest.mark.parametrize("fault", [swap, one_percent, bias])
+def test_a_fault_shows_in_the_bytes_too(synthetic: Synthetic, tmp_path: Path, fault: Callable[[State], None]) -> None:
+    folder = convert(synthetic("R14x1"), "transformers", tmp_path / "out")
+    tamper(folder, fault)
+    result = verified(folder, synthetic("R14x1"))
+    assert any("does not give back the bytes" in problem for problem in result.problems)
+
+
+def test_a_changed_file_is_seen_by_its_hash(synthetic: Synthetic, tmp_path: Path) -> None:
+    folder = convert(synthetic("R14x1"), "transformers", tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_groups": 16}))
+    result = verified(folder, None)
+    assert result.problems == ["config.json has changed since it was written: its SHA-256 is not the recorded one"]
+    assert not result.passed
+
+
+def test_a_missing_file_is_named(synthetic: Synthetic, tmp_path: Path) -> None:
+    folder = convert(synthetic("R14x1"), "transformers", tmp_path / "out")
+    (folder / "config.json").unlink()
+    assert verified(folder, None).problems == ["config.json is missing"]
+
+
+def test_nothing_compared_is_no_pass() -> None:
+    assert not Verification("a", "timm", "R50x1", 10).passed
+
+
+def test_a_wrong_epsilon_fails_from_the_first_convolution_on(synthetic: Synthetic, tmp_path: Path) -> None:
+    import dataclasses
+
+    folder = convert(synthetic("R14x1"), "timm", tmp_path / "out")
+    records = recorded.find(file_sha256(synthetic("R14x1")))
+    with Checkpoint(folder) as written:
+        written.config = dataclasses.replace(written.config, ws_eps=1e-8)
+        comparison = TapComparison(written, None, records, quiet)
+        comparison.run_definition()
+    assert not any(check.passed for check in comparison.checks)
+
+
+def test_a_tap_missing_from_the_record_or_from_the_run_fails(synthetic: Synthetic, tmp_path: Path) -> None:
+    folder = convert(synthetic("R14x1"), "timm", tmp_path / "out")
+    records = recorded.find(file_sha256(synthetic("R14x1")))
+    assert records is not None
+    taps = dict(records.truth.taps)
+    taps["odd", "block9/unit01"] = taps.pop(("odd", "block2/unit01"))
+    short = recorded.Records(records.name, recorded.Record("x", "y", records.truth.inputs, taps), records.float32)
+    with Checkpoint(folder) as written:
+        comparison = TapComparison(written, None, short, quiet)
+        comparison.run_definition()
+    assert {check.tap for check in comparison.checks if not check.passed} == {"block2/unit01", "block9/unit01"}
+
+
+def test_the_difference_that_the_librarys_epsilon_makes_is_stated(synthetic: Synthetic, tmp_path: Path) -> None:
+    result = verified(convert(synthetic("R14x1"), "timm", tmp_path / "out"), None)
+    assert result.epsilon is not None
+    assert (result.epsilon.library, result.epsilon.epsilon) == ("timm", 1e-8)
+    assert 1e-5 < result.epsilon.logits_relative_l2 < 1e-2
+    assert verified(convert(synthetic("R14x1"), "google", tmp_path / "google"), None).epsilon is None
