@@ -67,7 +67,9 @@ def bind(
     problems = list(_faults(expected, layout, located, shapes))
     if problems:
         raise CheckpointError(
-            f"does not hold a whole BiT {config.architecture}: {_listed(problems)} ({found_in_words(shapes)})", problems
+            f"does not hold a BiT {config.architecture}: {_listed(problems)} "
+            f"(found {len(shapes)} arrays, expected {len(expected)})",
+            problems,
         )
     return {parameter.place: located.keys[parameter.place][0] for parameter in expected}
 

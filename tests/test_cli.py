@@ -1,0 +1,308 @@
+"""The command as a user runs it: exit status, what it prints, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from test_conversion import arrays_of
+from test_npz import header, npy, pickled
+
+from bit.config import BitConfig
+from convert.synthetic import write_npz
+
+BIT = Path(sys.executable).with_name("bit")
+FRAMEWORKS = {"torch", "jax", "flax", "tensorflow", "keras", "timm", "transformers", "scipy"}
+
+
+def bit(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIT), *map(str, arguments)], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], message: str, folder: Path) -> None:
+    """One `error:` line, exit status 2, no traceback, and nothing written."""
+    errors = [line for line in result.stderr.splitlines() if not line.endswith("…")]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1, result.stderr
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert not (folder / "converted").exists() or not list((folder / "converted").rglob("*.*"))
+
+
+def test_convert_then_verify_then_convert_on(tiny_npz: Path, tmp_path: Path) -> None:
+    result = bit("convert", tiny_npz, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "converted" / "tiny" / "transformers"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "conversion.json",
+        "model.safetensors",
+        "verification.json",
+    ]
+    assert "verified" in result.stdout
+    assert "warning: no recorded output of the original code" in result.stderr
+    assert bit("verify", folder, cwd=tmp_path).returncode == 0
+    assert bit("convert", folder, "--to", "google", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "converted" / "tiny" / "google" / "tiny.npz").read_bytes() == tiny_npz.read_bytes()
+
+
+def test_a_recorded_checkpoint_is_verified_without_a_warning(tmp_path: Path) -> None:
+    result = bit("convert", "Synthetic-R14x1", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "warning" not in result.stderr
+    assert "held to recorded outputs of google-research/big_transfer" in result.stdout
+    assert "transformers itself standardizes weights with epsilon 1e-08 instead of 1e-10" in result.stdout
+    assert (tmp_path / "checkpoints" / "Synthetic-R14x1.npz").exists()
+
+
+def test_a_failed_verification_names_the_first_tap_and_exits_with_1(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    assert bit("convert", "Synthetic-R14x1", cwd=tmp_path).returncode == 0
+    path = tmp_path / "converted" / "Synthetic-R14x1" / "transformers" / "model.safetensors"
+    state = load_file(path)
+    state["bit.encoder.stages.1.layers.0.conv2.weight"] *= np.linspace(1, 2, 3, dtype=np.float32)
+    save_file(state, path, metadata={"format": "pt"})
+    result = bit("verify", path.parent, "--no-torch", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "the first tap that diverges is block2/unit01" in result.stdout
+    assert "model.safetensors has changed since it was written" in result.stdout
+    assert "does not give back the bytes of resnet/block2/unit01/b/standardized_conv2d/kernel" in result.stdout
+    assert "verification failed" in result.stdout
+
+
+def test_json_is_all_that_is_printed(tiny_npz: Path, tmp_path: Path) -> None:
+    answer = json.loads(bit("convert", tiny_npz, "--json", cwd=tmp_path).stdout)
+    assert answer["verification"]["passed"] is True
+    assert answer["conversion"]["architecture"] == TINY.architecture
+    assert json.loads(bit("verify", answer["folder"], "--json", cwd=tmp_path).stdout)["passed"] is True
+
+
+def test_json_lists_every_problem(tmp_path: Path) -> None:
+    arrays = {key: array for key, array in arrays_of(TINY).items() if "/a/group_norm/" not in key}
+    np.savez(tmp_path / "a.npz", **arrays)
+    result = bit("convert", "a.npz", "--json", cwd=tmp_path)
+    assert result.returncode == 2
+    problems = json.loads(result.stdout)["problems"]
+    assert len(problems) == 6
+    assert all(problem.startswith("missing resnet/block") for problem in problems)
+
+
+def test_not_verified_means_no_verdict(tiny_npz: Path, tmp_path: Path) -> None:
+    result = bit("convert", tiny_npz, "--no-verify", "--out", "out", cwd=tmp_path)
+    assert result.returncode == 0
+    assert not (tmp_path / "out" / "verification.json").exists()
+    assert "not verified" in result.stderr
+
+
+def test_an_existing_output_needs_force(tiny_npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    result = bit("convert", tiny_npz, "--out", "out", cwd=tmp_path)
+    assert_refused(result, "--force", tmp_path)
+    assert bit("convert", tiny_npz, "--out", "out", "--force", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-verify"], ["--to", "google"]])
+def test_no_framework_is_imported_even_to_verify(tiny_npz: Path, tmp_path: Path, arguments: list[str]) -> None:
+    script = (
+        "import sys; from convert.cli import main\n"
+        "try: main()\n"
+        f"finally: print('imported:', *({FRAMEWORKS!r} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", script, "convert", str(tiny_npz), "--out", "out", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "imported:"
+    assert (tmp_path / "out").is_dir()
+
+
+def test_help_imports_neither_numpy_nor_rich() -> None:
+    script = "import sys, click, convert.cli; print(*({'numpy', 'rich', 'huggingface_hub'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() in ("", "numpy")
+
+
+def as_text(path: Path) -> None:
+    path.write_text("This is a text file.")
+
+
+def as_truncated(path: Path) -> None:
+    write_npz(path, TINY)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def as_flipped(path: Path) -> None:
+    write_npz(path, TINY)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def as_members(members: dict[str, bytes]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for key, array in arrays_of(TINY).items():
+                if f"{key}.npy" not in members:
+                    archive.writestr(f"{key}.npy", npy(array))
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+    return write
+
+
+def as_duplicate(path: Path) -> None:
+    as_members({})(path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("resnet/head/conv2d/bias.npy", npy(np.zeros(5, np.float32)))
+
+
+def as_missing(path: Path) -> None:
+    arrays = arrays_of(TINY)
+    del arrays["resnet/block1/unit02/b/group_norm/gamma"]
+    np.savez(path, **arrays)
+
+
+def as_nan(path: Path) -> None:
+    arrays = arrays_of(TINY)
+    arrays["resnet/group_norm/beta"][1] = np.nan
+    np.savez(path, **arrays)
+
+
+HEAD = "resnet/head/conv2d/bias.npy"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (as_text, "neither an npz nor a safetensors file"),
+        (Path.touch, "it is empty"),
+        (as_truncated, "not a complete npz file"),
+        (as_flipped, "is damaged (its CRC-32"),
+        (as_members({HEAD: pickled()}), "elements of type object"),
+        (as_members({"../evil.npy": npy(np.zeros(1))}), "'../evil.npy' is not that of an array"),
+        (as_duplicate, "two members named resnet/head/conv2d/bias.npy"),
+        (as_members({HEAD: header("(6,)") + bytes(20)}), "shape [6] of float32, but the member has 20 bytes"),
+        (as_members({HEAD: header("(1000000000000000,)") + bytes(20)}), "shape [1000000000000000]"),
+        (as_nan, "resnet/group_norm/beta holds NaN or infinity"),
+        (as_members({HEAD: npy(np.zeros(6, np.float32))}), "bias, [6] instead of [5]"),
+        (as_missing, "missing resnet/block1/unit02/b/group_norm/gamma (found 33 arrays, expected 34)"),
+        (as_members({"step.npy": npy(np.zeros(1, np.float32))}), "unexpected step"),
+        (as_members({"resnet/group_norm_1/beta.npy": npy(np.zeros(256, np.float32))}), "duplicate resnet/group_norm/"),
+    ],
+)
+def test_bad_input_gets_one_line_and_nothing_is_written(
+    tmp_path: Path, make: Callable[[Path], None], message: str
+) -> None:
+    make(tmp_path / "bad.npz")
+    assert_refused(bit("convert", "bad.npz", cwd=tmp_path), message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("absent.npz", "there is no file absent.npz"),
+        ("BiT-M-R101x33", "did you mean BiT-M-R101x3"),
+        ("Synthetic-R51x1", "is no BiT architecture"),
+        (".", "must hold one .safetensors or .npz file; it holds none"),
+        ("/dev/zero", "is not a regular file"),
+    ],
+)
+def test_a_checkpoint_that_is_none_gets_one_line(tmp_path: Path, checkpoint: str, message: str) -> None:
+    assert_refused(bit("convert", checkpoint, cwd=tmp_path), message, tmp_path)
+
+
+def test_a_name_that_lies_gets_one_line(tmp_path: Path) -> None:
+    write_npz(tmp_path / "BiT-S-R50x3.npz", BitConfig.from_architecture("R14x1", num_labels=2))
+    assert_refused(bit("convert", "BiT-S-R50x3.npz", cwd=tmp_path), "says R50x3, but its arrays are", tmp_path)
+
+
+def test_a_name_that_cannot_be_fetched_says_where_to_put_the_file(tmp_path: Path) -> None:
+    result = bit("convert", "BiT-M-R101x3", cwd=tmp_path, BIT_MIRROR="http://127.0.0.1:9/bit_models")
+    assert_refused(result, "http://127.0.0.1:9/bit_models/BiT-M-R101x3.npz cannot be reached", tmp_path)
+    assert "put it at checkpoints/BiT-M-R101x3.npz" in result.stderr
+
+
+def test_a_published_name_uses_the_file_that_was_put_there(tmp_path: Path) -> None:
+    write_npz(tmp_path / "checkpoints" / "BiT-M-R50x1.npz", BitConfig(num_labels=3))
+    result = bit("convert", "BiT-M-R50x1", "--no-verify", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "converted" / "BiT-M-R50x1" / "transformers" / "model.safetensors").exists()
+
+
+def test_a_disk_that_fills_up_gets_one_line(tiny_npz: Path, tmp_path: Path) -> None:
+    limit = tiny_npz.stat().st_size // 2
+    result = subprocess.run(
+        [str(BIT), "convert", str(tiny_npz)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert_refused(result, "File too large", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_gets_one_line(tiny_npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert_refused(bit("convert", tiny_npz, "--out", "file/out", cwd=tmp_path), "file", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["not json", "[]", "{}", '{"name": 1}'])
+def test_a_damaged_record_gets_one_line(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "conversion.json").write_text(damage)
+    assert_refused(bit("verify", ".", cwd=tmp_path), "conversion.json is damaged", tmp_path)
+    assert_refused(bit("convert", ".", cwd=tmp_path), "conversion.json is damaged", tmp_path)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
+    write_npz(tmp_path / "a.npz", BitConfig.from_architecture("R26x1"))
+    process = subprocess.Popen([str(BIT), "convert", "a.npz"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "converting …\n"
+    process.send_signal(sent)
+    process.communicate()
+    assert process.returncode == 128 + sent
+    assert not list((tmp_path / "converted" / "a").iterdir())
+
+
+def test_killed_at_any_moment_it_leaves_nothing_or_all_and_the_next_run_is_right(tmp_path: Path) -> None:
+    write_npz(tmp_path / "a.npz", BitConfig.from_architecture("R14x1", num_labels=10))
+    out = tmp_path / "converted" / "a" / "transformers"
+    for delay in np.linspace(0.15, 0.6, 10):
+        process = subprocess.Popen(
+            [str(BIT), "convert", "a.npz", "--no-verify", "--force"], cwd=tmp_path, stderr=subprocess.DEVNULL
+        )
+        time.sleep(float(delay))
+        process.kill()
+        process.communicate()
+        assert not out.exists() or (out / "conversion.json").exists()
+    assert bit("convert", "a.npz", "--force", cwd=tmp_path).returncode == 0
+    assert [path.name for path in out.parent.iterdir()] == ["transformers"], "what was killed is cleaned up"
+
+
+def test_on_a_terminal_there_is_a_bar_and_elsewhere_there_are_lines(tiny_npz: Path, tmp_path: Path) -> None:
+    main, side = pty.openpty()
+    command = [str(BIT), "convert", str(tiny_npz), "--no-verify"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=side, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"})
+    process.wait()
+    os.close(side)
+    shown = os.read(main, 1 << 16).decode()
+    os.close(main)
+    assert "━" in shown
+    assert "\x1b[" in shown
+    plain = bit("convert", tiny_npz, "--no-verify", "--out", "out", cwd=tmp_path).stderr
+    assert plain.splitlines()[0] == "converting …"
+    assert "\x1b" not in plain
