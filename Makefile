@@ -2,8 +2,10 @@
 PYTHON ?= python3
 MODEL ?= Synthetic-R50x1
 TO ?= transformers
-OUT ?= converted/$(basename $(notdir $(MODEL)))/$(TO)
+OUT ?=
 ARGS ?=
+# Handed on through the environment, so that names may hold spaces and quotes.
+export MODEL TO OUT
 
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -16,15 +18,15 @@ DEV := $(VENV)/.dev-installed
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
-	@echo "  MODEL=$(MODEL)  TO=$(TO)  OUT=$(OUT)  ARGS=$(ARGS)"
+	@echo "  MODEL=$$MODEL  TO=$$TO  OUT=$${OUT:-converted/MODEL/TO}  ARGS=options of bit"
 
 setup: $(DEV) ## install every framework and tool into .venv (about 8 GB)
 
-convert: $(CORE) ## convert MODEL to the layout TO in the folder OUT, and verify it (ARGS=--force replaces)
-	$(VENV)/bin/bit convert "$(MODEL)" --to "$(TO)" --out "$(OUT)" $(ARGS)
+convert: $(CORE) ## convert MODEL to the layout TO, in the folder OUT, and verify it (ARGS=--force replaces)
+	@$(VENV)/bin/bit convert "$$MODEL" --to "$$TO" $${OUT:+--out "$$OUT"} $(ARGS)
 
-verify: $(CORE) ## verify the converted folder OUT
-	$(VENV)/bin/bit verify "$(OUT)" $(ARGS)
+verify: $(CORE) ## verify the conversion of MODEL to TO, or the folder OUT, again
+	@$(VENV)/bin/bit verify "$${OUT:-$$MODEL}" --to "$$TO" $(ARGS)
 
 test: $(DEV) ## the tests, in minutes
 	$(VENV)/bin/python -m pytest -m "not long" $(ARGS)

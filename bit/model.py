@@ -147,6 +147,10 @@ class PretrainedModel(nn.Module):
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__()
+        own = {"layer_type": "preactivation", "hidden_act": "relu", "global_padding": None, "output_stride": 32}
+        for field, value in (own | {"embedding_dynamic_padding": False, "drop_path_rate": 0.0}).items():
+            if getattr(config, field) != value:
+                raise ValueError(f"{field} is {getattr(config, field)!r}; BiT's own networks have {value!r}")
         self.config = config
 
     @classmethod

@@ -24,20 +24,27 @@ def infer(layout: Layout, located: Located, shapes: Mapping[str, tuple[int, ...]
 
     def lengths(*kinds: str, stage: int = 0) -> Mapping[str, int]:
         """The axis lengths of the first array of these kinds whose axes are what they should be."""
-        places = [place for place in located.keys if place.kind in kinds and place.stage == stage]
-        for place in sorted(places, key=lambda place: (kinds.index(place.kind), place.layer)):
+        for place in (
+            place for kind in kinds for place in sorted(by_stage.get((kind, stage), []), key=lambda p: p.layer)
+        ):
             with contextlib.suppress(ValueError):
                 transform = Transform(layout.axes(place), KINDS[place.kind])
                 return dict(zip(transform.target, transform.shape(shapes[located.keys[place][0]]), strict=True))
         wanted = " or ".join(layout.key(Place(kind, stage)) for kind in kinds)
         raise CheckpointError(f"{wanted} is missing or misshapen ({found_in_words(shapes)})")
 
+    by_stage: dict[tuple[str, int], list[Place]] = {}
     units: dict[int, int] = {}
     for place in located.keys:
+        by_stage.setdefault((place.kind, place.stage), []).append(place)
         if place.kind.startswith("unit/"):
             units[place.stage] = max(units.get(place.stage, 0), place.layer + 1)
     stages = max(units, default=-1) + 1
-    if not units or stages + sum(units.values()) > len(shapes):
+    if not units:
+        raise CheckpointError(
+            f"holds no units of a BiT network under the names of {layout.name} ({found_in_words(shapes)})"
+        )
+    if stages + sum(units.values()) > len(shapes):
         raise CheckpointError(f"its names count more units than it has arrays ({found_in_words(shapes)})")
     sizes = [lengths("unit/conv3/kernel", "unit/projection/kernel", stage=stage)["o"] for stage in range(stages)]
     stem = {"i": 3, "o": lengths("unit/conv1/kernel")["i"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bit.config import BitConfig
+from bit.config import CONFIG_NAME, BitConfig
 from convert.architecture import bind, check_name, found_in_words, infer
 from convert.errors import CheckpointError
 from convert.files.npz import NpzFile
@@ -22,6 +23,14 @@ from convert.record import ConversionRecord
 from convert.transforms import Transform
 
 
+def checkpoint_name(path: Path) -> str:
+    """What a file or folder is called: as the conversion that wrote it recorded, else by its own name."""
+    record = ConversionRecord.beside(path)
+    if record is not None:
+        return record.name
+    return path.resolve().name if path.is_dir() else path.stem
+
+
 class Checkpoint:
     """Weights of one BiT network in one file of any layout.
 
@@ -31,8 +40,8 @@ class Checkpoint:
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
-        self.record = ConversionRecord.read(path)
-        self.name = name or (self.record.name if self.record else _name(path))
+        self.record = ConversionRecord.beside(path)
+        self.name = name or checkpoint_name(path)
         self.file = _open(_weights(path))
         try:
             shapes = {key: tensor.shape for key, tensor in self.file.tensors.items()}
@@ -40,6 +49,8 @@ class Checkpoint:
             self.config: BitConfig = infer(self.layout, located, shapes)
             self.keys = bind(self.config, self.layout, located, shapes)
             check_name(self.name, self.config)
+            if path.is_dir() or self.record is not None:
+                self.config = _with_stated(self.config, self.layout, self.file.path.parent)
             self._places = {parameter.name: parameter.place for parameter in parameters(self.config)}
         except CheckpointError as error:
             self.file.close()
@@ -68,6 +79,12 @@ class Checkpoint:
         return Transform(self.stored_axes(place), KINDS[place.kind])(stored)
 
     @property
+    def dtype(self) -> str:
+        """The name of the elements' type, float32 if there are several."""
+        names = {tensor.dtype.name for tensor in self.file.tensors.values()}
+        return names.pop() if len(names) == 1 else "float32"
+
+    @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.file.tensors.values())
 
@@ -83,9 +100,15 @@ class Checkpoint:
         self.close()
 
 
-def _name(path: Path) -> str:
-    path = path.absolute()
-    return path.name if path.is_dir() else path.stem
+def _with_stated(config: BitConfig, layout: Layout, folder: Path) -> BitConfig:
+    """What the `config.json` in a folder adds; `CheckpointError` where it says another network."""
+    file = folder / CONFIG_NAME
+    if not file.is_file():
+        return config
+    try:
+        return layout.stated(config, dict(json.loads(file.read_text("utf-8"))))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{CONFIG_NAME} beside it does not fit: {error}") from None
 
 
 def _weights(path: Path) -> Path:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -19,6 +20,8 @@ from convert.errors import CheckpointError
 from convert.layouts import LAYOUTS
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from convert.checkpoint import Checkpoint
     from convert.conversion import Progress
     from convert.verification import Verification
@@ -29,22 +32,38 @@ FAILED, BAD_INPUT = 1, 2
 class Commands(click.Group):
     """Turns what can go wrong with input into one `error:` line and exit status 2."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *arguments: Any, **options: Any) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, _terminate)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(ctx)
-        except (CheckpointError, OSError) as error:
-            message, problems = str(error), getattr(error, "problems", ())
-            if isinstance(error, OSError) and error.strerror:
-                message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-            if ctx.meta.get("json"):
-                _print_json({"error": message, "problems": problems})
-            click.echo("error: " + " ".join(message.split()), err=True)
-            sys.exit(BAD_INPUT)
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing was written", err=True)
+            sys.exit(super().main(*arguments, **{**options, "standalone_mode": False}) or 0)
+        except click.ClickException as error:
+            hint = "; see bit --help" if isinstance(error, click.UsageError) else ""
+            _refuse(error.format_message().rstrip(".") + hint)
+        except CheckpointError as error:
+            _refuse(str(error), error.problems)
+        except OSError as error:
+            message = error.strerror or str(error)
+            _refuse(f"{error.filename}: {message}" if error.filename else message)
+        except (KeyboardInterrupt, click.Abort):
+            _write("interrupted; no output was written\n", sys.stderr)
             sys.exit(128 + signal.SIGINT)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    _write("ended by a signal; no output was written\n", sys.stderr)
+    sys.exit(128 + number)
+
+
+def _refuse(message: str, problems: tuple[str, ...] = ()) -> NoReturn:
+    if "--json" in sys.argv:
+        _print_json({"error": message, "problems": problems})
+    _write("error: " + " ".join(message.split()) + "\n", sys.stderr)
+    sys.exit(BAD_INPUT)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -53,24 +72,22 @@ def main() -> None:
     """Convert BiT weights between libraries, and prove that nothing changed."""
 
 
-def _remember_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
-    ctx.meta["json"] = value
-    return value
-
-
-json_option = click.option(
-    "--json", "as_json", is_flag=True, callback=_remember_json, is_eager=True, help="Print the result as JSON."
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+layout_option = click.option(
+    "--to", "layout", type=click.Choice(list(LAYOUTS)), default="transformers", show_default=True
 )
 
 
 @main.command("convert")
 @click.argument("checkpoint")
-@click.option("--to", "layout", type=click.Choice(list(LAYOUTS)), default="transformers", show_default=True)
+@layout_option
 @click.option("--out", type=click.Path(path_type=Path), help="The new folder. [default: converted/NAME/LAYOUT]")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--force", is_flag=True, help="Replace an existing conversion.")
 @click.option("--no-verify", is_flag=True, help="Convert only; the folder then counts as unverified.")
 @click.option("--torch", is_flag=True, help="Verify with bit's PyTorch model too.")
-@click.option("--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity.")
+@click.option(
+    "--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity, which no verification passes."
+)
 @click.option(
     "--checkpoints",
     type=click.Path(path_type=Path),
@@ -78,7 +95,9 @@ json_option = click.option(
     show_default=True,
     help="Where named checkpoints are kept.",
 )
-@click.option("--mirror", envvar="BIT_MIRROR", help="Fetch published files from here instead of Google's bucket.")
+@click.option(
+    "--mirror", envvar="BIT_MIRROR", show_envvar=True, help="Fetch published files below this address, not Google's."
+)
 @json_option
 def convert_command(
     checkpoint: str,
@@ -101,61 +120,84 @@ def convert_command(
     from convert.checkpoint import Checkpoint
     from convert.files.atomic import NewFolder
     from convert.locate import locate
+    from convert.record import CONVERSION_NAME
     from convert.verification import verify
 
     if torch:
         _require_torch()
+    target = _output(checkpoint, layout, out)
+    folder = NewFolder(target, CONVERSION_NAME, force)
     with _progress() as progress:
         path = locate(checkpoint, checkpoints, progress, mirror)
-        with Checkpoint(path) as source:
-            target = out or Path("converted") / source.name / layout
-            with NewFolder(target, force) as folder:
-                record = conversion.write(source, LAYOUTS[layout], folder.path, progress, allow_nonfinite)
-                verification = None
-                if not no_verify:
-                    verification = verify(folder.path, source, progress, torch, record.source.sha256)
+        if target.resolve() in (path.resolve(), *path.resolve().parents):
+            raise CheckpointError(f"{target} holds {path}, what is to be converted; choose another --out")
+        with Checkpoint(path) as source, folder:
+            record = conversion.write(source, LAYOUTS[layout], folder, progress, allow_nonfinite)
+            verification = None
+            if not no_verify:
+                verification = verify(folder.path, source, progress, torch, record.source.sha256)
+            kept = verification is not None and not verification.passed and target.exists()
+            if not kept:
                 folder.commit()
     if as_json:
-        _print_json(
-            {
-                "folder": str(target),
-                "conversion": asdict(record),
-                "verification": verification and verification.to_dict(),
-            }
-        )
+        result = verification and verification.to_dict()
+        _print_json({"folder": str(target), "conversion": asdict(record), "verification": result})
     else:
-        _print_line(
+        _write(
             f"{target}: {record.architecture}, {record.classes} classes, {len(record.tensors)} tensors, "
-            f"{source.nbytes / 1e6:.1f} MB, from {path}"
+            f"{source.nbytes / 1e6:.1f} MB, from {path}\n"
         )
-    _conclude(verification, as_json, table=False)
+    if kept:
+        _print_warning(f"the verification failed, so {target} was kept as it was")
+    if verification is None:
+        _print_warning("not verified, as asked; bit verify does it")
+    else:
+        _conclude(verification, as_json, table=False)
 
 
 @main.command("verify")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")
+@layout_option
 @click.option("--source", type=click.Path(path_type=Path), help="What it was converted from, if it was moved.")
 @click.option(
-    "--torch/--no-torch",
-    default=None,
-    help="Run bit's PyTorch model too. [default: where PyTorch is installed]",
+    "--torch/--no-torch", default=None, help="Run bit's PyTorch model too. [default: where PyTorch is installed]"
 )
 @json_option
-def verify_command(folder: Path, source: Path | None, torch: bool | None, as_json: bool) -> None:
-    """Verify a FOLDER that `bit convert` wrote, against its source and recorded outputs."""
+def verify_command(folder: str, layout: str, source: Path | None, torch: bool | None, as_json: bool) -> None:
+    """Verify a FOLDER that `bit convert` wrote, against its source and recorded outputs.
+
+    The CHECKPOINT that was converted may be named instead, with --to for its layout.
+    """
+    from convert.record import ConversionRecord
     from convert.verification import verify
 
+    path = Path(folder).expanduser()
+    if ConversionRecord.read(path) is None and (converted := _output(folder, layout, None)).is_dir():
+        path = converted
+    if not path.is_dir():
+        raise CheckpointError(f"there is no folder {folder!r}")
     if torch:
         _require_torch()
     elif torch is None:
         torch = importlib.util.find_spec("torch") is not None
-    with _progress() as progress, _source_of(folder, source) as opened:
-        verification = verify(folder, opened, progress, torch)
+    with _progress() as progress, _source_of(path, source) as opened:
+        verification = verify(path, opened, progress, torch)
     if as_json:
         _print_json(verification.to_dict())
     _conclude(verification, as_json, table=True)
 
 
-@contextmanager
+def _output(checkpoint: str, layout: str, out: Path | None) -> Path:
+    """The folder that a conversion of `checkpoint` is written to."""
+    from convert.checkpoint import checkpoint_name
+
+    if out is not None:
+        return out.expanduser()
+    path = Path(checkpoint).expanduser()
+    return Path("converted") / (checkpoint_name(path) if path.exists() else path.name) / layout
+
+
+@contextlib.contextmanager
 def _source_of(folder: Path, source: Path | None) -> Iterator[Checkpoint | None]:
     """The checkpoint that `folder` was converted from, opened; None where it is not at hand."""
     from convert.checkpoint import Checkpoint
@@ -171,27 +213,20 @@ def _source_of(folder: Path, source: Path | None) -> Iterator[Checkpoint | None]
         yield checkpoint
 
 
-def _conclude(verification: Verification | None, as_json: bool, table: bool) -> None:
+def _conclude(verification: Verification, as_json: bool, table: bool) -> None:
     """Print the verdict, and exit with 1 unless it passed."""
     from convert.report import summary, tap_table
 
-    if verification is None:
-        _print_warning("not verified, as asked; bit verify does it")
-        return
     if not as_json:
-        console = _console()
-        if table:
-            console.print(tap_table(verification))
-        for line in summary(verification):
-            console.print(line, highlight=False, soft_wrap=True)
-        console.print("[bold green]verified[/]" if verification.passed else "[bold red]verification failed[/]")
+        verdict = "[bold green]verified[/]" if verification.passed else "[bold red]verification failed[/]"
+        _print(*([tap_table(verification)] if table else []), *summary(verification), verdict)
     for warning in verification.warnings:
         _print_warning(warning)
     if not verification.passed:
         sys.exit(FAILED)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
     """A bar on a terminal, elsewhere a line for each kind of work; on standard error."""
     from rich.console import Console
@@ -205,7 +240,7 @@ def _progress() -> Iterator[Progress]:
         def line(what: str, done: int, total: int) -> None:
             if what not in seen:
                 seen.add(what)
-                print(f"{what} …", file=sys.stderr, flush=True)
+                _write(f"{what} …\n", sys.stderr)
 
         yield line
         return
@@ -221,24 +256,35 @@ def _progress() -> Iterator[Progress]:
         yield bar
 
 
-def _console() -> Any:
+def _print(*items: RenderableType) -> None:
+    """Text with rich's markup, and tables, as wide and as colourful as standard output allows."""
     from rich.console import Console
 
-    return Console()
-
-
-def _print_line(text: str) -> None:
-    click.echo(text)
+    console = Console()
+    with console.capture() as captured:
+        for item in items:
+            console.print(item, highlight=False, soft_wrap=isinstance(item, str))
+    _write(captured.get())
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+    _write(json.dumps(value, indent=2) + "\n")
 
 
 def _print_warning(text: str) -> None:
-    click.echo(f"warning: {text}", err=True)
+    _write(f"warning: {text}\n", sys.stderr)
+
+
+def _write(text: str, stream: Any = None) -> None:
+    """Print; a reader that went away changes neither the work nor the verdict."""
+    stream = stream or sys.stdout
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise click.UsageError("PyTorch is not installed; pip install 'bit-convert[torch]'")
+        raise CheckpointError("PyTorch is not installed; make setup installs it, or pip install -e '.[torch]'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -106,10 +107,10 @@ class TapComparison:
             self._judge("bit (PyTorch)", dtype, self._to_record(taps), budget)
 
     @np.errstate(invalid="ignore", over="ignore")
-    def measure_epsilon(self) -> tuple[str, float]:
+    def measure_epsilon(self) -> tuple[str, float | None]:
         """How far the logits of the layout's own library will be, whose epsilon is fixed.
 
-        The input used, the smallest, and the relative L2 difference there.
+        The input used, the smallest, and the relative L2 difference there, None if there is none.
         """
         name, image = min(self.images.items(), key=lambda item: item[1].size)
         epsilon, total = self.written.layout.ws_eps, len(tap_names(self.written.config))
@@ -118,7 +119,8 @@ class TapComparison:
         for done, (_, values) in enumerate(taps, 1):
             self.progress(f"measuring epsilon {epsilon:g}", done, total)
             value = values[name]
-        return name, relative_l2(value, self.logits[name])
+        difference = relative_l2(value, self.logits[name])
+        return name, difference if math.isfinite(difference) else None
 
     def _definition(self) -> Taps:
         for tap, values in definition.forward(self.written.weights, self.written.config, self.images):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError
+from convert.files.atomic import NewFolder
 from convert.files.following import Follower
 from convert.files.npz import NpzWriter
 from convert.files.safetensors import SafetensorsWriter
@@ -73,24 +74,22 @@ def plan(checkpoint: Checkpoint, layout: Layout) -> list[Step]:
 
 
 def write(
-    checkpoint: Checkpoint, layout: Layout, folder: Path, progress: Progress, allow_nonfinite: bool = False
+    checkpoint: Checkpoint, layout: Layout, output: NewFolder, progress: Progress, allow_nonfinite: bool = False
 ) -> ConversionRecord:
-    """Write the checkpoint in `layout` to the empty `folder`, `conversion.json` included.
+    """Write the checkpoint in `layout` to the new folder, `conversion.json` included.
 
     Every byte of the source is read, hashed and held against its checksums, every byte of the
     result is read back, hashed and on the disk when this returns. Raises `CheckpointError` for a
     damaged source, for NaN or infinity unless `allow_nonfinite`, and for too little space.
     """
-    steps = plan(checkpoint, layout)
+    steps, folder = plan(checkpoint, layout), output.path
     free = shutil.disk_usage(folder).free
     if free < checkpoint.nbytes:
         raise CheckpointError(
-            f"{folder.parent} has {free / 1e9:.2f} GB of free space, the weights need {checkpoint.nbytes / 1e9:.2f} GB"
+            f"{output.target} needs {checkpoint.nbytes / 1e9:.2f} GB of space, its disk has {free / 1e9:.2f} GB free"
         )
     weights = folder / (f"{checkpoint.name}.npz" if layout.container == "npz" else "model.safetensors")
-    dtypes = {step.target.dtype.name for step in steps}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-    for name, content in layout.companions(checkpoint.config, dtype).items():
+    for name, content in layout.companions(checkpoint.config, checkpoint.dtype).items():
         write_json(folder / name, content)
     with _whole_file_read(checkpoint) as source_sha256:
         weights_sha256 = _stream(checkpoint, steps, weights, WRITERS[layout.container], progress, allow_nonfinite)
@@ -110,7 +109,7 @@ def write(
         layout=layout.name,
         origin=origin,
         source=Source(
-            path=os.path.relpath(checkpoint.path.absolute(), folder.absolute()),
+            path=os.path.relpath(checkpoint.path.resolve(), output.target.resolve()),
             layout=checkpoint.layout.name,
             container=checkpoint.file.container,
             bytes=checkpoint.file.nbytes,
@@ -179,6 +178,9 @@ def _stream(
         writer.finish()
         follower.advance(writer.written)
         return follower.finish()
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         follower.stop()
         writer.close()

@@ -1,9 +1,11 @@
-"""Fetching a published file, whole and checked, or not at all."""
+"""Fetching a published npz file, whole and checked, or not at all."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +43,10 @@ def download(url: str, path: Path, progress: Callable[[str, int, int], None]) ->
                 stated = _stated_md5(response.headers.get_list("x-goog-hash"))
                 if stated not in (None, digest.digest()):
                     raise CheckpointError(f"{url} sent other bytes than its MD5 states; try again, or {by_hand}")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+                file.flush()
+                if not zipfile.is_zipfile(partial):
+                    raise CheckpointError(f"{url} sent something else than an npz file; {by_hand}")
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError) as error:  # a proxy may need a package
         raise CheckpointError(f"{url} cannot be reached ({error}); {by_hand}") from None
 
 
@@ -50,5 +55,6 @@ def _stated_md5(headers: list[str]) -> bytes | None:
     for item in ",".join(headers).split(","):
         name, _, value = item.strip().partition("=")
         if name == "md5":
-            return base64.b64decode(value)
+            with contextlib.suppress(ValueError):
+                return base64.b64decode(value, validate=True)
     return None

@@ -52,9 +52,12 @@ DTYPES = (FLOAT32, FLOAT16, BFLOAT16, FLOAT64)
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES}
 
 
-def from_npy(dtype: np.dtype[np.generic]) -> DType | None:
-    """The type of a `.npy` header in either byte order; None for any other (objects, integers, …)."""
-    if dtype.names is not None or dtype.subdtype is not None:
-        return None
-    little = "<V2" if dtype.str[1:] == "V2" else dtype.newbyteorder("<").str
-    return next((candidate for candidate in DTYPES if candidate.npy == little), None)
+def from_npy(descr: str) -> tuple[DType, bool] | None:
+    """The type that the `descr` of a `.npy` header names, and whether it is big-endian.
+
+    None for any other (objects, integers, records, …).
+    """
+    for dtype in DTYPES:
+        if descr[1:] == dtype.npy[1:] and descr[:1] in ("<", ">", "|"):
+            return dtype, descr[0] == ">"
+    return None

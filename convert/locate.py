@@ -11,6 +11,9 @@ from convert import synthetic, zoo
 from convert.download import download
 from convert.errors import CheckpointError
 
+SYNTHETIC = {f"Synthetic-{architecture}": architecture for architecture in (*PUBLISHED, "R14x1")}
+"""Names of seeded checkpoints, for which outputs are recorded, with their architectures."""
+
 
 def locate(checkpoint: str, folder: Path, progress: Callable[[str, int, int], None], mirror: str | None = None) -> Path:
     """The path of `checkpoint`. What it names is made or fetched into `folder` unless it is there.
@@ -18,32 +21,21 @@ def locate(checkpoint: str, folder: Path, progress: Callable[[str, int, int], No
     `checkpoint` is a path, `Synthetic-R50x1` and the like, or a name in `zoo.published`, which is
     fetched from Google's bucket or from `mirror`. Raises `CheckpointError` for anything else.
     """
-    path = Path(checkpoint)
-    if path.exists():
+    path = Path(checkpoint).expanduser()
+    if checkpoint and path.exists():
         return path
     kept = folder / f"{checkpoint}.npz"
     names = zoo.published()
-    if checkpoint.startswith(synthetic.PREFIX):
-        config = _synthetic_config(checkpoint)
+    if checkpoint in SYNTHETIC:
         if not kept.exists():
             progress("generating seeded weights", 0, 0)
-            synthetic.write_npz(kept, config)
+            synthetic.write_npz(kept, BitConfig.from_architecture(SYNTHETIC[checkpoint]))
         return kept
     if checkpoint in names:
         if not kept.exists():
             download(f"{(mirror or zoo.BUCKET).rstrip('/')}/{names[checkpoint]}", kept, progress)
         return kept
-    near = difflib.get_close_matches(checkpoint, [*names, *_synthetic_names()], n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise CheckpointError(f"there is no file {checkpoint}, and no published checkpoint of that name{hint}")
-
-
-def _synthetic_names() -> list[str]:
-    return [synthetic.PREFIX + architecture for architecture in PUBLISHED]
-
-
-def _synthetic_config(name: str) -> BitConfig:
-    try:
-        return BitConfig.from_architecture(name.removeprefix(synthetic.PREFIX))
-    except ValueError as error:
-        raise CheckpointError(f"{name}: {error}; try {', '.join(_synthetic_names())}") from None
+    known = {name.lower(): name for name in (*names, *SYNTHETIC)}
+    near = difflib.get_close_matches(checkpoint.lower(), known, n=3)
+    hint = f"; did you mean {' or '.join(known[name] for name in near)}?" if near else ""
+    raise CheckpointError(f"there is no file {checkpoint!r}, and no published checkpoint of that name{hint}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import convert
 from convert.errors import CheckpointError
+from convert.files.atomic import new_file
 
 CONVERSION_NAME = "conversion.json"
 
@@ -67,11 +69,27 @@ class ConversionRecord:
             record = cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged ({error})") from None
-        texts = (record.name, record.layout, record.origin.sha256, record.source.path, record.source.sha256)
-        if not all(isinstance(text, str) for text in texts) or "/" in record.name:
-            raise CheckpointError(f"{path} is damaged (a name, path or hash is none)")
+        texts = (record.name, record.layout, record.architecture, record.origin.name, record.source.path)
+        hashes = (record.origin.sha256, record.source.sha256, *(file.sha256 for file in record.files.values()))
+        if not all(isinstance(text, str) and text.isprintable() for text in (*texts, *record.files)):
+            raise CheckpointError(f"{path} is damaged (a name or path is none)")
+        if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes):
+            raise CheckpointError(f"{path} is damaged (a SHA-256 is none)")
+        if not record.name or record.name in (".", "..") or "/" in record.name:
+            raise CheckpointError(f"{path} is damaged (its name {record.name!r} cannot be that of a folder)")
         return record
+
+    @classmethod
+    def beside(cls, path: Path) -> ConversionRecord | None:
+        """The record in a folder, or that in the folder of a file which it lists."""
+        if path.is_dir():
+            return cls.read(path)
+        record = cls.read(path.parent)
+        return record if record is not None and path.name in record.files else None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    """Write a file of strict JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with new_file(path) as partial:
+        partial.write_text(text, "utf-8")

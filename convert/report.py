@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from rich.markup import escape
 from rich.table import Table
 
 from convert.taps import Check
@@ -36,7 +37,7 @@ def tap_table(verification: Verification) -> Table:
 
 def summary(verification: Verification) -> list[str]:
     """The verdict, a line for each thing that was compared, and what was not."""
-    lines = [f"[red]✗[/] {problem}" for problem in verification.problems]
+    lines = [f"[red]✗[/] {escape(problem)}" for problem in verification.problems]
     if verification.tensors_proven:
         lines.append(f"[green]✓[/] {verification.tensors_proven} tensors give back the source's bytes")
     for run, checks in by_run(verification.checks).items():
@@ -52,14 +53,15 @@ def summary(verification: Verification) -> list[str]:
             worst = _worst(checks)
             lines.append(
                 f"[green]✓[/] {run}: {len(checks) // inputs} taps of {inputs} inputs, "
-                f"largest error {worst.error:.1e} at {worst.tap} (budget {worst.budget:.1e})"
+                f"nearest to its budget at {worst.tap}: error {worst.error:.1e}, budget {worst.budget:.1e}"
             )
     if verification.checks:
         lines.append(f"  held to {verification.checks[0].reference}")
-    if epsilon := verification.epsilon:
+    if (epsilon := verification.epsilon) and epsilon.logits_relative_l2 is not None:
         lines.append(
             f"  {epsilon.library} itself standardizes weights with epsilon {epsilon.epsilon:g} instead of "
-            f"{epsilon.original:g}: its logits will differ by {epsilon.logits_relative_l2:.1e} (relative L2)"
+            f"{epsilon.original:g}: its logits of the {epsilon.input} input differ by "
+            f"{epsilon.logits_relative_l2:.1e} (relative L2)"
         )
     lines += [f"  not run: {reason}" for reason in verification.not_run]
     return lines

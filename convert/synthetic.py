@@ -22,8 +22,6 @@ from convert.files.tensors import Tensor
 from convert.layouts.google import GOOGLE
 from convert.parameters import parameters
 
-PREFIX = "Synthetic-"
-
 
 def parameter(key: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
     """The array that is called `key` in google's layout.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -17,6 +18,7 @@ from convert.comparison import TapComparison, compare_bytes
 from convert.conversion import Progress
 from convert.errors import CheckpointError
 from convert.files.tensors import file_sha256
+from convert.parameters import parameters
 from convert.record import CONVERSION_NAME, ConversionRecord, File, write_json
 from convert.references import recorded
 from convert.taps import Check
@@ -32,7 +34,7 @@ class Epsilon:
     epsilon: float
     original: float
     input: str
-    logits_relative_l2: float
+    logits_relative_l2: float | None
 
 
 @dataclass
@@ -83,31 +85,77 @@ def verify(
         raise CheckpointError(f"{folder} holds no {CONVERSION_NAME}; only folders that bit convert wrote are verified")
     records = recorded.find(record.origin.sha256)
     if source is not None and (source_sha256 or source.file.sha256()) != record.source.sha256:
-        raise CheckpointError(f"{source.path} is not what {folder} was converted from; name that with --source")
+        raise CheckpointError(f"{source.path} is not what {folder} was converted from: its SHA-256 is another")
     if source is None and records is None:
         raise CheckpointError(
-            f"no outputs are recorded for {record.name}, and what it was converted from is not at hand; "
-            "name that with --source"
+            f"no outputs are recorded for {record.name}, and what it was converted from, {record.source.path} "
+            f"as seen from {folder}, is not at hand; name that with --source"
         )
-    with Checkpoint(folder, record.name) as written:
-        config, layout = written.config, written.layout
-        result = Verification(record.name, layout.name, config.architecture, config.num_labels)
-        result.environment = _environment(torch)
-        _compare_files(folder, record.files, result)
-        if caveat := layout.caveat(config):
-            result.warnings.append(caveat)
-        if source is None:
-            result.not_run.append("bytes: what it was converted from is not at hand")
-        elif source.config == config:
-            problems = list(compare_bytes(source, written, progress))
-            result.tensors_proven = problems.count(None)
-            result.problems += [problem for problem in problems if problem is not None]
-        else:
-            result.problems.append(f"it is a {config.architecture}, its source a {source.config.architecture}")
-        if records is not None or (source is not None and source.config == config):
-            _compare_function(TapComparison(written, source, records, progress, result.checks), torch, result)
-    write_json(folder / VERIFICATION_NAME, result.to_dict())
+    result = Verification(record.name, record.layout, record.architecture, record.classes)
+    result.environment = _environment(torch)
+    _compare_files(folder, record.files, result)
+    if source is None:
+        result.warnings.append("the bytes were not compared: what it was converted from is not at hand")
+    try:
+        with Checkpoint(folder, record.name) as written:
+            _compare_record(record, written, result)
+            _compare_weights(source, written, records, torch, result, progress)
+    except CheckpointError as error:
+        result.problems.append(str(error))
+    try:
+        write_json(folder / VERIFICATION_NAME, result.to_dict())
+    except OSError as error:
+        result.warnings.append(f"{VERIFICATION_NAME} could not be written: {error.strerror}")
     return result
+
+
+def _compare_record(record: ConversionRecord, written: Checkpoint, result: Verification) -> None:
+    """What the record claims, and what lies beside the weights, must be what these weights imply."""
+    layout, config = written.layout, written.config
+    claims = {
+        "layout": (record.layout, layout.name),
+        "architecture": (record.architecture, config.architecture),
+        "classes": (record.classes, config.num_labels),
+        "tensors": (
+            {(row.get("parameter"), row.get("target"), str(row.get("shape"))) for row in record.tensors},
+            {(item.name, layout.key(item.place), str(list(layout.shape(item)))) for item in parameters(config)},
+        ),
+    }
+    result.problems += [
+        f"{CONVERSION_NAME} has other {claim} than the weights" for claim, (said, is_) in claims.items() if said != is_
+    ]
+    companions = layout.companions(config, written.dtype)
+    for name in (written.file.path.name, *companions):
+        if name not in record.files:
+            result.problems.append(f"{name} is not among the files that {CONVERSION_NAME} lists")
+    for name, expected in companions.items():
+        path = written.file.path.with_name(name)
+        if path.is_file() and json.loads(path.read_text("utf-8")) != expected:
+            result.problems.append(f"{name} does not say what these weights imply")
+
+
+def _compare_weights(
+    source: Checkpoint | None,
+    written: Checkpoint,
+    records: recorded.Records | None,
+    torch: bool,
+    result: Verification,
+    progress: Progress,
+) -> None:
+    if source is not None and parameters(source.config) != parameters(written.config):
+        result.problems.append(f"it is a {written.config.architecture}, its source a {source.config.architecture}")
+        return
+    if source is not None:
+        problems = list(compare_bytes(source, written, progress))
+        result.tensors_proven = problems.count(None)
+        result.problems += [problem for problem in problems if problem is not None]
+        if source.config.id2label != written.config.id2label:
+            result.warnings.append(
+                f"the names of the classes are left behind, {written.layout.name} has no place for them"
+            )
+    if caveat := written.layout.caveat(written.config):
+        result.warnings.append(caveat)
+    _compare_function(TapComparison(written, source, records, progress, result.checks), torch, result)
 
 
 def _compare_function(taps: TapComparison, torch: bool, result: Verification) -> None:

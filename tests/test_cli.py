@@ -40,7 +40,7 @@ def assert_refused(result: subprocess.CompletedProcess[str], message: str, folde
     assert len(errors) == 1, result.stderr
     assert errors[0].startswith("error: ")
     assert message in errors[0]
-    assert not (folder / "converted").exists() or not list((folder / "converted").rglob("*.*"))
+    assert not (folder / "converted").exists()
 
 
 def test_convert_then_verify_then_convert_on(tiny_npz: Path, tmp_path: Path) -> None:
@@ -213,9 +213,10 @@ def test_bad_input_gets_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
-        ("absent.npz", "there is no file absent.npz"),
+        ("absent.npz", "there is no file 'absent.npz'"),
         ("BiT-M-R101x33", "did you mean BiT-M-R101x3"),
-        ("Synthetic-R51x1", "is no BiT architecture"),
+        ("Synthetic-R51x1", "did you mean Synthetic-R50x1"),
+        ("", "there is no file ''"),
         (".", "must hold one .safetensors or .npz file; it holds none"),
         ("/dev/zero", "is not a regular file"),
     ],
@@ -275,7 +276,7 @@ def test_a_signal_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     process.send_signal(sent)
     process.communicate()
     assert process.returncode == 128 + sent
-    assert not list((tmp_path / "converted" / "a").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_killed_at_any_moment_it_leaves_nothing_or_all_and_the_next_run_is_right(tmp_path: Path) -> None:
@@ -306,3 +307,88 @@ def test_on_a_terminal_there_is_a_bar_and_elsewhere_there_are_lines(tiny_npz: Pa
     plain = bit("convert", tiny_npz, "--no-verify", "--out", "out", cwd=tmp_path).stderr
     assert plain.splitlines()[0] == "converting …"
     assert "\x1b" not in plain
+
+
+def test_force_replaces_conversions_alone(tiny_npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    result = bit("convert", tiny_npz, "--out", "mine", "--force", cwd=tmp_path)
+    assert_refused(result, "holds other things than a conversion", tmp_path)
+    assert bit("convert", tiny_npz, "--out", "out", "--no-verify", cwd=tmp_path).returncode == 0
+    assert_refused(bit("convert", "out", "--out", "out", "--force", cwd=tmp_path), "is to be converted", tmp_path)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_existing_output_is_noticed_before_anything_is_fetched(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    result = bit("convert", "Synthetic-R50x1", "--out", "out", cwd=tmp_path)
+    assert_refused(result, "--force", tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert"], "Missing argument 'CHECKPOINT'"),
+        (["convert", "x", "--to", "keras1"], "'keras1' is not one of"),
+        (["convert", "x", "--frobnicate"], "No such option"),
+        (["explode"], "No such command 'explode'"),
+        (["verify", "nowhere"], "there is no folder 'nowhere'"),
+    ],
+)
+def test_wrong_usage_gets_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert_refused(bit(*arguments, cwd=tmp_path), message, tmp_path)
+
+
+def test_a_reader_that_goes_away_changes_nothing(tiny_npz: Path, tmp_path: Path) -> None:
+    for stream in ("2>&1 >/dev/null", "2>/dev/null"):
+        command = f'"{BIT}" convert "{tiny_npz}" --force {stream} | true; exit ${{PIPESTATUS[0]}}'
+        assert subprocess.run(["bash", "-c", command], cwd=tmp_path).returncode == 0
+
+
+def test_a_terminal_without_unicode_still_gets_its_verdict(tiny_npz: Path, tmp_path: Path) -> None:
+    result = bit("convert", tiny_npz, cwd=tmp_path, PYTHONIOENCODING="latin-1")
+    assert result.returncode == 0
+    assert "verified" in result.stdout
+
+
+def test_what_was_converted_can_be_verified_by_its_name(tmp_path: Path) -> None:
+    assert bit("convert", "Synthetic-R14x1", "--to", "timm", "--no-verify", cwd=tmp_path).returncode == 0
+    result = bit("verify", "Synthetic-R14x1", "--to", "timm", "--no-torch", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == "verified"
+
+
+def test_a_missing_weights_file_fails_the_verification(tmp_path: Path) -> None:
+    assert bit("convert", "Synthetic-R14x1", "--no-verify", cwd=tmp_path).returncode == 0
+    (tmp_path / "converted" / "Synthetic-R14x1" / "transformers" / "model.safetensors").unlink()
+    result = bit("verify", "Synthetic-R14x1", "--no-torch", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "model.safetensors is missing" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["..", "", ".", "a/b", "a\0b", "\ud800", 7])
+def test_a_name_in_a_record_is_never_a_path(tiny_npz: Path, tmp_path: Path, name: object) -> None:
+    assert bit("convert", tiny_npz, "--out", "out", "--no-verify", cwd=tmp_path).returncode == 0
+    record = tmp_path / "out" / "conversion.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "name": name}))
+    assert_refused(bit("convert", "out", "--to", "timm", cwd=tmp_path), "conversion.json is damaged", tmp_path)
+
+
+def test_a_verified_output_is_not_replaced_by_one_that_fails(tiny_npz: Path, tmp_path: Path) -> None:
+    assert bit("convert", tiny_npz, "--out", "out", cwd=tmp_path).returncode == 0
+    as_nan(tmp_path / "nan.npz")
+    result = bit("convert", "nan.npz", "--out", "out", "--force", "--allow-nonfinite", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "out was kept as it was" in result.stderr
+    assert json.loads((tmp_path / "out" / "verification.json").read_text())["passed"]
+    assert bit("convert", "nan.npz", "--allow-nonfinite", "--out", "new", cwd=tmp_path).returncode == 1
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_weights_file_in_a_converted_folder_keeps_its_name_and_records(tmp_path: Path) -> None:
+    assert bit("convert", "Synthetic-R14x1", "--no-verify", cwd=tmp_path).returncode == 0
+    path = tmp_path / "converted" / "Synthetic-R14x1" / "transformers" / "model.safetensors"
+    result = bit("convert", path, "--to", "timm", cwd=tmp_path)
+    assert "converted/Synthetic-R14x1/timm" in result.stdout
+    assert "recorded outputs of google-research" in result.stdout

@@ -38,6 +38,17 @@ def test_labels_survive_and_are_read_by_transformers() -> None:
         ({"num_labels": 0}, "at least 1"),
         ({"embedding_size": 48}, "48 channels cannot be divided into 32 groups"),
         ({"hidden_sizes": (64, 512, 1024, 2048)}, "16 channels cannot be divided"),
+        ({"hidden_sizes": (256, 516, 1024, 2048), "num_groups": 1}, "multiples of 8"),
+        ({"layer_type": "basic"}, "layer_type is 'basic'"),
+        ({"global_padding": "reflect"}, "global_padding is 'REFLECT'"),
+        ({"hidden_act": "softmax"}, "hidden_act is 'softmax'"),
+        ({"output_stride": 12}, "output_stride is 12"),
+        ({"width_factor": 0}, "width_factor is 0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate"),
+        ({"out_features": ("stage9",)}, "out_features are"),
+        ({"out_features": ("stage2", "stage1")}, "in that order"),
+        ({"out_indices": (7,)}, "there are 5 stages"),
+        ({"out_indices": (1,), "out_features": ("stage2",)}, "do not say the same"),
         ({"num_labels": 2, "id2label": {0: "cat"}}, "id2label"),
     ],
 )
@@ -55,3 +66,18 @@ def test_an_architecture_that_does_not_exist_is_refused(architecture: str) -> No
 def test_importing_the_package_imports_no_framework() -> None:
     script = "import sys, bit; bit.BitConfig(); assert 'torch' not in sys.modules; bit.BitModel; import torch"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_width_factor_is_expanded_everywhere_and_written_as_one() -> None:
+    """transformers scales the stages alone, and its final norm then does not fit them."""
+    assert BitConfig(width_factor=3) == BitConfig.from_architecture("R50x3")
+    values = BitConfig(width_factor=3).to_dict()
+    assert (values["embedding_size"], values["hidden_sizes"][-1], values["width_factor"]) == (192, 6144, 1)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"out_indices": (0, -1)}, {"out_features": ("stem", "stage4")}, {"out_indices": [0, 4]}]
+)
+def test_features_are_named_or_numbered(fields: dict[str, object]) -> None:
+    config = BitConfig(**fields)  # type: ignore[arg-type]
+    assert (config.out_features, config.out_indices) == (("stem", "stage4"), (0, 4))

@@ -23,7 +23,7 @@ from convert.files.atomic import NewFolder
 from convert.files.tensors import file_sha256
 from convert.layouts import LAYOUTS
 from convert.parameters import parameters
-from convert.record import ConversionRecord
+from convert.record import CONVERSION_NAME, ConversionRecord
 from convert.synthetic import parameter, write_npz
 from convert.transforms import Transform
 
@@ -31,8 +31,8 @@ GOOGLE = LAYOUTS["google"]
 
 
 def convert(source: Path, layout: str, target: Path, allow_nonfinite: bool = False) -> Path:
-    with Checkpoint(source) as checkpoint, NewFolder(target) as folder:
-        write(checkpoint, LAYOUTS[layout], folder.path, quiet, allow_nonfinite)
+    with Checkpoint(source) as checkpoint, NewFolder(target, CONVERSION_NAME) as folder:
+        write(checkpoint, LAYOUTS[layout], folder, quiet, allow_nonfinite)
         folder.commit()
     return target
 
@@ -171,3 +171,40 @@ def test_elements_of_several_sizes_stay_aligned(tmp_path: Path) -> None:
     for key, entry in header.items():
         if key != "__metadata__":
             assert (8 + length + entry["data_offsets"][0]) % {"F16": 2, "F32": 4, "F64": 8}[entry["dtype"]] == 0
+
+
+LABELS = {0: "cat", 1: "dog", 2: "fish", 3: "bird", 4: "newt"}
+
+
+def with_config(folder: Path, **changes: object) -> Path:
+    """A folder that another program wrote: weights and its own `config.json`, no record of ours."""
+    (folder / "conversion.json").unlink()
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+    return folder
+
+
+def test_names_of_classes_are_carried_along(tiny_npz: Path, tmp_path: Path) -> None:
+    labels = {str(index): label for index, label in LABELS.items()}
+    start = with_config(convert(tiny_npz, "transformers", tmp_path / "start"), id2label=labels)
+    on = convert(convert(start, "timm", tmp_path / "timm"), "transformers", tmp_path / "back")
+    assert json.loads((tmp_path / "timm" / "config.json").read_text())["label_names"] == list(LABELS.values())
+    assert BitConfig.from_pretrained(on).id2label == LABELS
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_groups": 16}, "num_groups is 16, where a BiT of these arrays has 32"),
+        ({"global_padding": "same"}, "global_padding is 'SAME'"),
+        ({"layer_type": "bottleneck"}, "layer_type is 'bottleneck'"),
+        ({"id2label": {"0": "cat"}}, "names 1 classes, the head has 5"),
+        ({"depths": "many"}, "config.json beside it does not fit"),
+    ],
+)
+def test_a_config_that_means_another_function_is_an_error(
+    tiny_npz: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    start = with_config(convert(tiny_npz, "transformers", tmp_path / "start"), **changes)
+    with pytest.raises(CheckpointError, match=message):
+        convert(start, "timm", tmp_path / "timm")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import quiet
 
@@ -17,7 +19,14 @@ from convert.errors import CheckpointError
 from convert.locate import locate
 from convert.zoo import published
 
-CONTENT = bytes(range(256)) * 20_000
+
+def archive() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, a=np.arange(1_000_000))
+    return stream.getvalue()
+
+
+CONTENT = archive()
 MD5 = base64.b64encode(hashlib.md5(CONTENT).digest()).decode()
 
 
@@ -27,6 +36,11 @@ class Bucket(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if "absent" in self.path:
             self.send_error(404)
+            return
+        if "portal" in self.path:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Please log in to the network.</html>")
             return
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
@@ -61,7 +75,12 @@ def test_a_file_arrives_whole(address: str, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("absent.npz", "answers 404"), ("corrupt.npz", "other bytes than its MD5"), ("cut.npz", "cannot be reached")],
+    [
+        ("absent.npz", "answers 404"),
+        ("corrupt.npz", "other bytes than its MD5"),
+        ("cut.npz", "cannot be reached"),
+        ("portal.npz", "something else than an npz file"),
+    ],
 )
 def test_what_goes_wrong_names_the_address_and_leaves_nothing(
     address: str, tmp_path: Path, name: str, message: str

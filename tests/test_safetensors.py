@@ -57,6 +57,7 @@ def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
         ({"a": 1}, "the entry of a"),
         (entry(shape=[2, -3]), "the entry of a"),
         (entry(shape=[True, 6]), "the entry of a"),
+        (entry(dtype=[]), "the entry of a"),
         (entry(data_offsets=[0]), "the entry of a"),
         (entry(shape=[2, 4]), r"shape \[2, 4\] of float32, but has 24 bytes"),
         (entry(shape=[10**15, 10**15]), "but has 24 bytes"),

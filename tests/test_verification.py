@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import quiet
+from conftest import TINY, quiet
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from test_conversion import convert
@@ -39,9 +39,14 @@ def tamper(folder: Path, change: Callable[[State], None]) -> None:
     state = load_file(path)
     change(state)
     save_file(state, path, metadata={"format": "pt"})
+    forge(folder, path.name)
+
+
+def forge(folder: Path, name: str) -> None:
+    """Let the record say that a file was written as it is now."""
     record = ConversionRecord.read(folder)
     assert record is not None
-    record.files[path.name] = File(path.stat().st_size, file_sha256(path))
+    record.files[name] = File((folder / name).stat().st_size, file_sha256(folder / name))
     record.write(folder)
 
 
@@ -65,7 +70,7 @@ def test_without_its_source_a_recorded_checkpoint_is_still_verified(synthetic: S
     result = verified(convert(synthetic("R14x1"), "timm", tmp_path / "out"), None)
     assert result.passed
     assert result.tensors_proven == 0
-    assert any("bytes" in reason for reason in result.not_run)
+    assert any("bytes" in warning for warning in result.warnings)
 
 
 def test_without_records_source_and_written_file_must_agree_at_every_tap(tiny_npz: Path, tmp_path: Path) -> None:
@@ -160,16 +165,73 @@ def test_a_fault_shows_in_the_bytes_too(synthetic: Synthetic, tmp_path: Path, fa
 def test_a_changed_file_is_seen_by_its_hash(synthetic: Synthetic, tmp_path: Path) -> None:
     folder = convert(synthetic("R14x1"), "transformers", tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_groups": 16}))
+    (folder / "config.json").write_text(json.dumps({**config, "drop_path_rate": 0.1}))
     result = verified(folder, None)
-    assert result.problems == ["config.json has changed since it was written: its SHA-256 is not the recorded one"]
+    assert "config.json has changed since it was written: its SHA-256 is not the recorded one" in result.problems
     assert not result.passed
 
 
 def test_a_missing_file_is_named(synthetic: Synthetic, tmp_path: Path) -> None:
     folder = convert(synthetic("R14x1"), "transformers", tmp_path / "out")
     (folder / "config.json").unlink()
-    assert verified(folder, None).problems == ["config.json is missing"]
+    assert "config.json is missing" in verified(folder, None).problems
+
+
+@pytest.mark.parametrize("layout", ["transformers", "timm"])
+def test_a_config_that_fits_its_record_but_not_the_weights_is_seen(
+    synthetic: Synthetic, tmp_path: Path, layout: str
+) -> None:
+    folder = convert(synthetic("R14x1"), layout, tmp_path / "out")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "num_classes": 7, "depths": [9, 9, 9, 9]}))
+    forge(folder, "config.json")
+    result = verified(folder, None)
+    assert not result.passed
+    assert any("config.json" in problem for problem in result.problems)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"layout": "timm"}, "conversion.json has other layout than the weights"),
+        ({"architecture": "R152x4"}, "conversion.json has other architecture than the weights"),
+        ({"classes": 7}, "conversion.json has other classes than the weights"),
+        ({"tensors": []}, "conversion.json has other tensors than the weights"),
+        ({"files": {}}, "model.safetensors is not among the files that conversion.json lists"),
+    ],
+)
+def test_what_the_record_claims_is_held_to_the_weights(
+    synthetic: Synthetic, tmp_path: Path, changes: dict[str, object], problem: str
+) -> None:
+    folder = convert(synthetic("R14x1"), "transformers", tmp_path / "out")
+    values = json.loads((folder / "conversion.json").read_text())
+    (folder / "conversion.json").write_text(json.dumps({**values, **changes}))
+    result = verified(folder, None)
+    assert problem in result.problems
+    assert not result.passed
+
+
+def test_a_damaged_weights_file_fails_and_is_no_longer_said_to_have_passed(
+    synthetic: Synthetic, tmp_path: Path
+) -> None:
+    folder = convert(synthetic("R14x1"), "transformers", tmp_path / "out")
+    assert verified(folder, None).passed
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert not verified(folder, None).passed
+    assert not json.loads((folder / "verification.json").read_text())["passed"]
+
+
+def test_values_that_are_not_finite_never_pass_and_leave_valid_json(tmp_path: Path) -> None:
+    from test_conversion import arrays_of
+
+    arrays = arrays_of(TINY)
+    arrays["resnet/head/conv2d/bias"][0] = np.nan
+    np.savez(tmp_path / "a.npz", **arrays)
+    folder = convert(tmp_path / "a.npz", "timm", tmp_path / "out", allow_nonfinite=True)
+    assert not verified(folder, tmp_path / "a.npz").passed
+    text = (folder / "verification.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["tensors_proven"] == 34
 
 
 def test_nothing_compared_is_no_pass() -> None:

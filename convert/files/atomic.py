@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -19,72 +21,99 @@ from convert.errors import CheckpointError
 def new_file(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the `with` ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
+    with _workplace(path) as folder:
+        partial = folder / path.name
         yield partial
         _fsync(partial)
         partial.replace(path)
+    _fsync(path.parent)
 
 
 class NewFolder:
     """A folder made under a temporary name beside `target`, renamed to it by `commit`.
 
-    Whatever ends the `with` before `commit` leaves the target as it was. A run that was killed
-    leaves a hidden folder, which the next one for the same target removes.
+    Whatever ends the `with` before `commit` leaves the target as it was. With `force` an existing
+    folder is replaced, but only one that holds `marker`, as everything written here does, or
+    nothing. Raises `CheckpointError` for any other.
     """
 
-    def __init__(self, target: Path, force: bool = False) -> None:
+    def __init__(self, target: Path, marker: str, force: bool = False) -> None:
         self.target = target.absolute()
-        self._prefix = f".{self.target.name}.partial-"
         self._force = force
-        if os.path.lexists(self.target):
+        if os.path.lexists(target):
+            if target.is_symlink() or not target.is_dir():
+                raise CheckpointError(f"{target} exists and is no folder; choose another --out")
             if not force:
                 raise CheckpointError(f"{target} exists; --force replaces it")
-            if not self.target.is_dir() or self.target.is_symlink():
-                raise CheckpointError(f"{target} exists and is no folder; choose another --out")
+            if any(target.iterdir()) and not (target / marker).is_file():
+                raise CheckpointError(f"{target} holds other things than a conversion; choose another --out")
 
     def __enter__(self) -> Self:
+        self._new_parents = [parent for parent in self.target.parents if not parent.exists()]
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._remove_abandoned()
-        self.path = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self.target.parent))
-        self.path.chmod(0o755)
-        self._lock = os.open(self.path, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._place = _workplace(self.target)
+        self.path = self._place.__enter__() / self.target.name
+        self.path.mkdir()
         return self
 
     def commit(self) -> None:
         """Bring every file to the disk and give the folder its name. Raises `OSError`."""
         for file in (*self.path.iterdir(), self.path):
             _fsync(file)
-        replaced = None
+        replaced = self.path.with_name("replaced")
         if self._force and self.target.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self.target.parent))
-            self.target.rename(replaced / "replaced")
+            self.target.rename(replaced)
         try:
             self.path.rename(self.target)
-        except OSError:
-            if replaced is not None:
-                (replaced / "replaced").rename(self.target)
+        except BaseException as error:
+            if replaced.exists() and not self.target.exists():
+                replaced.rename(self.target)
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise CheckpointError(f"{self.target} was written by another run meanwhile") from None
             raise
-        finally:
-            if replaced is not None:
-                shutil.rmtree(replaced)
-        _fsync(self.target.parent)
+        for parent in (self.target.parent, *(parent.parent for parent in self._new_parents)):
+            _fsync(parent)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+        self._place.__exit__(None, None, None)
+        with contextlib.suppress(OSError):
+            for parent in self._new_parents:
+                parent.rmdir()  # fails, and is to, where something was written
 
-    def _remove_abandoned(self) -> None:
-        for folder in self.target.parent.glob(f"{self._prefix}*"):
-            handle = os.open(folder, os.O_RDONLY)
-            # The run that works in a folder holds its lock; the system lets go of a dead one's.
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            os.close(handle)
+
+@contextlib.contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target`, gone afterwards; one that a killed run left is removed first.
+
+    A run holds the lock of its folder, and the system lets go of a dead one's. What a run killed
+    between its two renames was about to replace is put back.
+    """
+    prefix = f".{target.name}.partial-"
+    for folder in target.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), _locked(folder):
+            if (folder / "replaced").is_dir() and not target.exists():
+                (folder / "replaced").rename(target)
+            shutil.rmtree(folder)
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    path.chmod(0o755)
+    try:
+        with _locked(path):
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder. Raises `BlockingIOError` if another run does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _fsync(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from convert.files.tensors import CHUNK
@@ -24,10 +25,8 @@ class Follower:
         self._written = 0
         self._finished = False
         self._changed = threading.Condition()
-        self._error: OSError | None = None
-        self._threads = [threading.Thread(target=self._run, args=(work,)) for work in (self._hash, self._flush)]
-        for thread in self._threads:
-            thread.start()
+        self._threads = ThreadPoolExecutor(2)
+        self._work = [self._threads.submit(work) for work in (self._hash, self._flush)]
 
     def advance(self, written: int) -> None:
         """The first `written` bytes of the file will not change any more."""
@@ -38,23 +37,15 @@ class Follower:
     def finish(self) -> str:
         """Wait until all that was announced is hashed and on the disk; the SHA-256. Raises `OSError`."""
         self.stop()
-        if self._error is not None:
-            raise self._error
+        for work in self._work:
+            work.result()
         return self._digest.hexdigest()
 
     def stop(self) -> None:
         with self._changed:
             self._finished = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, work: object) -> None:
-        try:
-            with open(self._path, "rb", buffering=0) as file:
-                work(file.fileno())  # type: ignore[operator]
-        except OSError as error:
-            self._error = error
+        self._threads.shutdown()
 
     def _wait(self, position: int, least: int) -> int:
         """Block until `least` bytes lie behind `position` or the writer is done; the bytes written."""
@@ -62,19 +53,20 @@ class Follower:
             self._changed.wait_for(lambda: self._finished or self._written >= position + least)
             return self._written
 
-    def _hash(self, file: int) -> None:
+    def _hash(self) -> None:
         buffer, position = bytearray(CHUNK), 0
-        while (end := self._wait(position, CHUNK)) > position:
-            while position < end:
-                chunk = memoryview(buffer)[: min(CHUNK, end - position)]
-                count = os.preadv(file, [chunk], position)
-                if count == 0:
-                    raise OSError(f"{self._path} is shorter than what was written")
-                self._digest.update(chunk[:count])
-                position += count
+        with open(self._path, "rb", buffering=0) as file:
+            while (end := self._wait(position, CHUNK)) > position:
+                while position < end:
+                    count = file.readinto(memoryview(buffer)[: min(CHUNK, end - position)])
+                    if not count:
+                        raise OSError(f"{self._path} is shorter than what was written")
+                    self._digest.update(memoryview(buffer)[:count])
+                    position += count
 
-    def _flush(self, file: int) -> None:
+    def _flush(self) -> None:
         position = 0
-        while (end := self._wait(position, FLUSH_BYTES)) > position:
-            os.fsync(file)
-            position = end
+        with open(self._path, "rb", buffering=0) as file:
+            while (end := self._wait(position, FLUSH_BYTES)) > position:
+                os.fsync(file.fileno())
+                position = end

@@ -6,6 +6,7 @@ import ast
 import re
 import struct
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,9 @@ MAX_HEADER = 10_000
 MAX_INFLATION = 1032
 """DEFLATE cannot shrink more (RFC 1951: 258 bytes in two bits)."""
 IN_MEMORY = 32 << 20
-"""A deflated member up to this size is inflated in memory, a larger one to a temporary file."""
+"""A deflated member up to this size is inflated in memory, a larger one to a file in `TMPDIR`."""
+ENCRYPTED, PATCHED, UTF8 = 0x41, 0x20, 0x800
+"""Bits of a member's flags (PKWARE, APPNOTE 4.4.4)."""
 
 
 class NpzFile(TensorFile):
@@ -44,7 +47,7 @@ class NpzFile(TensorFile):
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             self.close()
-            raise CheckpointError(f"{path} is not a complete npz file: {error}") from None
+            raise CheckpointError(f"{path} is not a complete npz file ({error})") from None
         try:
             self._read_directory()
         except BaseException:
@@ -78,6 +81,8 @@ class NpzFile(TensorFile):
             if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or "\0" in name:
                 raise CheckpointError(f"{self.path}: the member name {name!r} is not that of an array")
             key = name.removesuffix(".npy")
+            if name.endswith("/data.pkl"):
+                raise CheckpointError(f"{self.path} is a PyTorch pickle, which is not read; save it as safetensors")
             if key == name:
                 raise CheckpointError(f"{self.path}: {name} is not an .npy array")
             if key in self.tensors:
@@ -98,8 +103,8 @@ class NpzFile(TensorFile):
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
         """Where a member's bytes begin: behind its local header, whose length the directory does not tell."""
-        if info.flag_bits & 0x1:
-            raise CheckpointError(f"{self.path}: {info.filename} is encrypted")
+        if info.flag_bits & (ENCRYPTED | PATCHED):
+            raise CheckpointError(f"{self.path}: {info.filename} is encrypted or a patch")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise CheckpointError(
                 f"{self.path}: {info.filename} is compressed by method {info.compress_type}; "
@@ -112,6 +117,10 @@ class NpzFile(TensorFile):
         if header[:4] != b"PK\x03\x04":
             raise CheckpointError(f"{self.path}: {info.filename} has no local header where the directory says")
         name_length, extra_length = struct.unpack_from("<HH", header, 26)
+        name = bytearray(min(name_length, self.nbytes - info.header_offset - len(header)))
+        self._pread(memoryview(name), info.header_offset + len(header))
+        if bytes(name) != info.orig_filename.encode("utf-8" if info.flag_bits & UTF8 else "cp437"):
+            raise CheckpointError(f"{self.path}: {info.filename} is called otherwise where it lies in the file")
         return int(info.header_offset + 30 + name_length + extra_length)
 
     def _header(self, key: str, info: zipfile.ZipInfo, member: int) -> StoredTensor:
@@ -122,21 +131,21 @@ class NpzFile(TensorFile):
         else:
             first = bytearray(self._stream(info, MAX_HEADER))
         try:
-            shape, fortran_order, dtype, header_bytes = parse_header(bytes(first))
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            raise CheckpointError(f"{self.path}: {info.filename} is no plain .npy array ({error})") from None
-        found = dtypes.from_npy(dtype)
-        if found is None:
+            shape, fortran_order, descr, header_bytes = parse_header(bytes(first))
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            raise CheckpointError(f"{self.path}: {info.filename} is no plain .npy array") from None
+        known = dtypes.from_npy(descr)
+        if known is None:
+            kind = "object, which are never unpickled" if descr[1:] == "O" else descr
             raise CheckpointError(
-                f"{self.path}: {info.filename} holds elements of type {dtype}; weights are "
-                + ", ".join(known.name for known in dtypes.DTYPES)
+                f"{self.path}: {info.filename} holds elements of type {kind}; weights are "
+                + ", ".join(dtype.name for dtype in dtypes.DTYPES)
             )
-        tensor = StoredTensor(
-            key, shape, found, member + header_bytes, fortran_order and len(shape) > 1, dtype.str[0] == ">"
-        )
+        dtype, big_endian = known
+        tensor = StoredTensor(key, shape, dtype, member + header_bytes, fortran_order and len(shape) > 1, big_endian)
         if min(shape, default=1) < 0 or header_bytes + tensor.nbytes != info.file_size:
             raise CheckpointError(
-                f"{self.path}: {info.filename} says it has the shape {list(shape)} of {found.name}, "
+                f"{self.path}: {info.filename} says it has the shape {list(shape)} of {dtype.name}, "
                 f"but the member has {info.file_size - header_bytes} bytes of data"
             )
         return tensor
@@ -167,8 +176,8 @@ class NpzFile(TensorFile):
         return file
 
 
-def parse_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
-    """Shape, Fortran order, dtype and the length of the `.npy` header that `start` begins with.
+def parse_header(start: bytes) -> tuple[tuple[int, ...], bool, str, int]:
+    """Shape, Fortran order, `descr` and the length of the `.npy` header that `start` begins with.
 
     By the format's description (numpy.lib.format). Raises `ValueError`, or what `ast.literal_eval`
     raises, for anything else than a plain header.
@@ -179,14 +188,16 @@ def parse_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.gener
     end = prefix + int.from_bytes(start[8:prefix], "little")
     if end > len(start):
         raise ValueError("its header is cut short or too long")
-    header = ast.literal_eval(start[prefix:end].decode("latin1"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Python has to say of what is no literal
+        header = ast.literal_eval(start[prefix:end].decode("latin1"))
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
         raise ValueError("its header has other entries than descr, fortran_order and shape")
     shape, fortran_order, descr = header["shape"], header["fortran_order"], header["descr"]
     whole = isinstance(shape, tuple) and all(type(length) is int for length in shape)
     if not whole or type(fortran_order) is not bool or not isinstance(descr, str):
         raise ValueError("an entry of its header is of the wrong type")
-    return shape, fortran_order, np.dtype(descr), end
+    return shape, fortran_order, descr, end
 
 
 class NpzWriter:

@@ -65,7 +65,7 @@ class SafetensorsFile(TensorFile):
     def _tensor(self, key: str, entry: Any, data: int) -> StoredTensor:
         try:
             shape, (start, end), name = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
-            whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+            whole = isinstance(name, str) and all(type(n) is int and n >= 0 for n in (*shape, start, end))
         except (TypeError, KeyError, ValueError):
             whole = False
         if not whole:

@@ -37,6 +37,11 @@ class Layout:
     """What a user of the library should know about this network in it."""
     companions: Callable[[BitConfig, str], dict[str, dict[str, Any]]] = lambda config, dtype: {}
     """The JSON files that the library wants beside the weights, from the configuration and the dtype's name."""
+    stated: Callable[[BitConfig, Mapping[str, Any]], BitConfig] = lambda config, values: config
+    """The configuration that the arrays imply, with what only the library's `config.json` says.
+
+    Raises `ValueError` where that contradicts the arrays or describes another network than BiT's.
+    """
     numbered: re.Pattern[str] | None = None
     """Matches a part of a name that is as good as absent."""
 

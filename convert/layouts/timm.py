@@ -1,5 +1,7 @@
 """timm (models/resnetv2.py, `ResNetV2`); the head is a 1×1 convolution."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from bit.config import CONFIG_NAME, PUBLISHED, BitConfig
@@ -37,9 +39,19 @@ def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
                 "classifier": "head.fc",
                 "license": "apache-2.0",
             },
+            **({"label_names": [label for _, label in sorted(config.id2label.items())]} if config.id2label else {}),
             **({"model_args": {"in_chans": config.num_channels}} if config.num_channels != 3 else {}),
         }
     }
+
+
+def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
+    labels = values.get("label_names")
+    if labels is None:
+        return config
+    if not isinstance(labels, list) or len(labels) != config.num_labels:
+        raise ValueError(f"label_names must be a list of the head's {config.num_labels} classes")
+    return dataclasses.replace(config, id2label=dict(enumerate(labels)))
 
 
 _UNIT = "stages.{stage}.blocks.{layer}."
@@ -50,6 +62,7 @@ TIMM = Layout(
     ws_eps=1e-8,
     caveat=_caveat,
     companions=_companions,
+    stated=_stated,
     rows={
         "stem/kernel": Row("stem.conv.weight", "oihw"),
         "unit/norm1/scale": Row(_UNIT + "norm1.weight", "c"),

@@ -1,5 +1,7 @@
 """transformers (models/bit/modeling_bit.py, `BitForImageClassification`); the head is a Linear."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from bit.config import CONFIG_NAME, BitConfig
@@ -10,6 +12,21 @@ def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
     return {CONFIG_NAME: {"architectures": ["BitForImageClassification"], **config.to_dict(), "dtype": dtype}}
 
 
+# What says nothing about the function that a trained network computes.
+FREE = {"drop_path_rate", "problem_type", "out_features", "out_indices", "id2label", "num_labels", "ws_eps"}
+
+
+def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
+    stated = BitConfig.from_dict(values)
+    for field in dataclasses.fields(BitConfig):
+        found, implied = getattr(stated, field.name), getattr(config, field.name)
+        if field.name not in FREE and found != implied:
+            raise ValueError(f"{field.name} is {found!r}, where a BiT of these arrays has {implied!r}")
+    if stated.id2label is not None and stated.num_labels != config.num_labels:
+        raise ValueError(f"it names {stated.num_labels} classes, the head has {config.num_labels}")
+    return dataclasses.replace(config, id2label=stated.id2label)
+
+
 _UNIT = "bit.encoder.stages.{stage}.layers.{layer}."
 
 TRANSFORMERS = Layout(
@@ -17,6 +34,7 @@ TRANSFORMERS = Layout(
     container="safetensors",
     ws_eps=1e-8,
     companions=_companions,
+    stated=_stated,
     rows={
         "stem/kernel": Row("bit.embedder.convolution.weight", "oihw"),
         "unit/norm1/scale": Row(_UNIT + "norm1.weight", "c"),
