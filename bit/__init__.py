@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from bit.config import BitConfig
 
 if TYPE_CHECKING:
-    from bit.model import BitForImageClassification, BitModel
+    from bit.model import BitBackbone, BitForImageClassification, BitModel
 
-__all__ = ["BitConfig", "BitForImageClassification", "BitModel"]
+__all__ = ["BitBackbone", "BitConfig", "BitForImageClassification", "BitModel"]
 
 
 def __getattr__(name: str) -> Any:

@@ -147,6 +147,20 @@ class BitConfig:
             raise ValueError(f"{architecture} is no BiT architecture: one of {known}, then x and the width")
         return cls(depths=DEPTHS[int(match[1])], width_factor=int(match[2]), **fields)
 
+    def replace(self, **fields: Any) -> BitConfig:
+        """This configuration with other values; what they make meaningless is left out.
+
+        Another `num_labels` forgets the labels' names, `out_features` and `out_indices` each other.
+        """
+        dependent: dict[str, Any] = {}
+        if fields.get("num_labels", self.num_labels) != self.num_labels:
+            dependent["id2label"] = None
+        if fields.get("id2label"):
+            dependent["num_labels"] = len(fields["id2label"])
+        if "out_features" in fields or "out_indices" in fields:
+            dependent |= {"out_features": None, "out_indices": None}
+        return dataclasses.replace(self, **(dependent | fields))
+
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` that transformers reads; the width is always expanded."""
         values = {

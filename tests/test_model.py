@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 from test_conversion import convert
 
-from bit import BitConfig, BitForImageClassification, BitModel
+from bit import BitBackbone, BitConfig, BitForImageClassification, BitModel
 from convert.taps import tap_names
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
@@ -95,3 +96,79 @@ def test_gradients_reach_every_parameter(folder: Path, pixels: torch.Tensor) -> 
     model = BitForImageClassification.from_pretrained(folder)
     model(pixels).logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_a_timm_folder_loads_too(tiny_npz: Path, folder: Path, tmp_path: Path) -> None:
+    other = BitForImageClassification.from_pretrained(convert(tiny_npz, "timm", tmp_path / "timm"))
+    for key, value in BitForImageClassification.from_pretrained(folder).state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+    assert BitModel.from_pretrained(tmp_path / "timm").config.depths == TINY.depths
+
+
+def test_a_new_head_is_announced_and_zero_and_the_rest_is_kept(folder: Path, pixels: torch.Tensor) -> None:
+    with pytest.warns(UserWarning, match="has 5 classes; a new one with 3, all zeros"):
+        model = BitForImageClassification.from_pretrained(folder, num_labels=3)
+    assert model(pixels).logits.tolist() == [[0, 0, 0]] * 2
+    assert model.config.num_labels == 3
+    kept = BitForImageClassification.from_pretrained(folder, num_labels=5)
+    assert torch.equal(model.bit.norm.weight, kept.bit.norm.weight)
+    assert kept.classifier[1].weight.abs().sum() > 0, "the same number of classes keeps the head"
+
+
+def test_fields_of_the_configuration_can_be_replaced(folder: Path, pixels: torch.Tensor) -> None:
+    model = BitBackbone.from_pretrained(folder, out_features=("stem", "stage2"))
+    assert [tuple(feature.shape[:2]) for feature in model(pixels).feature_maps] == [(2, 32), (2, 256)]
+
+
+def test_shards_load_as_one_file_does(folder: Path, tmp_path: Path) -> None:
+    theirs = transformers.BitForImageClassification.from_pretrained(folder)
+    theirs.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    model = BitForImageClassification.from_pretrained(tmp_path)
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key])
+
+
+def test_an_index_that_names_a_file_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    index = {"weight_map": {"bit.norm.bias": "../model.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="which is not beside it"):
+        BitForImageClassification.from_pretrained(tmp_path)
+
+
+def test_a_name_that_is_no_folder_and_no_repository_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError, match="no owner/name on the Hub"):
+        BitModel.from_pretrained("nowhere/at/all")
+
+
+def test_inference_gives_the_same_logits_within_rounding(folder: Path, pixels: torch.Tensor) -> None:
+    exact = BitForImageClassification.from_pretrained(folder).double()(pixels.double()).logits
+    plain = BitForImageClassification.from_pretrained(folder)(pixels).logits
+    fast = BitForImageClassification.from_pretrained(folder).for_inference()(pixels).logits
+    error = (fast - exact).norm() / exact.norm()
+    assert error < 4 * (plain - exact).norm() / exact.norm() + 1e-7
+    assert not fast.requires_grad
+
+
+def test_a_model_for_inference_refuses_to_be_trained_or_saved(folder: Path, tmp_path: Path) -> None:
+    model = BitForImageClassification.from_pretrained(folder).for_inference()
+    with pytest.raises(RuntimeError, match="standardized already"):
+        model.train()
+    with pytest.raises(RuntimeError, match="no longer has its weights"):
+        model.save_pretrained(tmp_path)
+    assert BitForImageClassification.from_pretrained(folder).train().training, "loading again undoes it"
+
+
+def test_preparing_twice_is_preparing_once(folder: Path, pixels: torch.Tensor) -> None:
+    model = BitForImageClassification.from_pretrained(folder).for_inference()
+    once = model(pixels).logits
+    assert torch.equal(model.for_inference()(pixels).logits, once)
+
+
+def test_inference_in_bfloat16_is_near(folder: Path, pixels: torch.Tensor) -> None:
+    exact = BitForImageClassification.from_pretrained(folder)(pixels).logits
+    half = BitForImageClassification.from_pretrained(folder).for_inference(torch.bfloat16)
+    logits = half(pixels.bfloat16()).logits
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - exact).norm() / exact.norm() < 0.05

@@ -239,12 +239,10 @@ def test_nothing_compared_is_no_pass() -> None:
 
 
 def test_a_wrong_epsilon_fails_from_the_first_convolution_on(synthetic: Synthetic, tmp_path: Path) -> None:
-    import dataclasses
-
     folder = convert(synthetic("R14x1"), "timm", tmp_path / "out")
     records = recorded.find(file_sha256(synthetic("R14x1")))
     with Checkpoint(folder) as written:
-        written.config = dataclasses.replace(written.config, ws_eps=1e-8)
+        written.config = written.config.replace(ws_eps=1e-8)
         comparison = TapComparison(written, None, records, quiet)
         comparison.run_definition()
     assert not any(check.passed for check in comparison.checks)

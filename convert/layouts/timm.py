@@ -1,6 +1,5 @@
 """timm (models/resnetv2.py, `ResNetV2`); the head is a 1×1 convolution."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +50,7 @@ def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
         return config
     if not isinstance(labels, list) or len(labels) != config.num_labels:
         raise ValueError(f"label_names must be a list of the head's {config.num_labels} classes")
-    return dataclasses.replace(config, id2label=dict(enumerate(labels)))
+    return config.replace(id2label=dict(enumerate(labels)))
 
 
 _UNIT = "stages.{stage}.blocks.{layer}."

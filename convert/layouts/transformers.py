@@ -24,7 +24,7 @@ def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
             raise ValueError(f"{field.name} is {found!r}, where a BiT of these arrays has {implied!r}")
     if stated.id2label is not None and stated.num_labels != config.num_labels:
         raise ValueError(f"it names {stated.num_labels} classes, the head has {config.num_labels}")
-    return dataclasses.replace(config, id2label=stated.id2label)
+    return config.replace(id2label=stated.id2label)
 
 
 _UNIT = "bit.encoder.stages.{stage}.layers.{layer}."
