@@ -27,6 +27,11 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
 """By the names of `BitConfig.hidden_act`."""
 
 
+def make_activation(config: BitConfig) -> nn.Module:
+    """For what nothing else needs: a ReLU writes over it, which saves memory and time."""
+    return nn.ReLU(inplace=True) if config.hidden_act == "relu" else ACTIVATIONS[config.hidden_act]()
+
+
 class StandardizedConv2d(nn.Conv2d):
     """A convolution whose filters have mean 0 and variance 1, biased and with `eps` inside the root.
 
@@ -47,8 +52,8 @@ class StandardizedConv2d(nn.Conv2d):
 
     def standardized(self) -> Tensor:
         """The kernel `[o, i, h, w]` that the convolution uses."""
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        return (self.weight - mean) / torch.sqrt(variance + self.eps)
+        # Layer normalization of each filter is its standardization, and the fastest form there is.
+        return functional.layer_norm(self.weight, self.weight.shape[1:], eps=self.eps)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -70,7 +75,7 @@ class GroupNormActivation(nn.GroupNorm):
 
     def __init__(self, config: BitConfig, channels: int, activate: bool = True) -> None:
         super().__init__(config.num_groups, channels, NORM_EPS)
-        self.activation = ACTIVATIONS[config.hidden_act]() if activate else nn.Identity()
+        self.activation = make_activation(config) if activate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.activation(super().forward(x))
@@ -129,7 +134,8 @@ class PreActivationUnit(nn.Module):
         residual = self.drop_path(self.conv3(self.norm3(residual)))
         # The shortcut is projected from the activated input, not from the raw one.
         shortcut = x if self.downsample is None else self.downsample(activated)
-        return torch.add(residual, shortcut)
+        output: Tensor = residual.add_(shortcut)
+        return output
 
 
 class BottleneckUnit(nn.Module):
@@ -148,14 +154,14 @@ class BottleneckUnit(nn.Module):
         self.conv3 = StandardizedConv2d(config, middle, outputs, 1)
         self.norm3 = GroupNormActivation(config, outputs, activate=False)
         self.drop_path = DropPath(drop)
-        self.activation = ACTIVATIONS[config.hidden_act]()
+        self.activation = make_activation(config)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.norm1(self.conv1(x))
         residual = self.norm2(self.conv2(residual))
         residual = self.drop_path(self.norm3(self.conv3(residual)))
         shortcut = x if self.downsample is None else self.downsample(x)
-        output: Tensor = self.activation(residual + shortcut)
+        output: Tensor = self.activation(residual.add_(shortcut))
         return output
 
 
