@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
-BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
+BILINEAR, BICUBIC = 2, 3
+"""Pillow's numbers of its filters, as `preprocessor_config.json` has them."""
 CHANNELS = (1, 3, 4)
 SMALL_AREA = 96 * 96
 """Images of fewer pixels are small to Google's rule (big_transfer, `bit_hyperrule.py`)."""
@@ -222,7 +223,7 @@ def _flatten(images: Any) -> list[Any]:
 
 def _to_channels_first(image: Any, input_data_format: str | None, rgb: bool) -> Array:
     """`[C, H, W]` of the image's own type. Raises as `__call__` says."""
-    if isinstance(image, Image.Image):
+    if hasattr(image, "getbands"):  # of Pillow, which need not be there for arrays
         image, input_data_format = np.array(_pil_to_rgb(image) if rgb else image), "channels_last"
     elif hasattr(image, "numpy") and hasattr(image, "detach"):
         image = image.detach().numpy()
@@ -243,6 +244,8 @@ def _to_channels_first(image: Any, input_data_format: str | None, rgb: bool) -> 
 
 def _pil_to_rgb(image: Image.Image) -> Image.Image:
     """RGB; what is transparent shows white."""
+    from PIL import Image
+
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -281,6 +284,8 @@ def _to_rgb_tensor(x: torch.Tensor) -> torch.Tensor:
 
 def _resize_by_pillow(x: Array, size: tuple[int, int], resample: int) -> Array:
     """By way of bytes, as Pillow has no other images: fractions from 0 to 1 are scaled there and back."""
+    from PIL import Image
+
     fractions = x.dtype != np.uint8 and not np.allclose(x, np.trunc(x))
     if x.dtype != np.uint8 and not (x.min() >= 0 and x.max() <= (1 if fractions else 255)):
         raise ValueError(f"an image has values from 0 to 255, or fractions from 0 to 1, not {x.min()} to {x.max()}")

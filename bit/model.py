@@ -135,7 +135,9 @@ class BitModel(PretrainedModel):
         outputs = self.run(pixel_values, output_hidden_states, output_taps)
         return outputs if return_dict else outputs.to_tuple()
 
-    def run(self, pixel_values: Tensor, output_hidden_states: bool, output_taps: bool) -> BitModelOutput:
+    def run(
+        self, pixel_values: Tensor, output_hidden_states: bool = False, output_taps: bool = False
+    ) -> BitModelOutput:
         """As `forward`, always with names."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
@@ -181,13 +183,23 @@ class BitForImageClassification(PretrainedModel):
         hold; or numbers to predict (regression, by default for a single label). The loss is
         transformers' for the same `problem_type`.
         """
+        outputs = self.run(pixel_values, labels, output_hidden_states, output_taps)
+        return outputs if return_dict else outputs.to_tuple()
+
+    def run(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_taps: bool = False,
+    ) -> BitClassifierOutput:
+        """As `forward`, always with names."""
         body = self.bit.run(pixel_values, output_hidden_states, output_taps)
         logits = self.classifier(body.pooler_output)
         if body.taps is not None:
             body.taps["logits"] = logits
         loss = None if labels is None else classification_loss(self.config, logits, labels)
-        outputs = BitClassifierOutput(loss, logits, body.hidden_states, body.taps)
-        return outputs if return_dict else outputs.to_tuple()
+        return BitClassifierOutput(loss, logits, body.hidden_states, body.taps)
 
 
 class BitBackbone(PretrainedModel):

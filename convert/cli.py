@@ -187,6 +187,38 @@ def verify_command(folder: str, layout: str, source: Path | None, torch: bool | 
     _conclude(verification, as_json, table=True)
 
 
+@main.command("classify")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--model", required=True, type=click.Path(path_type=Path), help="A converted folder, transformers or timm."
+)
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
+@json_option
+def classify_command(images: tuple[Path, ...], model: Path, top: int, as_json: bool) -> None:
+    """Name what IMAGES, files or folders of files, show."""
+    _require_torch()
+    from bit.classification import classify, image_files
+
+    if not model.is_dir():
+        raise CheckpointError(f"there is no folder {str(model)!r}")
+    results = {}
+    with _progress() as progress:
+        try:
+            for file, predictions in classify(
+                image_files([path.expanduser() for path in images]), model, top, progress
+            ):
+                results[str(file)] = [asdict(prediction) for prediction in predictions]
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+    if as_json:
+        _print_json(results)
+        return
+    for name, found in results.items():
+        _write(f"{name}\n")
+        for prediction in found:
+            _write(f"  {prediction['probability']:7.2%}  {prediction['label']}\n")
+
+
 def _output(checkpoint: str, layout: str, out: Path | None) -> Path:
     """The folder that a conversion of `checkpoint` is written to."""
     from convert.checkpoint import checkpoint_name

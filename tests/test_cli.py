@@ -51,6 +51,7 @@ def test_convert_then_verify_then_convert_on(tiny_npz: Path, tmp_path: Path) -> 
         "config.json",
         "conversion.json",
         "model.safetensors",
+        "preprocessor_config.json",
         "verification.json",
     ]
     assert "verified" in result.stdout

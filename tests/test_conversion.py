@@ -146,7 +146,7 @@ def test_the_record_says_what_was_converted_from_what(tiny_npz: Path, tmp_path: 
     assert record.source.sha256 == file_sha256(tmp_path / "timm" / "model.safetensors")
     assert (folder / record.source.path).resolve() == tmp_path / "timm"
     assert record.origin.sha256 == file_sha256(tiny_npz), "the chain leads back to its first file"
-    assert record.files.keys() == {"config.json", "model.safetensors"}
+    assert record.files.keys() == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert all(file.sha256 == file_sha256(folder / name) for name, file in record.files.items())
     assert record.tensors[0] == {
         "parameter": "stem/kernel",

@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from bit.config import CONFIG_NAME, BitConfig
+from bit.image_processing import PREPROCESSOR_NAME, BitImageProcessor
 from convert.layouts.layout import Layout, Row
 
 
 def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
-    return {CONFIG_NAME: {"architectures": ["BitForImageClassification"], **config.to_dict(), "dtype": dtype}}
+    """The configuration, and how Google evaluates: a square of 480, no crop, mean and deviation 0.5."""
+    return {
+        CONFIG_NAME: {"architectures": ["BitForImageClassification"], **config.to_dict(), "dtype": dtype},
+        PREPROCESSOR_NAME: BitImageProcessor.from_profile("google").to_dict(),
+    }
 
 
 # What says nothing about the function that a trained network computes.
