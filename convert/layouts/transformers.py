@@ -21,15 +21,16 @@ def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
 FREE = {"drop_path_rate", "problem_type", "out_features", "out_indices", "id2label", "num_labels", "ws_eps"}
 
 
-def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
-    stated = BitConfig.from_dict(values)
+def stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
+    """What a `config.json` of transformers adds to what the arrays imply, see `Layout.stated`."""
+    told = BitConfig.from_dict(values)
     for field in dataclasses.fields(BitConfig):
-        found, implied = getattr(stated, field.name), getattr(config, field.name)
+        found, implied = getattr(told, field.name), getattr(config, field.name)
         if field.name not in FREE and found != implied:
             raise ValueError(f"{field.name} is {found!r}, where a BiT of these arrays has {implied!r}")
-    if stated.id2label is not None and stated.num_labels != config.num_labels:
-        raise ValueError(f"it names {stated.num_labels} classes, the head has {config.num_labels}")
-    return config.replace(id2label=stated.id2label)
+    if told.id2label is not None and told.num_labels != config.num_labels:
+        raise ValueError(f"it names {told.num_labels} classes, the head has {config.num_labels}")
+    return config.replace(id2label=told.id2label)
 
 
 _UNIT = "bit.encoder.stages.{stage}.layers.{layer}."
@@ -39,7 +40,7 @@ TRANSFORMERS = Layout(
     container="safetensors",
     ws_eps=1e-8,
     companions=_companions,
-    stated=_stated,
+    stated=stated,
     rows={
         "stem/kernel": Row("bit.embedder.convolution.weight", "oihw"),
         "unit/norm1/scale": Row(_UNIT + "norm1.weight", "c"),

@@ -1,0 +1,156 @@
+"""BiT in Flax, for JAX users: the parameter names of google-research's own JAX code.
+
+The network: Kolesnikov et al., "Big Transfer" (arXiv 1912.11370); names: big_transfer,
+`bit_jax/models.py`. Images are `[N, H, W, C]` with values in [-1, 1], kernels `[h, w, i, o]`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bit.config import CONFIG_NAME, BitConfig
+
+NORM_EPS = 1e-5
+"""Inside the root of every group normalization (big_transfer, `GroupNorm`)."""
+
+Taps = dict[str, jax.Array]
+
+
+class GroupNorm(nn.Module):
+    """Mean 0 and variance 1 over each image's groups of channels, then a scale and a bias `[1, 1, 1, C]`."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, h, w, c = x.shape
+        scale = self.param("scale", nn.initializers.ones, (1, 1, 1, c))
+        bias = self.param("bias", nn.initializers.zeros, (1, 1, 1, c))
+        grouped = x.reshape(n, h, w, self.groups, c // self.groups)
+        mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
+        centered = grouped - mean
+        variance = jnp.mean(jnp.square(centered), axis=(1, 2, 4), keepdims=True)
+        normalized: jax.Array = (centered / jnp.sqrt(variance + NORM_EPS)).reshape(x.shape)
+        return normalized * scale + bias
+
+
+class StandardizedConv(nn.Module):
+    """A convolution, padded by half its kernel, whose filters have mean 0 and variance 1 (biased)."""
+
+    features: int
+    size: int
+    stride: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        centered = kernel - kernel.mean(axis=(0, 1, 2))
+        kernel = centered / jnp.sqrt(jnp.mean(jnp.square(centered), axis=(0, 1, 2)) + self.eps)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel.astype(x.dtype),
+            (self.stride, self.stride),
+            [(self.size // 2, self.size // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+
+
+class Unit(nn.Module):
+    """A pre-activation bottleneck; its 3×3 convolution carries the stride."""
+
+    config: BitConfig
+    stage: int
+    first: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        middle, outputs = config.bottleneck_size(self.stage), config.hidden_sizes[self.stage]
+        stride = 2 if self.first and self.stage else 1
+        activated = nn.relu(GroupNorm(config.num_groups, name="gn1")(x))
+        y = StandardizedConv(middle, 1, 1, config.ws_eps, name="conv1")(activated)
+        y = nn.relu(GroupNorm(config.num_groups, name="gn2")(y))
+        y = StandardizedConv(middle, 3, stride, config.ws_eps, name="conv2")(y)
+        y = nn.relu(GroupNorm(config.num_groups, name="gn3")(y))
+        y = StandardizedConv(outputs, 1, 1, config.ws_eps, name="conv3")(y)
+        # The shortcut is projected from the activated input, not from the raw one.
+        shortcut = StandardizedConv(outputs, 1, stride, config.ws_eps, name="conv_proj")(activated) if self.first else x
+        return y + shortcut
+
+
+class Stem(nn.Module):
+    """A 7×7 convolution of stride 2."""
+
+    config: BitConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return StandardizedConv(self.config.embedding_size, 7, 2, self.config.ws_eps, name="conv_root")(x)
+
+
+class Block(nn.Module):
+    """The units of a stage."""
+
+    config: BitConfig
+    stage: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, Taps]:
+        taps: Taps = {}
+        for layer in range(self.config.depths[self.stage]):
+            unit = f"unit{layer + 1:02d}"
+            x = taps[unit] = Unit(self.config, self.stage, layer == 0, name=unit)(x)
+        return x, taps
+
+
+class BiT(nn.Module):
+    """The classifier. `apply({"params": params}, images)` gives logits `[N, num_labels]` and every tap."""
+
+    config: BitConfig
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, Taps]:
+        """Run `[N, H, W, num_channels]` in [-1, 1]. Taps have the names and order of the definition's."""
+        config, taps = self.config, {}
+        x = taps["root_block/conv"] = Stem(config, name="root_block")(images)
+        # Zeros, not −∞: no ReLU comes before, so they win over negative values at the border.
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = taps["root_block"] = nn.max_pool(padded, (3, 3), (2, 2))
+        for stage in range(config.num_stages):
+            x, units = Block(config, stage, name=f"block{stage + 1}")(x)
+            taps |= {f"block{stage + 1}/{unit}": value for unit, value in units.items()}
+        x = taps["pre_head"] = nn.relu(GroupNorm(config.num_groups, name="norm-pre-head")(x))
+        x = taps["pooled"] = x.mean(axis=(1, 2))
+        zeros = nn.initializers.zeros
+        head = nn.Dense(config.num_labels, kernel_init=zeros, precision=jax.lax.Precision.HIGHEST, name="conv_head")
+        logits = taps["logits"] = head(x)
+        return logits, taps
+
+
+def load(folder: str | Path) -> tuple[BiT, dict[str, Any]]:
+    """The model and its parameters from a folder that `bit convert --to flax` wrote.
+
+    Raises `FileNotFoundError`, and `ValueError` unless every parameter is there once with its shape.
+    """
+    from safetensors.flax import load_file
+
+    config = BitConfig.from_dict(json.loads((Path(folder) / CONFIG_NAME).read_text("utf-8")))
+    model = BiT(config)
+    stored = load_file(Path(folder) / "model.safetensors")
+    image = jax.ShapeDtypeStruct((1, 64, 64, config.num_channels), jnp.float32)
+    expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image)["params"], sep="/")
+    found = {key: value.shape for key, value in stored.items()}
+    if found != (wanted := {key: value.shape for key, value in expected.items()}):
+        differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+        raise ValueError(f"{folder} does not hold this model: missing, unexpected or misshapen {', '.join(differing)}")
+    return model, dict(unflatten_dict({tuple(key.split("/")): value for key, value in stored.items()}))
