@@ -28,7 +28,11 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     """The files themselves, and of folders every image in them. Raises `ValueError` for a folder without one."""
     files: list[Path] = []
     for path in paths:
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        found = (
+            sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if path.is_dir()
+            else [path]
+        )
         if not found:
             raise ValueError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
         files += found

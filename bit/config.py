@@ -85,8 +85,11 @@ class BitConfig:
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; one of {choices} is wanted")
-        if self.id2label is not None and sorted(self.id2label) != list(range(self.num_labels)):
-            raise ValueError(f"id2label must name each of the classes 0 to {self.num_labels - 1}")
+        if self.id2label is not None and (
+            sorted(self.id2label) != list(range(self.num_labels))
+            or not all(isinstance(label, str) for label in self.id2label.values())
+        ):
+            raise ValueError(f"id2label must give each of the classes 0 to {self.num_labels - 1} a name")
         features = _aligned_features(self.stage_names, self.out_features, self.out_indices)
         set_field(self, "out_features", features)
         set_field(self, "out_indices", tuple(self.stage_names.index(name) for name in features))
@@ -150,14 +153,15 @@ class BitConfig:
     def replace(self, **fields: Any) -> BitConfig:
         """This configuration with other values; what they make meaningless is left out.
 
-        Another `num_labels` forgets the labels' names, `out_features` and `out_indices` each other.
+        Another `num_labels` forgets the labels' names; `out_features` and `out_indices` forget each
+        other, and other `depths` both.
         """
         dependent: dict[str, Any] = {}
         if fields.get("num_labels", self.num_labels) != self.num_labels:
             dependent["id2label"] = None
         if fields.get("id2label"):
             dependent["num_labels"] = len(fields["id2label"])
-        if "out_features" in fields or "out_indices" in fields:
+        if fields.keys() & {"out_features", "out_indices", "depths"}:
             dependent |= {"out_features": None, "out_indices": None}
         return dataclasses.replace(self, **(dependent | fields))
 
@@ -194,11 +198,19 @@ class BitConfig:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> BitConfig:
         """Read `config.json` of `folder`. Raises `FileNotFoundError` or `ValueError`."""
-        return cls.from_dict(json.loads((Path(folder) / CONFIG_NAME).read_text("utf-8")))
+        return cls.from_dict(read_json(Path(folder) / CONFIG_NAME))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` to `folder`."""
         (Path(folder) / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `ValueError` if there is none."""
+    values = json.loads(path.read_text("utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return values
 
 
 def _aligned_features(

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bit.config import read_json
+
 if TYPE_CHECKING:
     import torch
     from PIL import Image
@@ -44,6 +46,9 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
 }
 """How images are evaluated, by whom."""
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""What transformers assumes where a file says nothing (transformers, `image_utils.py`)."""
+
 
 @dataclasses.dataclass
 class _ImageProcessor:
@@ -70,6 +75,10 @@ class _ImageProcessor:
     image_std: Sequence[float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
+        self.size, self.crop_size = _size(self.size, "shortest_edge"), _size(self.crop_size, "height", "width")
+        self.small_size = self.small_size and _size(self.small_size, "height", "width")
+        if not all(isinstance(values, list | tuple) for values in (self.image_mean, self.image_std)):
+            raise ValueError("image_mean and image_std must have a number for each channel")
         if self.resample not in (BILINEAR, BICUBIC):
             raise ValueError(f"resample is {self.resample}; {BILINEAR} is bilinear, {BICUBIC} bicubic")
         for name, size in (("size", self.size), ("small_size", self.small_size), ("crop_size", self.crop_size)):
@@ -92,11 +101,14 @@ class _ImageProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read `preprocessor_config.json`; what it does not say is as transformers has it."""
-        values = json.loads((Path(folder) / PREPROCESSOR_NAME).read_text("utf-8"))
+        """Read `preprocessor_config.json`; what it does not say is as transformers has it, CLIP's mean included.
+
+        Raises `FileNotFoundError`, and `ValueError` for settings that cannot be.
+        """
+        values = read_json(Path(folder) / PREPROCESSOR_NAME)
         names = {field.name for field in dataclasses.fields(cls)}
         settings = {name: value for name, value in values.items() if name in names and value is not None}
-        return cls(**settings)
+        return cls(**{**PROFILES["transformers"], "image_mean": CLIP_MEAN, "image_std": CLIP_STD, **settings})
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that transformers reads."""
@@ -195,10 +207,11 @@ class BitImageProcessor(_ImageProcessor):
                 # As torchvision does, a byte image stays one, and its layout chooses the kernel.
                 batch = x[None].contiguous(memory_format=torch.channels_last)
                 known = batch.dtype in (torch.uint8, torch.float32, torch.float64)
+                whole = not batch.is_floating_point()
                 resized = functional.interpolate(
                     batch if known else batch.float(), (height, width), mode=mode, antialias=True, align_corners=False
                 )[0]
-                x = resized if known else resized.round_().to(x.dtype)
+                x = resized if known else (resized.round_() if whole else resized).to(x.dtype)
         if self.do_center_crop:
             x = _center_crop_tensor(x, self.crop_size["height"], self.crop_size["width"])
         scale = self.rescale_factor if self.do_rescale else 1.0
@@ -218,16 +231,29 @@ def _flatten(images: Any) -> list[Any]:
         if not images:
             raise ValueError("there is no image in the list")
         return [image for part in images for image in _flatten(part)]
-    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+    if getattr(images, "ndim", 0) != 4:
+        return [images]
+    if not len(images):
+        raise ValueError("there is no image in the batch")
+    return list(images)
+
+
+def _size(size: Any, *names: str) -> Size:
+    """A copy; a bare number, as transformers once wrote it, stands for the names."""
+    return dict.fromkeys(names, size) if type(size) is int else dict(size) if isinstance(size, Mapping) else size
 
 
 def _to_channels_first(image: Any, input_data_format: str | None, rgb: bool) -> Array:
     """`[C, H, W]` of the image's own type. Raises as `__call__` says."""
     if hasattr(image, "getbands"):  # of Pillow, which need not be there for arrays
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"an image of mode {image.mode} has more than 256 levels; convert it to 8 bits first")
         image, input_data_format = np.array(_pil_to_rgb(image) if rgb else image), "channels_last"
     elif hasattr(image, "numpy") and hasattr(image, "detach"):
         image = image.detach().numpy()
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray):
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
+    else:
         raise TypeError(f"an image is a PIL image, an array or a tensor, not {type(image).__name__}")
     if image.dtype == bool or not np.issubdtype(image.dtype, np.number) or np.iscomplexobj(image):
         raise ValueError(f"an image has numbers as its elements, not {image.dtype}")

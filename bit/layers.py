@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,11 @@ class StandardizedConv2d(nn.Conv2d):
         self.weight.data = self.weight.data.double()
         self.weight.data = self.standardized().to(dtype)
         self.folded = True
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        """What is loaded is a weight again, not a standardized kernel."""
+        super()._load_from_state_dict(*arguments, **options)
+        self.folded = False
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pads_by_size:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bit.config import CONFIG_NAME, BitConfig
+from bit.config import CONFIG_NAME, BitConfig, read_json
 from bit.layers import StandardizedConv2d
 
 WEIGHTS_NAME = "model.safetensors"
@@ -29,7 +30,11 @@ class PretrainedModel(nn.Module):
     def __init__(self, config: BitConfig) -> None:
         super().__init__()
         self.config = config
-        self.for_inference_only = False
+
+    @property
+    def for_inference_only(self) -> bool:
+        """Whether `for_inference` took the place of weights in this model or a part of it."""
+        return any(module.folded for module in self.modules() if isinstance(module, StandardizedConv2d))
 
     @classmethod
     def from_pretrained(
@@ -95,11 +100,9 @@ class PretrainedModel(nn.Module):
         is laid out channels last, and gradients are off. `dtype`, `torch.bfloat16` say, converts
         what the network computes with; `compile` hands it to `torch.compile`. Loading again undoes it.
         """
-        if not self.for_inference_only:
-            for module in self.modules():
-                if isinstance(module, StandardizedConv2d):
-                    module.fold()
-        self.for_inference_only = True
+        for module in self.modules():
+            if isinstance(module, StandardizedConv2d) and not module.folded:
+                module.fold()
         self.eval().requires_grad_(False)
         self.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
@@ -108,7 +111,7 @@ class PretrainedModel(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """As in PyTorch; raises `RuntimeError` after `for_inference`."""
-        if mode and getattr(self, "for_inference_only", False):
+        if mode and self.for_inference_only:
             raise RuntimeError(
                 "this model was prepared by for_inference: its kernels are standardized already, so gradients "
                 "would not be those of its weights; load it again to train it"
@@ -141,7 +144,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 def _read(folder: Path) -> tuple[BitConfig, dict[str, Tensor]]:
     """The configuration and the state dict, under transformers' names."""
-    values = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
+    values = read_json(folder / CONFIG_NAME)
     if "architecture" in values:  # as timm writes it
         # The one place that knows every library's names.
         from convert.references.pytorch import read_state
@@ -151,13 +154,21 @@ def _read(folder: Path) -> tuple[BitConfig, dict[str, Tensor]]:
 
 
 def _load(folder: Path) -> dict[str, Tensor]:
-    if not (folder / INDEX_NAME).is_file():
-        return load_file(folder / WEIGHTS_NAME)
+    """The state dict of one file or of shards. Raises `FileNotFoundError`, or `ValueError` for damaged ones."""
+    names = {WEIGHTS_NAME}
+    if (folder / INDEX_NAME).is_file():
+        index = read_json(folder / INDEX_NAME).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise ValueError(f"{folder / INDEX_NAME} lists no files")
+        names = set(index.values())
     state: dict[str, Tensor] = {}
-    for name in sorted(set(json.loads((folder / INDEX_NAME).read_text("utf-8"))["weight_map"].values())):
+    for name in sorted(names):
         if Path(name).name != name:
             raise ValueError(f"{folder / INDEX_NAME} names {name}, which is not beside it")
-        state |= load_file(folder / name)
+        try:
+            state |= load_file(folder / name)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / name} is damaged ({error})") from None
     return state
 
 

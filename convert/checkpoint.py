@@ -22,6 +22,9 @@ from convert.parameters import KINDS, Place, parameters
 from convert.record import ConversionRecord
 from convert.transforms import Transform
 
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+"""What a zip archive begins with: a member, or the end of an empty one."""
+
 
 def checkpoint_name(path: Path) -> str:
     """What a file or folder is called: as the conversion that wrote it recorded, else by its own name."""
@@ -41,6 +44,8 @@ class Checkpoint:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
         self.record = ConversionRecord.beside(path)
+        if not str(path.absolute()).isprintable():
+            raise CheckpointError(f"the name {str(path)!r} cannot be recorded; rename it")
         self.name = name or checkpoint_name(path)
         self.file = _open(_weights(path))
         try:
@@ -127,7 +132,7 @@ def _open(path: Path) -> TensorFile:
         raise CheckpointError(f"{path} is not a regular file")
     with open(path, "rb") as file:
         start = file.read(9)
-    if start.startswith(b"PK"):
+    if start.startswith(ZIP):
         return NpzFile(path)
     if start[8:9] == b"{":
         return SafetensorsFile(path)

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
 import convert
 from convert.errors import CheckpointError
 from convert.layouts import LAYOUTS
+from convert.locate import user_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,6 +42,9 @@ class Commands(click.Group):
                 stream.reconfigure(errors="backslashreplace")
         try:
             sys.exit(super().main(*arguments, **{**options, "standalone_mode": False}) or 0)
+        except click.exceptions.NoArgsIsHelpError as error:
+            _write(error.format_message() + "\n", sys.stdout)
+            sys.exit(BAD_INPUT)
         except click.ClickException as error:
             hint = "; see bit --help" if isinstance(error, click.UsageError) else ""
             _refuse(error.format_message().rstrip(".") + hint)
@@ -50,12 +54,12 @@ class Commands(click.Group):
             message = error.strerror or str(error)
             _refuse(f"{error.filename}: {message}" if error.filename else message)
         except (KeyboardInterrupt, click.Abort):
-            _write("interrupted; no output was written\n", sys.stderr)
+            _write("interrupted\n", sys.stderr)
             sys.exit(128 + signal.SIGINT)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    _write("ended by a signal; no output was written\n", sys.stderr)
+    _write("ended by a signal\n", sys.stderr)
     sys.exit(128 + number)
 
 
@@ -120,17 +124,18 @@ def convert_command(
     from convert.checkpoint import Checkpoint
     from convert.files.atomic import NewFolder
     from convert.locate import locate
-    from convert.record import CONVERSION_NAME
+    from convert.record import foreign_names
     from convert.verification import verify
 
     if torch:
         _require_torch()
     target = _output(checkpoint, layout, out)
-    folder = NewFolder(target, CONVERSION_NAME, force)
+    folder = NewFolder(target, foreign_names, force)
     with _progress() as progress:
-        path = locate(checkpoint, checkpoints, progress, mirror)
-        if target.resolve() in (path.resolve(), *path.resolve().parents):
-            raise CheckpointError(f"{target} holds {path}, what is to be converted; choose another --out")
+        path = locate(checkpoint, user_path(checkpoints), progress, mirror)
+        with Checkpoint(path) as source:
+            if target.resolve() in source.file.path.resolve().parents:
+                raise CheckpointError(f"{target} holds {path}, what is to be converted; choose another --out")
         with Checkpoint(path) as source, folder:
             record = conversion.write(source, LAYOUTS[layout], folder, progress, allow_nonfinite)
             verification = None
@@ -145,7 +150,8 @@ def convert_command(
     else:
         _write(
             f"{target}: {record.architecture}, {record.classes} classes, {len(record.tensors)} tensors, "
-            f"{source.nbytes / 1e6:.1f} MB, from {path}\n"
+            f"{source.nbytes / 1e6:.1f} MB, from {path}\n",
+            sys.stdout,
         )
     if kept:
         _print_warning(f"the verification failed, so {target} was kept as it was")
@@ -171,7 +177,7 @@ def verify_command(folder: str, layout: str, source: Path | None, torch: bool | 
     from convert.record import ConversionRecord
     from convert.verification import verify
 
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if ConversionRecord.read(path) is None and (converted := _output(folder, layout, None)).is_dir():
         path = converted
     if not path.is_dir():
@@ -180,7 +186,7 @@ def verify_command(folder: str, layout: str, source: Path | None, torch: bool | 
         _require_torch()
     elif torch is None:
         torch = importlib.util.find_spec("torch") is not None
-    with _progress() as progress, _source_of(path, source) as opened:
+    with _progress() as progress, _source_of(path, source and user_path(source)) as opened:
         verification = verify(path, opened, progress, torch)
     if as_json:
         _print_json(verification.to_dict())
@@ -199,14 +205,13 @@ def classify_command(images: tuple[Path, ...], model: Path, top: int, as_json: b
     _require_torch()
     from bit.classification import classify, image_files
 
+    model = user_path(model)
     if not model.is_dir():
         raise CheckpointError(f"there is no folder {str(model)!r}")
     results = {}
     with _progress() as progress:
         try:
-            for file, predictions in classify(
-                image_files([path.expanduser() for path in images]), model, top, progress
-            ):
+            for file, predictions in classify(image_files([user_path(path) for path in images]), model, top, progress):
                 results[str(file)] = [asdict(prediction) for prediction in predictions]
         except ValueError as error:
             raise CheckpointError(str(error)) from None
@@ -214,9 +219,9 @@ def classify_command(images: tuple[Path, ...], model: Path, top: int, as_json: b
         _print_json(results)
         return
     for name, found in results.items():
-        _write(f"{name}\n")
+        _write(f"{name}\n", sys.stdout)
         for prediction in found:
-            _write(f"  {prediction['probability']:7.2%}  {prediction['label']}\n")
+            _write(f"  {prediction['probability']:7.2%}  {prediction['label']}\n", sys.stdout)
 
 
 def _output(checkpoint: str, layout: str, out: Path | None) -> Path:
@@ -224,8 +229,8 @@ def _output(checkpoint: str, layout: str, out: Path | None) -> Path:
     from convert.checkpoint import checkpoint_name
 
     if out is not None:
-        return out.expanduser()
-    path = Path(checkpoint).expanduser()
+        return user_path(out)
+    path = user_path(checkpoint)
     return Path("converted") / (checkpoint_name(path) if path.exists() else path.name) / layout
 
 
@@ -296,24 +301,25 @@ def _print(*items: RenderableType) -> None:
     with console.capture() as captured:
         for item in items:
             console.print(item, highlight=False, soft_wrap=isinstance(item, str))
-    _write(captured.get())
+    _write(captured.get(), sys.stdout)
 
 
 def _print_json(value: Any) -> None:
-    _write(json.dumps(value, indent=2) + "\n")
+    _write(json.dumps(value, indent=2) + "\n", sys.stdout)
 
 
 def _print_warning(text: str) -> None:
     _write(f"warning: {text}\n", sys.stderr)
 
 
-def _write(text: str, stream: Any = None) -> None:
-    """Print; a reader that went away changes neither the work nor the verdict."""
-    stream = stream or sys.stdout
+def _write(text: str, stream: TextIO | None) -> None:
+    """Print; a stream that is closed or full, or whose reader went away, changes neither work nor verdict."""
+    if stream is None:
+        return
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -46,7 +46,9 @@ def download(url: str, path: Path, progress: Callable[[str, int, int], None]) ->
                 file.flush()
                 if not zipfile.is_zipfile(partial):
                     raise CheckpointError(f"{url} sent something else than an npz file; {by_hand}")
-    except (httpx.HTTPError, httpx.InvalidURL, ImportError) as error:  # a proxy may need a package
+    except CheckpointError:
+        raise
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # of a proxy's address, too
         raise CheckpointError(f"{url} cannot be reached ({error}); {by_hand}") from None
 
 

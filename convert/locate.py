@@ -15,13 +15,21 @@ SYNTHETIC = {f"Synthetic-{architecture}": architecture for architecture in (*PUB
 """Names of seeded checkpoints, for which outputs are recorded, with their architectures."""
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as a user writes it, `~` included. Raises `CheckpointError` for the home of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
 def locate(checkpoint: str, folder: Path, progress: Callable[[str, int, int], None], mirror: str | None = None) -> Path:
     """The path of `checkpoint`. What it names is made or fetched into `folder` unless it is there.
 
     `checkpoint` is a path, `Synthetic-R50x1` and the like, or a name in `zoo.published`, which is
     fetched from Google's bucket or from `mirror`. Raises `CheckpointError` for anything else.
     """
-    path = Path(checkpoint).expanduser()
+    path = user_path(checkpoint)
     if checkpoint and path.exists():
         return path
     kept = folder / f"{checkpoint}.npz"

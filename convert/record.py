@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from convert.errors import CheckpointError
 from convert.files.atomic import new_file
 
 CONVERSION_NAME = "conversion.json"
+VERIFICATION_NAME = "verification.json"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class ConversionRecord:
             record = cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged ({error})") from None
+        rows = isinstance(record.tensors, list) and all(
+            isinstance(row, dict) and all(isinstance(value, str | list) for value in row.values())
+            for row in record.tensors
+        )
+        if not rows:
+            raise CheckpointError(f"{path} is damaged (its tensors are no rows)")
         texts = (record.name, record.layout, record.architecture, record.origin.name, record.source.path)
         hashes = (record.origin.sha256, record.source.sha256, *(file.sha256 for file in record.files.values()))
         if not all(isinstance(text, str) and text.isprintable() for text in (*texts, *record.files)):
@@ -84,8 +92,17 @@ class ConversionRecord:
         """The record in a folder, or that in the folder of a file which it lists."""
         if path.is_dir():
             return cls.read(path)
-        record = cls.read(path.parent)
-        return record if record is not None and path.name in record.files else None
+        with contextlib.suppress(CheckpointError):  # of something else that is called so
+            record = cls.read(path.parent)
+            return record if record is not None and path.name in record.files else None
+        return None
+
+
+def foreign_names(folder: Path) -> list[str]:
+    """What lies in a folder and is not of the conversion recorded there."""
+    record = ConversionRecord.read(folder)
+    ours = {*record.files, CONVERSION_NAME, VERIFICATION_NAME} if record is not None else set()
+    return sorted(path.name for path in folder.iterdir() if path.name not in ours or not path.is_file())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,11 +20,9 @@ from convert.conversion import Progress
 from convert.errors import CheckpointError
 from convert.files.tensors import file_sha256
 from convert.parameters import parameters
-from convert.record import CONVERSION_NAME, ConversionRecord, File, write_json
+from convert.record import CONVERSION_NAME, VERIFICATION_NAME, ConversionRecord, File, write_json
 from convert.references import recorded
 from convert.taps import Check
-
-VERIFICATION_NAME = "verification.json"
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,10 @@ def _compare_record(record: ConversionRecord, written: Checkpoint, result: Verif
             result.problems.append(f"{name} is not among the files that {CONVERSION_NAME} lists")
     for name, expected in companions.items():
         path = written.file.path.with_name(name)
-        if path.is_file() and json.loads(path.read_text("utf-8")) != expected:
+        said = None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            said = json.loads(path.read_text("utf-8"))
+        if said != expected:
             result.problems.append(f"{name} does not say what these weights imply")
 
 
@@ -149,10 +151,12 @@ def _compare_weights(
         problems = list(compare_bytes(source, written, progress))
         result.tensors_proven = problems.count(None)
         result.problems += [problem for problem in problems if problem is not None]
-        if source.config.id2label != written.config.id2label:
-            result.warnings.append(
-                f"the names of the classes are left behind, {written.layout.name} has no place for them"
-            )
+        layout, labels = written.layout, written.config.id2label
+        if labels != source.config.id2label:
+            if labels is None and not layout.companions(written.config, written.dtype):
+                result.warnings.append(f"the names of the classes are left behind, {layout.name} has no place for them")
+            else:
+                result.problems.append("the names of the classes are not those of the source")
     if caveat := written.layout.caveat(written.config):
         result.warnings.append(caveat)
     _compare_function(TapComparison(written, source, records, progress, result.checks), torch, result)

@@ -12,12 +12,16 @@ from convert.errors import CheckpointError
 from convert.files.atomic import NewFolder, new_file
 
 
+def foreign(folder: Path) -> list[str]:
+    return sorted({path.name for path in folder.iterdir()} - {"a", "b"})
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_folder_appears_whole_when_it_is_committed(tmp_path: Path) -> None:
-    with NewFolder(tmp_path / "deep" / "out", "a") as folder:
+    with NewFolder(tmp_path / "deep" / "out", foreign) as folder:
         (folder.path / "a").write_text("new")
         assert not (tmp_path / "deep" / "out").exists()
         folder.commit()
@@ -27,7 +31,7 @@ def test_a_folder_appears_whole_when_it_is_committed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_whatever_interrupts_it_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), NewFolder(tmp_path / "deep" / "out", "a") as folder:
+    with pytest.raises(error), NewFolder(tmp_path / "deep" / "out", foreign) as folder:
         (folder.path / "a").write_text("new")
         raise error
     assert names(tmp_path) == [], "not even the folders above it"
@@ -38,8 +42,8 @@ def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) 
     (tmp_path / "out" / "a").write_text("old")
     (tmp_path / "out" / "b").write_text("old")
     with pytest.raises(CheckpointError, match="--force"):
-        NewFolder(tmp_path / "out", "a")
-    with NewFolder(tmp_path / "out", "a", force=True) as folder:
+        NewFolder(tmp_path / "out", foreign)
+    with NewFolder(tmp_path / "out", foreign, force=True) as folder:
         (folder.path / "a").write_text("new")
         folder.commit()
     assert names(tmp_path / "out") == ["a"]
@@ -49,7 +53,7 @@ def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) 
 def test_a_failure_keeps_what_was_to_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").write_text("old")
-    with pytest.raises(ValueError, match="stop"), NewFolder(tmp_path / "out", "a", force=True):
+    with pytest.raises(ValueError, match="stop"), NewFolder(tmp_path / "out", foreign, force=True):
         raise ValueError("stop")
     assert (tmp_path / "out" / "a").read_text() == "old"
 
@@ -58,19 +62,19 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     with pytest.raises(CheckpointError, match="holds other things than a conversion"):
-        NewFolder(tmp_path / "out", "a", force=True)
+        NewFolder(tmp_path / "out", foreign, force=True)
 
 
 def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
     with pytest.raises(CheckpointError, match="is no folder"):
-        NewFolder(tmp_path / "out", "a", force=True)
+        NewFolder(tmp_path / "out", foreign, force=True)
 
 
 def test_the_next_run_removes_what_a_killed_one_left_but_not_what_a_living_one_writes(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from convert.files.atomic import NewFolder\n"
-        "with NewFolder(Path(sys.argv[1]), 'a') as folder:\n"
+        "with NewFolder(Path(sys.argv[1]), lambda folder: []) as folder:\n"
         "    (folder.path / 'a').write_text('half'); print('ready', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "out")]
@@ -82,7 +86,7 @@ def test_the_next_run_removes_what_a_killed_one_left_but_not_what_a_living_one_w
     dead, alive = processes
     dead.send_signal(signal.SIGKILL)
     dead.communicate()
-    with NewFolder(tmp_path / "out", "a") as folder:
+    with NewFolder(tmp_path / "out", foreign) as folder:
         assert len(names(tmp_path)) == 2, "the dead one's folder is gone, the living one's is there"
         folder.commit()
     alive.kill()
@@ -104,7 +108,7 @@ def test_what_was_to_be_replaced_comes_back_when_the_last_step_fails(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(error), NewFolder(tmp_path / "out", "a", force=True) as folder:
+    with pytest.raises(error), NewFolder(tmp_path / "out", foreign, force=True) as folder:
         (folder.path / "a").write_text("new")
         folder.commit()
     assert (tmp_path / "out" / "a").read_text() == "old"
@@ -114,14 +118,44 @@ def test_what_was_to_be_replaced_comes_back_when_the_last_step_fails(
 def test_what_a_run_killed_between_its_renames_had_moved_is_put_back(tmp_path: Path) -> None:
     (tmp_path / ".out.partial-dead" / "replaced").mkdir(parents=True)
     (tmp_path / ".out.partial-dead" / "replaced" / "a").write_text("old")
-    with NewFolder(tmp_path / "out", "a"):
+    with NewFolder(tmp_path / "out", foreign):
         assert (tmp_path / "out" / "a").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_folders_and_files_that_only_look_like_a_workplace_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial-mine").mkdir()
+    (tmp_path / ".out.partial-mine" / "thesis.tex").write_text("precious")
+    (tmp_path / ".out.partial-file").write_text("precious")
+    with NewFolder(tmp_path / "out", foreign) as folder:
+        folder.commit()
+    assert names(tmp_path) == [".out.partial-file", ".out.partial-mine", "out"]
+
+
+def test_an_interruption_right_after_the_first_rename_brings_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old")
+    rename, calls = Path.rename, iter((True, False))
+
+    def interrupted(self: Path, target: Path) -> Path:
+        result = rename(self, target)
+        if next(calls):
+            raise SystemExit
+        return result
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(SystemExit), NewFolder(tmp_path / "out", foreign, force=True) as folder:
+        (folder.path / "a").write_text("new")
+        folder.commit()
+    assert (tmp_path / "out" / "a").read_text() == "old"
     assert names(tmp_path) == ["out"]
 
 
 def test_a_name_with_a_pattern_in_it_is_cleaned_up_too(tmp_path: Path) -> None:
     (tmp_path / ".o[1].partial-dead").mkdir()
-    with NewFolder(tmp_path / "o[1]", "a") as folder:
+    with NewFolder(tmp_path / "o[1]", foreign) as folder:
         folder.commit()
     assert names(tmp_path) == ["o[1]"]
 
@@ -152,7 +186,7 @@ def test_everything_is_on_the_disk_before_the_folder_gets_its_name(
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "rename", recorded_rename)
-    with NewFolder(tmp_path / "out", "a") as folder:
+    with NewFolder(tmp_path / "out", foreign) as folder:
         (folder.path / "a").write_text("a")
         folder.commit()
     assert events == ["a", "out", "rename", tmp_path.name]

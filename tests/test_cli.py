@@ -314,10 +314,20 @@ def test_force_replaces_conversions_alone(tiny_npz: Path, tmp_path: Path) -> Non
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     result = bit("convert", tiny_npz, "--out", "mine", "--force", cwd=tmp_path)
-    assert_refused(result, "holds other things than a conversion", tmp_path)
+    assert_refused(result, "holds other things than a conversion (thesis.tex)", tmp_path)
     assert bit("convert", tiny_npz, "--out", "out", "--no-verify", cwd=tmp_path).returncode == 0
     assert_refused(bit("convert", "out", "--out", "out", "--force", cwd=tmp_path), "is to be converted", tmp_path)
-    assert (tmp_path / "out" / "model.safetensors").exists()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    result = bit("convert", tiny_npz, "--out", "out", "--force", cwd=tmp_path)
+    assert_refused(result, "holds other things than a conversion (thesis.tex)", tmp_path)
+    assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+def test_a_link_does_not_hide_that_the_output_holds_the_source(tiny_npz: Path, tmp_path: Path) -> None:
+    assert bit("convert", tiny_npz, "--out", "out", "--no-verify", cwd=tmp_path).returncode == 0
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "model.safetensors").symlink_to("../out/model.safetensors")
+    assert_refused(bit("convert", "link", "--out", "out", "--force", cwd=tmp_path), "is to be converted", tmp_path)
 
 
 def test_an_existing_output_is_noticed_before_anything_is_fetched(tmp_path: Path) -> None:
@@ -335,6 +345,8 @@ def test_an_existing_output_is_noticed_before_anything_is_fetched(tmp_path: Path
         (["convert", "x", "--frobnicate"], "No such option"),
         (["explode"], "No such command 'explode'"),
         (["verify", "nowhere"], "there is no folder 'nowhere'"),
+        (["verify", "~nobody-at-all/x"], "~nobody-at-all/x"),
+        (["convert", "~nobody-at-all/x.npz"], "~nobody-at-all/x.npz"),
     ],
 )
 def test_wrong_usage_gets_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -342,8 +354,8 @@ def test_wrong_usage_gets_one_line(tmp_path: Path, arguments: list[str], message
 
 
 def test_a_reader_that_goes_away_changes_nothing(tiny_npz: Path, tmp_path: Path) -> None:
-    for stream in ("2>&1 >/dev/null", "2>/dev/null"):
-        command = f'"{BIT}" convert "{tiny_npz}" --force {stream} | true; exit ${{PIPESTATUS[0]}}'
+    for stream in ("2>&1 >/dev/null | true", "2>/dev/null | true", ">&-", "2>&-", ">/dev/full"):
+        command = f'"{BIT}" convert "{tiny_npz}" --force {stream}; exit ${{PIPESTATUS[0]}}'
         assert subprocess.run(["bash", "-c", command], cwd=tmp_path).returncode == 0
 
 
@@ -393,3 +405,23 @@ def test_a_weights_file_in_a_converted_folder_keeps_its_name_and_records(tmp_pat
     result = bit("convert", path, "--to", "timm", cwd=tmp_path)
     assert "converted/Synthetic-R14x1/timm" in result.stdout
     assert "recorded outputs of google-research" in result.stdout
+
+
+def test_bare_bit_prints_its_help(tmp_path: Path) -> None:
+    result = bit(cwd=tmp_path)
+    assert result.stdout.startswith("Usage: bit [OPTIONS] COMMAND [ARGS]...\n\n")
+    assert result.stderr == ""
+
+
+def test_something_else_called_conversion_json_beside_a_file_is_no_matter(tiny_npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.npz").write_bytes(tiny_npz.read_bytes())
+    (tmp_path / "conversion.json").write_text('{"hello": 1}')
+    assert bit("convert", "tiny.npz", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("tensors", [None, [1], [{"target": 7}], {"a": 1}])
+def test_rows_in_a_record_that_are_none_get_one_line(tiny_npz: Path, tmp_path: Path, tensors: object) -> None:
+    assert bit("convert", tiny_npz, "--out", "out", "--no-verify", cwd=tmp_path).returncode == 0
+    record = tmp_path / "out" / "conversion.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "tensors": tensors}))
+    assert_refused(bit("verify", "out", cwd=tmp_path), "conversion.json is damaged", tmp_path)

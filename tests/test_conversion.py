@@ -23,7 +23,7 @@ from convert.files.atomic import NewFolder
 from convert.files.tensors import file_sha256
 from convert.layouts import LAYOUTS
 from convert.parameters import parameters
-from convert.record import CONVERSION_NAME, ConversionRecord
+from convert.record import ConversionRecord, foreign_names
 from convert.synthetic import parameter, write_npz
 from convert.transforms import Transform
 
@@ -31,7 +31,7 @@ GOOGLE = LAYOUTS["google"]
 
 
 def convert(source: Path, layout: str, target: Path, allow_nonfinite: bool = False) -> Path:
-    with Checkpoint(source) as checkpoint, NewFolder(target, CONVERSION_NAME) as folder:
+    with Checkpoint(source) as checkpoint, NewFolder(target, foreign_names) as folder:
         write(checkpoint, LAYOUTS[layout], folder, quiet, allow_nonfinite)
         folder.commit()
     return target
@@ -198,7 +198,8 @@ def test_names_of_classes_are_carried_along(tiny_npz: Path, tmp_path: Path) -> N
         ({"num_groups": 16}, "num_groups is 16, where a BiT of these arrays has 32"),
         ({"global_padding": "same"}, "global_padding is 'SAME'"),
         ({"layer_type": "bottleneck"}, "layer_type is 'bottleneck'"),
-        ({"id2label": {"0": "cat"}}, "names 1 classes, the head has 5"),
+        ({"id2label": {"0": "cat"}}, "says 1 classes, the head has 5"),
+        ({"num_labels": 999}, "says 999 classes, the head has 5"),
         ({"depths": "many"}, "config.json beside it does not fit"),
     ],
 )
@@ -208,3 +209,32 @@ def test_a_config_that_means_another_function_is_an_error(
     start = with_config(convert(tiny_npz, "transformers", tmp_path / "start"), **changes)
     with pytest.raises(CheckpointError, match=message):
         convert(start, "timm", tmp_path / "timm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "vit_base_patch16_224"}, "architecture is 'vit_base_patch16_224'"),
+        ({"num_classes": 77}, "says 77 classes, the head has 5"),
+        ({"label_names": [[1], 2, 3, 4, 5]}, "must give each of the classes"),
+        ({"label_names": ["cat"]}, "a list of the head's 5 classes"),
+    ],
+)
+def test_a_config_of_timm_that_means_another_network_is_an_error(
+    tiny_npz: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    start = with_config(convert(tiny_npz, "timm", tmp_path / "start"), **changes)
+    with pytest.raises(CheckpointError, match=message):
+        convert(start, "transformers", tmp_path / "out")
+
+
+def test_a_safetensors_file_whose_length_spells_a_zip_is_read(tiny_npz: Path, tmp_path: Path) -> None:
+    content = (convert(tiny_npz, "timm", tmp_path / "start") / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    padded = int.from_bytes(b"PK", "little")
+    assert length < padded
+    path = tmp_path / "a.safetensors"
+    text = content[8 : 8 + length].ljust(padded)
+    path.write_bytes(padded.to_bytes(8, "little") + text + content[8 + length :])
+    assert path.read_bytes()[:2] == b"PK"
+    convert(path, "google", tmp_path / "out")

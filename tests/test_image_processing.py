@@ -153,6 +153,7 @@ def test_settings_survive_their_file_and_are_read_by_transformers(kind: Any, tmp
         ("cat.jpg", TypeError, "not str"),
         (None, TypeError, "not NoneType"),
         ([], ValueError, "no image in the list"),
+        (np.zeros((0, 3, 8, 8), np.uint8), ValueError, "no image in the batch"),
         (np.zeros((2, 2, 2, 2, 2), np.uint8), ValueError, r"not \[2, 2, 2, 2, 2\]"),
         (np.zeros((0, 5, 3), np.uint8), ValueError, r"not \[0, 5, 3\]"),
         (np.zeros((7, 9, 5), np.uint8), ValueError, "can be that of 1, 3 or 4 channels"),
@@ -187,6 +188,27 @@ def test_settings_that_cannot_be_are_refused(chosen: dict[str, Any], message: st
     for kind in (BitImageProcessor, BitImageProcessorPil):
         with pytest.raises(ValueError, match=message):
             kind(**chosen)
+
+
+@pytest.mark.parametrize("kind", [BitImageProcessor, BitImageProcessorPil])
+@pytest.mark.parametrize("values", [{}, {"size": 100, "crop_size": 90}, {"size": {"height": 30, "width": 40}}])
+def test_what_a_file_does_not_say_is_as_transformers_has_it(kind: Any, values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    image = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    reference = TheirPil if kind is BitImageProcessorPil else TheirTensor
+    (theirs,) = reference.from_pretrained(tmp_path)(image)["pixel_values"]
+    (ours,) = kind.from_pretrained(tmp_path)(image)["pixel_values"]
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=0 if kind is BitImageProcessorPil else 0.02)
+
+
+def test_a_profile_cannot_be_changed_through_what_was_made_of_it() -> None:
+    BitImageProcessor.from_profile("google").size["height"] = 7
+    assert BitImageProcessor.from_profile("google").size["height"] == 480
+
+
+def test_images_of_more_than_256_levels_are_refused_not_saturated() -> None:
+    with pytest.raises(ValueError, match="more than 256 levels"):
+        BitImageProcessor()(Image.fromarray(np.zeros((8, 8), np.uint16)))
 
 
 def test_images_of_several_sizes_are_no_batch() -> None:

@@ -172,3 +172,30 @@ def test_inference_in_bfloat16_is_near(folder: Path, pixels: torch.Tensor) -> No
     logits = half(pixels.bfloat16()).logits
     assert logits.dtype == torch.bfloat16
     assert (logits.float() - exact).norm() / exact.norm() < 0.05
+
+
+def test_a_prepared_part_keeps_the_whole_from_being_saved_or_trained(folder: Path, tmp_path: Path) -> None:
+    whole = BitForImageClassification.from_pretrained(folder)
+    whole.bit.for_inference()
+    for model in (whole, whole.bit):
+        with pytest.raises(RuntimeError):
+            model.save_pretrained(tmp_path)
+        with pytest.raises(RuntimeError):
+            model.train()
+
+
+def test_weights_loaded_into_a_prepared_model_are_weights_again(folder: Path, pixels: torch.Tensor) -> None:
+    original = BitForImageClassification.from_pretrained(folder)
+    model = BitForImageClassification.from_pretrained(folder).for_inference()
+    model.load_state_dict(original.state_dict())
+    torch.testing.assert_close(model(pixels).logits, original(pixels).logits, rtol=1e-5, atol=1e-6)
+    assert model.train().training
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_file_is_a_value_error(folder: Path, tmp_path: Path, name: str) -> None:
+    for file in ("model.safetensors", "config.json"):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    (tmp_path / name).write_bytes(b"[1]")
+    with pytest.raises(ValueError, match=name):
+        BitForImageClassification.from_pretrained(tmp_path)

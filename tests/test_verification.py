@@ -267,3 +267,23 @@ def test_the_difference_that_the_librarys_epsilon_makes_is_stated(synthetic: Syn
     assert (result.epsilon.library, result.epsilon.epsilon) == ("timm", 1e-8)
     assert 1e-5 < result.epsilon.logits_relative_l2 < 1e-2
     assert verified(convert(synthetic("R14x1"), "google", tmp_path / "google"), None).epsilon is None
+
+
+def test_other_names_of_classes_than_the_sources_are_a_problem(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "transformers", tmp_path / "out")
+    values = json.loads((folder / "config.json").read_text())
+    labels = {str(index): f"invented {index}" for index in range(5)}
+    del values["num_labels"]
+    new = {**values, "id2label": labels, "label2id": {label: int(index) for index, label in labels.items()}}
+    (folder / "config.json").write_text(json.dumps(new))
+    forge(folder, "config.json")
+    result = verified(folder, tiny_npz)
+    assert "the names of the classes are not those of the source" in result.problems
+    assert not result.passed
+
+
+def test_a_damaged_file_beside_the_weights_is_a_problem(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "transformers", tmp_path / "out")
+    (folder / "preprocessor_config.json").write_text("{broken")
+    result = verified(folder, tiny_npz)
+    assert "preprocessor_config.json does not say what these weights imply" in result.problems

@@ -9,12 +9,15 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from convert.errors import CheckpointError
+
+REPLACED = "replaced"
+"""What a workplace calls the folder whose place is taken."""
 
 
 @contextlib.contextmanager
@@ -33,20 +36,22 @@ class NewFolder:
     """A folder made under a temporary name beside `target`, renamed to it by `commit`.
 
     Whatever ends the `with` before `commit` leaves the target as it was. With `force` an existing
-    folder is replaced, but only one that holds `marker`, as everything written here does, or
-    nothing. Raises `CheckpointError` for any other.
+    folder is replaced, but only one in which `foreign` finds no names that are not ours. Raises
+    `CheckpointError` for any other.
     """
 
-    def __init__(self, target: Path, marker: str, force: bool = False) -> None:
-        self.target = target.absolute()
+    def __init__(self, target: Path, foreign: Callable[[Path], list[str]], force: bool = False) -> None:
+        self.target = Path(os.path.abspath(target))
         self._force = force
         if os.path.lexists(target):
             if target.is_symlink() or not target.is_dir():
                 raise CheckpointError(f"{target} exists and is no folder; choose another --out")
             if not force:
                 raise CheckpointError(f"{target} exists; --force replaces it")
-            if any(target.iterdir()) and not (target / marker).is_file():
-                raise CheckpointError(f"{target} holds other things than a conversion; choose another --out")
+            if names := foreign(target):
+                raise CheckpointError(
+                    f"{target} holds other things than a conversion ({names[0]}); choose another --out"
+                )
 
     def __enter__(self) -> Self:
         self._new_parents = [parent for parent in self.target.parents if not parent.exists()]
@@ -60,15 +65,12 @@ class NewFolder:
         """Bring every file to the disk and give the folder its name. Raises `OSError`."""
         for file in (*self.path.iterdir(), self.path):
             _fsync(file)
-        replaced = self.path.with_name("replaced")
         if self._force and self.target.exists():
-            self.target.rename(replaced)
+            self.target.rename(self.path.with_name(REPLACED))
         try:
             self.path.rename(self.target)
-        except BaseException as error:
-            if replaced.exists() and not self.target.exists():
-                replaced.rename(self.target)
-            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise CheckpointError(f"{self.target} was written by another run meanwhile") from None
             raise
         for parent in (self.target.parent, *(parent.parent for parent in self._new_parents)):
@@ -87,22 +89,28 @@ class NewFolder:
 def _workplace(target: Path) -> Iterator[Path]:
     """A hidden folder beside `target`, gone afterwards; one that a killed run left is removed first.
 
-    A run holds the lock of its folder, and the system lets go of a dead one's. What a run killed
-    between its two renames was about to replace is put back.
+    A run holds the lock of its folder, and the system lets go of a dead one's.
     """
     prefix = f".{target.name}.partial-"
     for folder in target.parent.glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), _locked(folder):
-            if (folder / "replaced").is_dir() and not target.exists():
-                (folder / "replaced").rename(target)
-            shutil.rmtree(folder)
+        ours = folder.is_dir() and not folder.is_symlink()
+        if ours and {path.name for path in folder.iterdir()} <= {target.name, REPLACED}:
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), _locked(folder):
+                _settle(folder, target)
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    path.chmod(0o755)
     try:
         with _locked(path):
             yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _settle(path, target)
+
+
+def _settle(folder: Path, target: Path) -> None:
+    """Remove a workplace; what was to be replaced, and was not, goes back to where it was."""
+    replaced = folder / REPLACED
+    if replaced.is_dir() and not target.exists():
+        replaced.rename(target)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

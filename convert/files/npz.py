@@ -20,7 +20,6 @@ from convert import dtypes
 from convert.errors import CheckpointError
 from convert.files.tensors import CHUNK, Checksum, StoredTensor, Tensor, TensorFile
 
-MAGIC = b"PK"
 MAX_HEADER = 10_000
 MAX_INFLATION = 1032
 """DEFLATE cannot shrink more (RFC 1951: 258 bytes in two bits)."""

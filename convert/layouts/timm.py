@@ -9,6 +9,8 @@ from convert.layouts.layout import Layout, Row
 # timm's own entries exist for the published architectures alone.
 MODELS = {architecture: f"resnetv2_{architecture[1:]}_bit" for architecture in PUBLISHED}
 
+UNKNOWN = "resnetv2"
+
 
 def _caveat(config: BitConfig) -> str | None:
     if config.architecture in MODELS:
@@ -23,7 +25,7 @@ def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
     """`config.json` as timm's `save_config_for_hf` writes it; the input is that of timm's BiT entries."""
     return {
         CONFIG_NAME: {
-            "architecture": MODELS.get(config.architecture, "resnetv2"),
+            "architecture": MODELS.get(config.architecture, UNKNOWN),
             "num_classes": config.num_labels,
             "num_features": config.hidden_sizes[-1],
             "pretrained_cfg": {
@@ -45,6 +47,11 @@ def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
 
 
 def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
+    known = MODELS.get(config.architecture, UNKNOWN)
+    if values.get("architecture", known) != known:
+        raise ValueError(f"architecture is {values['architecture']!r}, where timm calls a BiT of these arrays {known}")
+    if values.get("num_classes", config.num_labels) != config.num_labels:
+        raise ValueError(f"it says {values['num_classes']} classes, the head has {config.num_labels}")
     labels = values.get("label_names")
     if labels is None:
         return config

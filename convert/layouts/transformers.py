@@ -28,8 +28,8 @@ def stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
         found, implied = getattr(told, field.name), getattr(config, field.name)
         if field.name not in FREE and found != implied:
             raise ValueError(f"{field.name} is {found!r}, where a BiT of these arrays has {implied!r}")
-    if told.id2label is not None and told.num_labels != config.num_labels:
-        raise ValueError(f"it names {told.num_labels} classes, the head has {config.num_labels}")
+    if ("id2label" in values or "num_labels" in values) and told.num_labels != config.num_labels:
+        raise ValueError(f"it says {told.num_labels} classes, the head has {config.num_labels}")
     return config.replace(id2label=told.id2label)
 
 

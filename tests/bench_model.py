@@ -1,0 +1,191 @@
+"""Time of a forward pass and of a training step, `bit` against timm, transformers and others.
+
+Run by `make bench`. The contenders alternate within a run; medians and ratios are printed. All
+networks have the same random weights' sizes; none is trained. `google-style` standardizes every
+kernel at each pass by its definition. ONNX Runtime and OpenVINO run the folded graph, as a mark from
+outside. On a CUDA device the comparison covers float32 (TF32 off) and bfloat16 instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+import transformers
+from torch import Tensor, nn
+
+from bit import BitConfig, BitForImageClassification
+from bit.layers import StandardizedConv2d
+
+Runner = Callable[[Tensor], object]
+
+
+class GoogleStyleConv2d(StandardizedConv2d):
+    """As google-research's PyTorch code has it: `var_mean` and a division at every pass."""
+
+    def standardized(self) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        return (self.weight - mean) / torch.sqrt(variance + self.eps)
+
+
+def build(name: str, architecture: str) -> nn.Module:
+    config = BitConfig.from_architecture(architecture)
+    torch.manual_seed(0)
+    if name == "timm":
+        return timm.create_model(f"resnetv2_{architecture[1:]}_bit").eval()
+    if name == "transformers":
+        return transformers.BitForImageClassification(transformers.BitConfig(**config.to_dict())).eval()
+    model = BitForImageClassification(config).eval()
+    if name == "google-style":
+        for module in model.modules():
+            if isinstance(module, StandardizedConv2d):
+                module.__class__ = GoogleStyleConv2d
+    return model.for_inference() if name == "bit.for_inference()" else model
+
+
+class Logits(nn.Module):
+    """What a graph is exported from: one tensor in, one out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        logits: Tensor = self.model.run(pixel_values).logits
+        return logits
+
+
+def exported(architecture: str, batch: int, size: int, folder: Path) -> dict[str, Runner]:
+    """ONNX Runtime and OpenVINO on the folded graph; empty where they are not installed."""
+    try:
+        import onnxruntime
+        import openvino
+    except ImportError:
+        return {}
+    path = folder / "model.onnx"
+    model = Logits(build("bit.for_inference()", architecture).to(memory_format=torch.contiguous_format))
+    torch.onnx.export(model, (torch.zeros(batch, 3, size, size),), path, dynamo=True, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    compiled = openvino.compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    name = session.get_inputs()[0].name
+    return {
+        "ONNX Runtime": lambda x: session.run(None, {name: x.numpy()}),
+        "OpenVINO": lambda x: compiled(x.numpy()),
+    }
+
+
+def alternate(runners: dict[str, Runner], x: Tensor, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    cuda = x.device.type == "cuda"
+    with torch.inference_mode():
+        for _ in range(2):
+            for run in runners.values():
+                run(x)
+        for _ in range(rounds):
+            for name, run in runners.items():
+                if cuda:
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                run(x)
+                if cuda:
+                    torch.cuda.synchronize()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def report(title: str, results: dict[str, float], ours: str) -> None:
+    print(f"\n{title}", flush=True)
+    for name, milliseconds in sorted(results.items(), key=lambda item: item[1]):
+        print(f"  {name:32} {milliseconds:8.1f} ms   {milliseconds / results[ours]:5.2f} × {ours}", flush=True)
+
+
+def inference(
+    cases: list[tuple[str, int, int]], rounds: int, compile_too: bool, dtype: torch.dtype, device: str
+) -> None:
+    names = ["bit", "bit.for_inference()", "timm", "transformers", "google-style"]
+    for architecture, batch, size in cases:
+        x = (torch.rand(batch, 3, size, size) * 2 - 1).to(device, dtype)
+        runners: dict[str, Runner] = {}
+        for name in names:
+            runners[name] = build(name, architecture).to(device, dtype)
+            if compile_too:
+                torch._dynamo.reset()
+                runners[f"{name}, compiled"] = torch.compile(build(name, architecture).to(device, dtype))
+        with tempfile.TemporaryDirectory() as folder:
+            if device == "cpu":
+                runners |= exported(architecture, batch, size, Path(folder))
+            results = alternate(runners, x, rounds)
+        kind = f"{architecture}, batch {batch}, {size}×{size}, {str(dtype).removeprefix('torch.')}, {device}"
+        report(kind, results, "bit.for_inference()")
+
+
+def training_step(name: str) -> None:
+    """One contender in a process of its own: median seconds and peak memory, printed."""
+    model = build(name, "R50x1").train()
+    x, seconds = torch.rand(4, 3, 224, 224), []
+    for _ in range(6):
+        start = time.perf_counter()
+        outputs = model(x)
+        (outputs if isinstance(outputs, Tensor) else outputs.logits).square().mean().backward()
+        seconds.append(time.perf_counter() - start)
+    # Of this process alone: `ru_maxrss` would count from the memory of the parent.
+    (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(statistics.median(seconds[1:]), int(peak) / 1024)
+
+
+def training(rounds: int) -> None:
+    names = ("bit", "timm", "transformers")
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            output = subprocess.run(
+                [sys.executable, __file__, "--step", name], capture_output=True, text=True, check=True
+            )
+            seconds, megabytes = map(float, output.stdout.split()[-2:])
+            found[name].append((seconds, megabytes))
+    print("\ntraining step, R50x1, batch 4, 224×224: forward and backward, each in a process of its own")
+    for name, runs in found.items():
+        seconds, megabytes = (statistics.median(run[part] for run in runs) for part in (0, 1))
+        print(f"  {name:32} {1000 * seconds:8.0f} ms   peak {megabytes:6.0f} MB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-compile", action="store_true", help="eager contenders alone, which takes a minute")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        training_step(arguments.step)
+        return
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        print(torch.cuda.get_device_name())
+        for dtype in (torch.float32, torch.bfloat16):
+            cases = [("R50x1", batch, 224) for batch in (1, 32, 256)]
+            inference(cases, arguments.rounds, not arguments.no_compile, dtype, "cuda")
+        return
+    print("no CUDA device, so the CPU is measured")
+    cases = [("R50x1", 1, 224), ("R50x1", 8, 224), ("R50x1", 1, 448), ("R50x1", 8, 448), ("R101x3", 1, 224)]
+    inference(cases, arguments.rounds, not arguments.no_compile, torch.float32, "cpu")
+    training(3)
+
+
+if __name__ == "__main__":
+    main()
