@@ -14,7 +14,7 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify test test-all bench lint clean
+.PHONY: help setup convert verify test test-all bench bench-convert bench-model lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -34,8 +34,13 @@ test: $(DEV) ## the tests, in minutes
 test-all: $(DEV) ## the tests that take gigabytes, too
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-bench: $(DEV) ## time and memory against cp + sync + sha256 and against other ways to convert
+bench: bench-convert bench-model ## both of the next
+
+bench-convert: $(DEV) ## converting: time and memory against cp + sync + sha256 and other ways to convert
 	$(VENV)/bin/python tests/bench_convert.py $(ARGS)
+
+bench-model: $(DEV) ## running: bit against timm, transformers and others
+	$(VENV)/bin/python tests/bench_model.py $(ARGS)
 
 lint: $(DEV) ## ruff and mypy
 	$(VENV)/bin/ruff check .

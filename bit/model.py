@@ -22,6 +22,10 @@ from bit.pretrained import PretrainedModel
 
 Taps = dict[str, Tensor]
 
+CACHED_PIXELS = 4 * 224 * 224
+"""So many pixels at once, divided by the width, run fastest on a CPU after `for_inference`: what is
+between layers then stays in the caches. Measured on an AMD EPYC (Zen 5) with R50x1."""
+
 
 @dataclass
 class ModelOutput:
@@ -143,6 +147,14 @@ class BitModel(PretrainedModel):
             raise ValueError(
                 f"pixel_values must be [N, {self.config.num_channels}, H, W], not {list(pixel_values.shape)}"
             )
+        stem = self.embedder.convolution
+        if not stem.folded or pixel_values.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._run(pixel_values, output_hidden_states, output_taps)
+        area = pixel_values.shape[2] * pixel_values.shape[3] * self.config.embedding_size / 64
+        parts = pixel_values.split(max(1, int(CACHED_PIXELS // area)))
+        return _joined([self._run(part, output_hidden_states, output_taps) for part in parts])
+
+    def _run(self, pixel_values: Tensor, output_hidden_states: bool, output_taps: bool) -> BitModelOutput:
         taps: Taps = {} if output_taps else _Forgetful()
         x = self.embedder(pixel_values, taps)
         hidden_states = [x] if output_hidden_states else None
@@ -244,6 +256,20 @@ def classification_loss(config: BitConfig, logits: Tensor, labels: Tensor) -> Te
     if problem == "single_label_classification":
         return functional.cross_entropy(logits, labels.view(-1))
     return functional.binary_cross_entropy_with_logits(logits, labels)
+
+
+def _joined(parts: list[BitModelOutput]) -> BitModelOutput:
+    """The results of parts of a batch, as of the whole; images do not see each other in this network."""
+    if len(parts) == 1:
+        return parts[0]
+    states = [part.hidden_states for part in parts if part.hidden_states is not None]
+    taps = [part.taps for part in parts if part.taps is not None]
+    return BitModelOutput(
+        last_hidden_state=torch.cat([part.last_hidden_state for part in parts]),
+        pooler_output=torch.cat([part.pooler_output for part in parts]),
+        hidden_states=tuple(map(torch.cat, zip(*states, strict=True))) if states else None,
+        taps={name: torch.cat([part[name] for part in taps]) for name in taps[0]} if taps else None,
+    )
 
 
 class _Forgetful(dict[str, Tensor]):

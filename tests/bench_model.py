@@ -142,7 +142,8 @@ def training_step(name: str) -> None:
         (outputs if isinstance(outputs, Tensor) else outputs.logits).square().mean().backward()
         seconds.append(time.perf_counter() - start)
     # Of this process alone: `ru_maxrss` would count from the memory of the parent.
-    (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    status = Path("/proc/self/status").read_text()
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     print(statistics.median(seconds[1:]), int(peak) / 1024)
 
 

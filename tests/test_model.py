@@ -160,6 +160,20 @@ def test_a_model_for_inference_refuses_to_be_trained_or_saved(folder: Path, tmp_
     assert BitForImageClassification.from_pretrained(folder).train().training, "loading again undoes it"
 
 
+def test_a_batch_that_is_run_in_parts_gives_what_the_whole_gives(
+    folder: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = BitForImageClassification.from_pretrained(folder).for_inference()
+    images = torch.cat([pixels, pixels.flip(2), pixels.flip(3)])
+    whole = model(images, output_hidden_states=True, output_taps=True)
+    monkeypatch.setattr("bit.model.CACHED_PIXELS", 45 * 50 * 2)
+    parts = model(images, output_hidden_states=True, output_taps=True)
+    assert list(parts.taps) == tap_names(TINY)
+    torch.testing.assert_close(parts.taps, whole.taps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(parts.hidden_states, whole.hidden_states, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-5, atol=1e-5)
+
+
 def test_preparing_twice_is_preparing_once(folder: Path, pixels: torch.Tensor) -> None:
     model = BitForImageClassification.from_pretrained(folder).for_inference()
     once = model(pixels).logits
