@@ -116,7 +116,7 @@ def _compare_record(record: ConversionRecord, written: Checkpoint, result: Verif
         "architecture": (record.architecture, config.architecture),
         "classes": (record.classes, config.num_labels),
         "tensors": (
-            {(row.get("parameter"), row.get("target"), str(row.get("shape"))) for row in record.tensors},
+            {tuple(str(row.get(field)) for field in ("parameter", "target", "shape")) for row in record.tensors},
             {(item.name, layout.key(item.place), str(list(layout.shape(item)))) for item in parameters(config)},
         ),
     }

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from command import assert_refused, bit
 from PIL import Image
-from test_cli import assert_refused, bit
 from test_conversion import LABELS, convert, with_config
 
 from bit import BitForImageClassification, BitImageProcessorPil

@@ -10,37 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import BIT, assert_refused, bit
 from conftest import TINY
+from test_bad_input import as_nan
 from test_conversion import arrays_of
-from test_npz import header, npy, pickled
 
 from bit.config import BitConfig
 from convert.synthetic import write_npz
 
-BIT = Path(sys.executable).with_name("bit")
 FRAMEWORKS = {"torch", "jax", "flax", "tensorflow", "keras", "timm", "transformers", "scipy"}
-
-
-def bit(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIT), *map(str, arguments)], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-
-
-def assert_refused(result: subprocess.CompletedProcess[str], message: str, folder: Path) -> None:
-    """One `error:` line, exit status 2, no traceback, and nothing written."""
-    errors = [line for line in result.stderr.splitlines() if not line.endswith("…")]
-    assert result.returncode == 2, result.stderr
-    assert len(errors) == 1, result.stderr
-    assert errors[0].startswith("error: ")
-    assert message in errors[0]
-    assert not (folder / "converted").exists()
 
 
 def test_convert_then_verify_then_convert_on(tiny_npz: Path, tmp_path: Path) -> None:
@@ -134,81 +116,6 @@ def test_help_imports_neither_numpy_nor_rich() -> None:
     script = "import sys, click, convert.cli; print(*({'numpy', 'rich', 'huggingface_hub'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() in ("", "numpy")
-
-
-def as_text(path: Path) -> None:
-    path.write_text("This is a text file.")
-
-
-def as_truncated(path: Path) -> None:
-    write_npz(path, TINY)
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def as_flipped(path: Path) -> None:
-    write_npz(path, TINY)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def as_members(members: dict[str, bytes]) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        with zipfile.ZipFile(path, "w") as archive:
-            for key, array in arrays_of(TINY).items():
-                if f"{key}.npy" not in members:
-                    archive.writestr(f"{key}.npy", npy(array))
-            for name, content in members.items():
-                archive.writestr(name, content)
-
-    return write
-
-
-def as_duplicate(path: Path) -> None:
-    as_members({})(path)
-    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        archive.writestr("resnet/head/conv2d/bias.npy", npy(np.zeros(5, np.float32)))
-
-
-def as_missing(path: Path) -> None:
-    arrays = arrays_of(TINY)
-    del arrays["resnet/block1/unit02/b/group_norm/gamma"]
-    np.savez(path, **arrays)
-
-
-def as_nan(path: Path) -> None:
-    arrays = arrays_of(TINY)
-    arrays["resnet/group_norm/beta"][1] = np.nan
-    np.savez(path, **arrays)
-
-
-HEAD = "resnet/head/conv2d/bias.npy"
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (as_text, "neither an npz nor a safetensors file"),
-        (Path.touch, "it is empty"),
-        (as_truncated, "not a complete npz file"),
-        (as_flipped, "is damaged (its CRC-32"),
-        (as_members({HEAD: pickled()}), "elements of type object"),
-        (as_members({"../evil.npy": npy(np.zeros(1))}), "'../evil.npy' is not that of an array"),
-        (as_duplicate, "two members named resnet/head/conv2d/bias.npy"),
-        (as_members({HEAD: header("(6,)") + bytes(20)}), "shape [6] of float32, but the member has 20 bytes"),
-        (as_members({HEAD: header("(1000000000000000,)") + bytes(20)}), "shape [1000000000000000]"),
-        (as_nan, "resnet/group_norm/beta holds NaN or infinity"),
-        (as_members({HEAD: npy(np.zeros(6, np.float32))}), "bias, [6] instead of [5]"),
-        (as_missing, "missing resnet/block1/unit02/b/group_norm/gamma (found 33 arrays, expected 34)"),
-        (as_members({"step.npy": npy(np.zeros(1, np.float32))}), "unexpected step"),
-        (as_members({"resnet/group_norm_1/beta.npy": npy(np.zeros(256, np.float32))}), "duplicate resnet/group_norm/"),
-    ],
-)
-def test_bad_input_gets_one_line_and_nothing_is_written(
-    tmp_path: Path, make: Callable[[Path], None], message: str
-) -> None:
-    make(tmp_path / "bad.npz")
-    assert_refused(bit("convert", "bad.npz", cwd=tmp_path), message, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,7 @@ def test_a_config_that_fits_its_record_but_not_the_weights_is_seen(
         ({"architecture": "R152x4"}, "conversion.json has other architecture than the weights"),
         ({"classes": 7}, "conversion.json has other classes than the weights"),
         ({"tensors": []}, "conversion.json has other tensors than the weights"),
+        ({"tensors": [{"target": ["x"]}]}, "conversion.json has other tensors than the weights"),
         ({"files": {}}, "model.safetensors is not among the files that conversion.json lists"),
     ],
 )
