@@ -27,8 +27,9 @@ ReadInto = Callable[[int, NDArray[np.generic]], None]
 class Workspace:
     """The memory in which tensors are transposed, used again for each; touched only as far as needed."""
 
-    def __init__(self, slab_bytes: int = 160 << 20, block_bytes: int = 8 << 20) -> None:
-        # 160 MiB hold the largest 3×3 kernel that was published, 144 MiB in R152x4.
+    def __init__(self, slab_bytes: int = 160 << 20, block_bytes: int = 1 << 20) -> None:
+        # 160 MiB hold the largest 3×3 kernel that was published, 144 MiB in R152x4; a block that was
+        # transposed is checked and written from the second-level cache.
         self.slab_bytes = slab_bytes
         self.block_bytes = block_bytes
         self._slab = np.empty(slab_bytes, np.uint8)

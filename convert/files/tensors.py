@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from convert.dtypes import DType
 from convert.errors import CheckpointError
 
-CHUNK = 4 << 20
+CHUNK = 1 << 20
+"""Bytes read at once to be hashed: what was copied is then still in the second-level cache."""
 
 
 @dataclass(frozen=True)
