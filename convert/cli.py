@@ -133,10 +133,10 @@ def convert_command(
     folder = NewFolder(target, foreign_names, force)
     with _progress() as progress:
         path = locate(checkpoint, user_path(checkpoints), progress, mirror)
-        with Checkpoint(path) as source:
+        with Checkpoint(path) as source, contextlib.ExitStack() as stack:
             if target.resolve() in source.file.path.resolve().parents:
                 raise CheckpointError(f"{target} holds {path}, what is to be converted; choose another --out")
-        with Checkpoint(path) as source, folder:
+            stack.enter_context(folder)
             record = conversion.write(source, LAYOUTS[layout], folder, progress, allow_nonfinite)
             verification = None
             if not no_verify:

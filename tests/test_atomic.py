@@ -116,8 +116,8 @@ def test_what_was_to_be_replaced_comes_back_when_the_last_step_fails(
 
 
 def test_what_a_run_killed_between_its_renames_had_moved_is_put_back(tmp_path: Path) -> None:
-    (tmp_path / ".out.partial-dead" / "replaced").mkdir(parents=True)
-    (tmp_path / ".out.partial-dead" / "replaced" / "a").write_text("old")
+    (tmp_path / ".out.partial-dead" / "out.replaced").mkdir(parents=True)
+    (tmp_path / ".out.partial-dead" / "out.replaced" / "a").write_text("old")
     with NewFolder(tmp_path / "out", foreign):
         assert (tmp_path / "out" / "a").read_text() == "old"
     assert names(tmp_path) == ["out"]
@@ -151,6 +151,18 @@ def test_an_interruption_right_after_the_first_rename_brings_the_old_folder_back
         folder.commit()
     assert (tmp_path / "out" / "a").read_text() == "old"
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["replaced", "out.replaced"])
+def test_a_target_called_as_what_is_replaced_is_no_exception(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="stop"), NewFolder(tmp_path / name, foreign):
+        raise ValueError("stop")
+    assert names(tmp_path) == [], "what was not committed never takes the target's name"
+    for content in ("old", "new"):
+        with NewFolder(tmp_path / name, foreign, force=True) as folder:
+            (folder.path / "a").write_text(content)
+            folder.commit()
+    assert (tmp_path / name / "a").read_text() == "new"
 
 
 def test_a_name_with_a_pattern_in_it_is_cleaned_up_too(tmp_path: Path) -> None:

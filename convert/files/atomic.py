@@ -16,9 +16,6 @@ from typing import Self
 
 from convert.errors import CheckpointError
 
-REPLACED = "replaced"
-"""What a workplace calls the folder whose place is taken."""
-
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
@@ -66,7 +63,7 @@ class NewFolder:
         for file in (*self.path.iterdir(), self.path):
             _fsync(file)
         if self._force and self.target.exists():
-            self.target.rename(self.path.with_name(REPLACED))
+            self.target.rename(_replaced(self.path.parent, self.target))
         try:
             self.path.rename(self.target)
         except OSError as error:
@@ -93,9 +90,10 @@ def _workplace(target: Path) -> Iterator[Path]:
     """
     prefix = f".{target.name}.partial-"
     for folder in target.parent.glob(f"{glob.escape(prefix)}*"):
-        ours = folder.is_dir() and not folder.is_symlink()
-        if ours and {path.name for path in folder.iterdir()} <= {target.name, REPLACED}:
-            with contextlib.suppress(FileNotFoundError, BlockingIOError), _locked(folder):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), _locked(folder):
+            if set(folder.iterdir()) <= {folder / target.name, _replaced(folder, target)}:
                 _settle(folder, target)
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
@@ -107,10 +105,15 @@ def _workplace(target: Path) -> Iterator[Path]:
 
 def _settle(folder: Path, target: Path) -> None:
     """Remove a workplace; what was to be replaced, and was not, goes back to where it was."""
-    replaced = folder / REPLACED
+    replaced = _replaced(folder, target)
     if replaced.is_dir() and not target.exists():
         replaced.rename(target)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replaced(folder: Path, target: Path) -> Path:
+    """Where in a workplace the folder waits whose place is taken; no target can be called so itself."""
+    return folder / f"{target.name}.replaced"
 
 
 @contextlib.contextmanager

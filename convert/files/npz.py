@@ -219,9 +219,6 @@ class NpzWriter:
         self._file.flush()
         self.written = self._file.tell()
 
-    def fileno(self) -> int:
-        return self._file.fileno()
-
     def finish(self) -> None:
         """Write what closes the file, and hand it to the operating system."""
         self._archive.close()

@@ -113,9 +113,6 @@ class SafetensorsWriter:
         for block in blocks:
             self._write(block.view(np.uint8).data)
 
-    def fileno(self) -> int:
-        return self._file.fileno()
-
     def finish(self) -> None:
         """Write what closes the file, and hand it to the operating system."""
 
