@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bit.config import BitConfig
+from bit.packing import PackedKernel, applies
 
 NORM_EPS = 1e-5
 """Inside the root of every group normalization (big_transfer, `nn.GroupNorm`'s default)."""
@@ -50,6 +51,7 @@ class StandardizedConv2d(nn.Conv2d):
         super().__init__(inputs, outputs, size, stride, margin, dilation, bias=False)
         self.eps = config.ws_eps
         self.folded = False
+        self.packed = PackedKernel()
 
     def standardized(self) -> Tensor:
         """The kernel `[o, i, h, w]` that the convolution uses."""
@@ -72,6 +74,8 @@ class StandardizedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.pads_by_size:
             x = pad_same(x, self.kernel_size[0], self.stride[0], self.dilation[0])
+        if self.folded and applies(self, x):
+            return self.packed.convolve(self, x)
         weight = self.weight if self.folded else self.standardized()
         return functional.conv2d(x, weight, None, self.stride, self.padding, self.dilation)
 
@@ -190,12 +194,28 @@ class Embeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor, taps: dict[str, Tensor]) -> Tensor:
         x = taps["root_block/conv"] = self.convolution(pixel_values)
-        # Zeros, not −∞: no ReLU comes before, so they win over negative values at the border.
+        if isinstance(self.norm, nn.Identity) and self.margin and not self.pads_by_size:
+            x = taps["root_block"] = max_pool(x)
+            return x
         x = self.norm(functional.pad(x, (self.margin,) * 4))
         if self.pads_by_size:
             x = pad_same(x, 3, 2)
         x = taps["root_block"] = functional.max_pool2d(x, 3, 2)
         return x
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """3×3 with stride 2, a border of zeros around `x`.
+
+    Zeros, not −∞: no ReLU comes before, so they win over negative values at the border. Done to the
+    result, which is a quarter as large.
+    """
+    pooled = functional.max_pool2d(x, 3, 2, padding=1)
+    for axis in (2, 3):
+        pooled.select(axis, 0).clamp_min_(0)
+        if x.shape[axis] % 2:  # else the last window ends before the border
+            pooled.select(axis, -1).clamp_min_(0)
+    return pooled
 
 
 def pad_same(x: Tensor, size: int, stride: int, dilation: int = 1) -> Tensor:
