@@ -62,6 +62,7 @@ class BitConfig:
     ws_eps: float = 1e-10
     """Added to each filter's variance in weight standardization (big_transfer, `StdConv2d`)."""
     num_labels: int = 1000
+    """Classes of the head; 0: there is none."""
     id2label: Mapping[int, str] | None = None
     problem_type: str | None = None
     """Which loss; None: by the labels, as transformers chooses."""
@@ -98,8 +99,8 @@ class BitConfig:
         if len(self.depths) != len(self.hidden_sizes) or not self.depths:
             raise ValueError(f"depths {self.depths} and hidden_sizes {self.hidden_sizes} must have one entry per stage")
         sizes = (*self.depths, *self.hidden_sizes, self.num_channels, self.embedding_size, self.num_groups)
-        if min(*sizes, self.num_labels) < 1:
-            raise ValueError("depths, sizes, channels, groups and labels must all be at least 1")
+        if min(sizes) < 1 or self.num_labels < 0:
+            raise ValueError("depths, sizes, channels and groups must all be at least 1, num_labels not negative")
         if any(size % 8 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes {self.hidden_sizes} must be multiples of 8")
         if not 0 <= self.drop_path_rate < 1 or self.ws_eps < 0:

@@ -114,7 +114,8 @@ class Block(nn.Module):
 
 
 class BiT(nn.Module):
-    """The classifier. `apply({"params": params}, images)` gives logits `[N, num_labels]` and every tap."""
+    """The classifier. `apply({"params": params}, images)` gives logits `[N, num_labels]`, without a head
+    the pooled features, and every tap."""
 
     config: BitConfig
 
@@ -131,6 +132,8 @@ class BiT(nn.Module):
             taps |= {f"block{stage + 1}/{unit}": value for unit, value in units.items()}
         x = taps["pre_head"] = nn.relu(GroupNorm(config.num_groups, name="norm-pre-head")(x))
         x = taps["pooled"] = x.mean(axis=(1, 2))
+        if not config.num_labels:
+            return x, taps
         zeros = nn.initializers.zeros
         head = nn.Dense(config.num_labels, kernel_init=zeros, precision=jax.lax.Precision.HIGHEST, name="conv_head")
         logits = taps["logits"] = head(x)

@@ -149,7 +149,7 @@ class Head(keras.layers.Layer):  # type: ignore[misc]
 
 
 class BiT(keras.Model):  # type: ignore[misc]
-    """The classifier, built; calling it gives logits `[N, num_labels]`."""
+    """The classifier, built; calling it gives logits `[N, num_labels]`, without a head the pooled features."""
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__(name="bit")
@@ -157,12 +157,13 @@ class BiT(keras.Model):  # type: ignore[misc]
         self.root = RootBlock(config)
         self.blocks = [Block(config, stage) for stage in range(config.num_stages)]
         self.norm = GroupNorm(config.num_groups)
-        self.head = Head(config)
+        self.head = Head(config) if config.num_labels else None
         self(np.zeros((1, 64, 64, config.num_channels), np.float32))
 
     def call(self, images: Any) -> Any:
         """Run `[N, H, W, num_channels]` in [-1, 1]."""
-        return self.taps(images)["logits"]
+        taps = self.taps(images)
+        return taps["logits" if self.head else "pooled"]
 
     def taps(self, images: Any) -> dict[str, Any]:
         """Every intermediate result, with the names and in the order of the definition's; last the logits."""
@@ -176,7 +177,8 @@ class BiT(keras.Model):  # type: ignore[misc]
             taps |= units
         x = taps["pre_head"] = ops.relu(self.norm(x))
         x = taps["pooled"] = ops.mean(x, axis=(1, 2))
-        taps["logits"] = self.head(x)
+        if self.head:
+            taps["logits"] = self.head(x)
         return taps
 
     def named_weights(self) -> dict[str, Any]:

@@ -174,12 +174,13 @@ class BitModel(PretrainedModel):
 
 
 class BitForImageClassification(PretrainedModel):
-    """The network with a linear head on the pooled features."""
+    """The network with a linear head on the pooled features, which are the logits where it has no classes."""
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__(config)
         self.bit = BitModel(config)
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(config.hidden_sizes[-1], config.num_labels))
+        head = nn.Linear(config.hidden_sizes[-1], config.num_labels) if config.num_labels else nn.Identity()
+        self.classifier = nn.Sequential(nn.Flatten(), head)
 
     def forward(
         self,
@@ -208,7 +209,7 @@ class BitForImageClassification(PretrainedModel):
         """As `forward`, always with names."""
         body = self.bit.run(pixel_values, output_hidden_states, output_taps)
         logits = self.classifier(body.pooler_output)
-        if body.taps is not None:
+        if body.taps is not None and self.config.num_labels:
             body.taps["logits"] = logits
         loss = None if labels is None else classification_loss(self.config, logits, labels)
         return BitClassifierOutput(loss, logits, body.hidden_states, body.taps)

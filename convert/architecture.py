@@ -16,7 +16,7 @@ STATED = re.compile(r"(?<![a-z0-9])(?:r|resnet|resnetv2_)(\d{2,3})x(\d{1,2})(?![
 
 
 def infer(layout: Layout, located: Located, shapes: Mapping[str, tuple[int, ...]]) -> BitConfig:
-    """The configuration that the arrays' shapes imply.
+    """The configuration that the arrays' shapes imply, with `num_labels` 0 if there is no head.
 
     `shapes` are the arrays' own, as `layout` has them. Raises `CheckpointError` when the arrays
     from which sizes are read are missing or cannot be BiT's.
@@ -50,13 +50,14 @@ def infer(layout: Layout, located: Located, shapes: Mapping[str, tuple[int, ...]
     stem = {"i": 3, "o": lengths("unit/conv1/kernel")["i"]}
     if Place("stem/kernel") in located.keys:
         stem |= lengths("stem/kernel")
+    heads = {Place("head/kernel"), Place("head/bias")}
     try:
         return BitConfig(
             num_channels=stem["i"],
             embedding_size=stem["o"],
             hidden_sizes=tuple(sizes),
             depths=tuple(units[stage] for stage in range(stages)),
-            num_labels=lengths("head/kernel", "head/bias")["n"],
+            num_labels=lengths("head/kernel", "head/bias")["n"] if heads & located.keys.keys() else 0,
         )
     except ValueError as error:
         raise CheckpointError(f"its shapes are not those of a BiT network: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,17 +14,20 @@ from numpy.typing import NDArray
 from bit.config import CONFIG_NAME, BitConfig
 from convert.architecture import bind, check_name, found_in_words, infer
 from convert.errors import CheckpointError
-from convert.files.npz import NpzFile
-from convert.files.safetensors import SafetensorsFile
-from convert.files.tensors import StoredTensor, TensorFile
+from convert.files.opening import open_weights
+from convert.files.tensors import StoredTensor
 from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout, Located
 from convert.parameters import KINDS, Place, parameters
 from convert.record import ConversionRecord
 from convert.transforms import Transform
 
-ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-"""What a zip archive begins with: a member, or the end of an empty one."""
+SUFFIXES = (".weights.h5", ".pth.tar", ".safetensors.index.json", ".bin.index.json")
+"""Endings of two words; of others the last goes."""
+PREFIXES = ("module.", "_orig_mod.", "params/")
+"""What wrappers of PyTorch (`DataParallel`, `torch.compile`) and Flax put before every name."""
+TRAINING = ("opt/", "extra/")
+"""What lies beside `params/` in a training checkpoint (big_vision)."""
 
 
 def checkpoint_name(path: Path) -> str:
@@ -31,14 +35,23 @@ def checkpoint_name(path: Path) -> str:
     record = ConversionRecord.beside(path)
     if record is not None:
         return record.name
-    return path.resolve().name if path.is_dir() else path.stem
+    if path.is_dir():
+        return path.resolve().name
+    return next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.stem)
+
+
+def common_dtype(names: Iterable[str]) -> str:
+    """The type that all have, float32 if there are several."""
+    found = set(names)
+    return found.pop() if len(found) == 1 else "float32"
 
 
 class Checkpoint:
-    """Weights of one BiT network in one file of any layout.
+    """Weights of one BiT network in a file of any layout, or in shards.
 
-    `path` is that file, or a folder that holds it. Raises `CheckpointError` unless the file holds
-    every parameter of one network once, in one layout, and its name states no other network.
+    `path` is that file, the shards' index, or a folder that holds either. Raises `CheckpointError`
+    unless they hold every parameter of one network once, in one layout, and the name states no
+    other network. A network without a head has `config.num_labels` 0.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
@@ -47,15 +60,21 @@ class Checkpoint:
         if not str(path.absolute()).isprintable():
             raise CheckpointError(f"the name {str(path)!r} cannot be recorded; rename it")
         self.name = name or checkpoint_name(path)
-        self.file = _open(_weights(path))
+        self.file = open_weights(path)
+        self.notes = list(getattr(self.file, "notes", ()))
+        """What of the file was left aside, in words."""
         try:
-            shapes = {key: tensor.shape for key, tensor in self.file.tensors.items()}
+            stored = self._unprefixed()
+            shapes = {key: self.file.tensors[name].shape for key, name in stored.items()}
             self.layout, located = _detect(shapes)
             self.config: BitConfig = infer(self.layout, located, shapes)
-            self.keys = bind(self.config, self.layout, located, shapes)
+            keys = bind(self.config, self.layout, located, shapes)
+            self.keys = {place: stored[key] for place, key in keys.items()}
             check_name(self.name, self.config)
             if path.is_dir() or self.record is not None:
                 self.config = _with_stated(self.config, self.layout, self.file.path.parent)
+            if self.record is not None:
+                self.config = self.config.replace(ws_eps=self.record.ws_eps)
             self._places = {parameter.name: parameter.place for parameter in parameters(self.config)}
         except CheckpointError as error:
             self.file.close()
@@ -67,12 +86,8 @@ class Checkpoint:
 
     def stored_axes(self, place: Place) -> str:
         """The letters of a parameter's axes as they lie in the file, slowest first."""
-        axes = self.layout.axes(place)
-        return axes[::-1] if self.tensor(place).fortran_order else axes
-
-    def stored_shape(self, place: Place) -> tuple[int, ...]:
-        tensor = self.tensor(place)
-        return tensor.shape[::-1] if tensor.fortran_order else tensor.shape
+        axes, order = self.layout.axes(place), self.tensor(place).order
+        return axes if order is None else "".join(axes[axis] for axis in order)
 
     def weights(self, name: str) -> NDArray[np.float64]:
         """One parameter by its canonical name, in float64, with its canonical axes."""
@@ -80,18 +95,17 @@ class Checkpoint:
         tensor = self.tensor(place)
         bits = np.empty(tensor.size, tensor.dtype.bits)
         self.file.read(tensor, 0, bits)
-        stored = tensor.dtype.to_float64(bits).reshape(self.stored_shape(place))
+        stored = tensor.dtype.to_float64(bits).reshape(tensor.stored_shape)
         return Transform(self.stored_axes(place), KINDS[place.kind])(stored)
 
     @property
     def dtype(self) -> str:
         """The name of the elements' type, float32 if there are several."""
-        names = {tensor.dtype.name for tensor in self.file.tensors.values()}
-        return names.pop() if len(names) == 1 else "float32"
+        return common_dtype(self.tensor(place).dtype.name for place in self.keys)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.file.tensors.values())
+        return sum(self.tensor(place).nbytes for place in self.keys)
 
     def close(self) -> None:
         self.file.close()
@@ -104,6 +118,20 @@ class Checkpoint:
     ) -> None:
         self.close()
 
+    def _unprefixed(self) -> dict[str, str]:
+        """The file's names without what stands before all of them, with the full ones."""
+        stored = {key: key for key in self.file.tensors}
+        inside = {key: name for key, name in stored.items() if not key.startswith(TRAINING)}
+        if len(inside) < len(stored) and all(key.startswith("params/") for key in inside):
+            self.notes.append(
+                f"{len(stored) - len(inside)} arrays of the training, {' and '.join(TRAINING)}, are left aside"
+            )
+            stored = inside
+        while found := [prefix for prefix in PREFIXES if stored and all(key.startswith(prefix) for key in stored)]:
+            self.notes.append(f"every name begins with {found[0]}, which is left out")
+            stored = {key.removeprefix(found[0]): name for key, name in stored.items()}
+        return stored
+
 
 def _with_stated(config: BitConfig, layout: Layout, folder: Path) -> BitConfig:
     """What the `config.json` in a folder adds; `CheckpointError` where it says another network."""
@@ -114,29 +142,6 @@ def _with_stated(config: BitConfig, layout: Layout, folder: Path) -> BitConfig:
         return layout.stated(config, dict(json.loads(file.read_text("utf-8"))))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{CONFIG_NAME} beside it does not fit: {error}") from None
-
-
-def _weights(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    found = [file for suffix in ("*.safetensors", "*.npz") for file in path.glob(suffix)]
-    if len(found) != 1:
-        names = ", ".join(sorted(file.name for file in found)) or "none"
-        raise CheckpointError(f"{path} must hold one .safetensors or .npz file; it holds {names}")
-    return found[0]
-
-
-def _open(path: Path) -> TensorFile:
-    """Open a file by what it contains, whatever it is called."""
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is not a regular file")
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if start.startswith(ZIP):
-        return NpzFile(path)
-    if start[8:9] == b"{":
-        return SafetensorsFile(path)
-    raise CheckpointError(f"{path} is neither an npz nor a safetensors file" + (" (it is empty)" if not start else ""))
 
 
 def _detect(shapes: dict[str, tuple[int, ...]]) -> tuple[Layout, Located]:

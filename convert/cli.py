@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import click
 
 import convert
+from convert.dtypes import BY_NAME
 from convert.errors import CheckpointError
 from convert.layouts import LAYOUTS
 from convert.locate import user_path
@@ -82,6 +83,18 @@ layout_option = click.option(
 )
 
 
+checkpoints_option = click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    default=Path("checkpoints"),
+    show_default=True,
+    help="Where named checkpoints are kept.",
+)
+mirror_option = click.option(
+    "--mirror", envvar="BIT_MIRROR", show_envvar=True, help="Fetch published files below this address, not Google's."
+)
+
+
 @main.command("convert")
 @click.argument("checkpoint")
 @layout_option
@@ -90,18 +103,25 @@ layout_option = click.option(
 @click.option("--no-verify", is_flag=True, help="Convert only; the folder then counts as unverified.")
 @click.option("--torch", is_flag=True, help="Verify with bit's PyTorch model too.")
 @click.option(
+    "--head",
+    default="keep",
+    show_default=True,
+    help="keep, drop, or new:N for zeros of N classes, from which fine-tuning starts.",
+)
+@click.option("--dtype", type=click.Choice(list(BY_NAME)), help="Round every weight to it. [default: as it is]")
+@click.option(
+    "--ws-eps",
+    type=click.Choice(["keep", "compensate"]),
+    default="keep",
+    show_default=True,
+    help="compensate scales kernels so that a library with another epsilon computes the same; for inference.",
+)
+@click.option("--max-shard-size", help="Split the weights as transformers does, 5GB say.")
+@click.option(
     "--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity, which no verification passes."
 )
-@click.option(
-    "--checkpoints",
-    type=click.Path(path_type=Path),
-    default=Path("checkpoints"),
-    show_default=True,
-    help="Where named checkpoints are kept.",
-)
-@click.option(
-    "--mirror", envvar="BIT_MIRROR", show_envvar=True, help="Fetch published files below this address, not Google's."
-)
+@checkpoints_option
+@mirror_option
 @json_option
 def convert_command(
     checkpoint: str,
@@ -110,6 +130,10 @@ def convert_command(
     force: bool,
     no_verify: bool,
     torch: bool,
+    head: str,
+    dtype: str | None,
+    ws_eps: str,
+    max_shard_size: str | None,
     allow_nonfinite: bool,
     checkpoints: Path,
     mirror: str | None,
@@ -117,27 +141,33 @@ def convert_command(
 ) -> None:
     """Convert CHECKPOINT to a folder of another layout and verify it.
 
-    CHECKPOINT is a file or folder, a published name such as BiT-M-R101x3, or Synthetic-R50x1:
-    seeded weights, generated on the spot, for which outputs of Google's own code are recorded.
+    CHECKPOINT is a file or folder of any layout, a published name such as BiT-M-R101x3,
+    hf:owner/name on the Hub, or Synthetic-R50x1: seeded weights, generated on the spot, for which
+    outputs of Google's own code are recorded.
     """
     from convert import conversion
+    from convert.changes import Changes
     from convert.checkpoint import Checkpoint
     from convert.files.atomic import NewFolder
-    from convert.locate import locate
+    from convert.locate import hub_name, locate
     from convert.record import foreign_names
     from convert.verification import verify
 
-    if torch:
-        _require_torch()
+    _require(torch, "torch", "torch")
+    changes = Changes(head, dtype, ws_eps)
+    changes.check(LAYOUTS[layout])
+    _require(LAYOUTS[layout].container == "onnx", "onnx", "onnxruntime")
     target = _output(checkpoint, layout, out)
     folder = NewFolder(target, foreign_names, force)
     with _progress() as progress:
         path = locate(checkpoint, user_path(checkpoints), progress, mirror)
-        with Checkpoint(path) as source, contextlib.ExitStack() as stack:
+        with Checkpoint(path, hub_name(checkpoint)) as source, contextlib.ExitStack() as stack:
             if target.resolve() in source.file.path.resolve().parents:
                 raise CheckpointError(f"{target} holds {path}, what is to be converted; choose another --out")
             stack.enter_context(folder)
-            record = conversion.write(source, LAYOUTS[layout], folder, progress, allow_nonfinite)
+            record = conversion.write(
+                source, LAYOUTS[layout], folder, progress, changes, max_shard_size, allow_nonfinite
+            )
             verification = None
             if not no_verify:
                 verification = verify(folder.path, source, progress, torch, record.source.sha256)
@@ -148,10 +178,18 @@ def convert_command(
         result = verification and verification.to_dict()
         _print_json({"folder": str(target), "conversion": asdict(record), "verification": result})
     else:
+        classes = f"{record.classes} classes" if record.classes else "no head"
+        size = sum(file.bytes for file in record.files.values()) / 1e6
         _write(
-            f"{target}: {record.architecture}, {record.classes} classes, {len(record.tensors)} tensors, "
-            f"{source.nbytes / 1e6:.1f} MB, from {path}\n",
+            f"{target}: {record.architecture}, {classes}, {len(record.tensors)} tensors, {size:.1f} MB, from {path}\n",
             sys.stdout,
+        )
+    for note in source.notes:
+        _print_warning(note)
+    if changes.ws_eps == "compensate":
+        _print_warning(
+            f"kernels were scaled for the epsilon of {layout}; that is meant for inference: "
+            "it changes their norm, and so the learning rate of fine-tuning"
         )
     if kept:
         _print_warning(f"the verification failed, so {target} was kept as it was")
@@ -182,15 +220,36 @@ def verify_command(folder: str, layout: str, source: Path | None, torch: bool | 
         path = converted
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {folder!r}")
-    if torch:
-        _require_torch()
-    elif torch is None:
+    _require(bool(torch), "torch", "torch")
+    if torch is None:
         torch = importlib.util.find_spec("torch") is not None
     with _progress() as progress, _source_of(path, source and user_path(source)) as opened:
         verification = verify(path, opened, progress, torch)
     if as_json:
         _print_json(verification.to_dict())
     _conclude(verification, as_json, table=True)
+
+
+@main.command("inspect")
+@click.argument("checkpoint")
+@checkpoints_option
+@mirror_option
+@json_option
+def inspect_command(checkpoint: str, checkpoints: Path, mirror: str | None, as_json: bool) -> None:
+    """Say what CHECKPOINT is: its layout and network, and whether its weights are as they should be."""
+    from convert.checkpoint import Checkpoint
+    from convert.inspection import inspect
+    from convert.locate import hub_name, locate
+    from convert.report import inspection_lines
+
+    with _progress() as progress:
+        path = locate(checkpoint, user_path(checkpoints), progress, mirror)
+        with Checkpoint(path, hub_name(checkpoint)) as opened:
+            found = inspect(opened, progress)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        _print(*inspection_lines(found))
 
 
 @main.command("classify")
@@ -202,7 +261,7 @@ def verify_command(folder: str, layout: str, source: Path | None, torch: bool | 
 @json_option
 def classify_command(images: tuple[Path, ...], model: Path, top: int, as_json: bool) -> None:
     """Name what IMAGES, files or folders of files, show."""
-    _require_torch()
+    _require(True, "torch", "torch")
     from bit.classification import classify, image_files
 
     model = user_path(model)
@@ -227,11 +286,13 @@ def classify_command(images: tuple[Path, ...], model: Path, top: int, as_json: b
 def _output(checkpoint: str, layout: str, out: Path | None) -> Path:
     """The folder that a conversion of `checkpoint` is written to."""
     from convert.checkpoint import checkpoint_name
+    from convert.locate import hub_name
 
     if out is not None:
         return user_path(out)
     path = user_path(checkpoint)
-    return Path("converted") / (checkpoint_name(path) if path.exists() else path.name) / layout
+    name = checkpoint_name(path) if path.exists() else hub_name(checkpoint) or path.name
+    return Path("converted") / name / layout
 
 
 @contextlib.contextmanager
@@ -323,6 +384,8 @@ def _write(text: str, stream: TextIO | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _require_torch() -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise CheckpointError("PyTorch is not installed; make setup installs it, or pip install -e '.[torch]'")
+def _require(wanted: bool, extra: str, *modules: str) -> None:
+    """Raise `CheckpointError` if one of the modules that the `extra` brings is wanted and missing."""
+    for module in modules if wanted else ():
+        if importlib.util.find_spec(module) is None:
+            raise CheckpointError(f"{module} is not installed; make setup installs it, or pip install -e '.[{extra}]'")

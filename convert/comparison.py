@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from bit.config import BitConfig
 from convert import definition
+from convert.changes import Changes
 from convert.checkpoint import Checkpoint
 from convert.conversion import Progress
-from convert.parameters import parameters
+from convert.files.tensors import StoredTensor
+from convert.parameters import Place, parameters
+from convert.plan import plan
+from convert.record import Origin
 from convert.references import recorded
 from convert.references.recorded import Key, Records
 from convert.taps import Check, Summary, relative_l2, summarize, summary_error, tap_names
@@ -24,41 +29,67 @@ differences known, an epsilon of 1e-8 for 1e-10, shows as 4e-4."""
 FLOAT32_FACTOR = 4
 """Times the larger error of the original code's own float32 runs at the same tap."""
 
+ROUNDING_FACTOR = 4
+"""Times what independent rounding errors of every weight before a tap add up to, see `rounding_budget`."""
+
 INPUTS = {"square": (1, 2, 224, 224), "odd": (2, 1, 193, 257)}
 """Seed, count, height and width of the inputs where nothing was recorded, as in the records. Odd
 sizes show mistakes of padding and stride."""
+
+BEFORE = {"root_block/conv": 1, "root_block": 1}
+"""Tensors before the taps that are no unit's."""
 
 Images = Mapping[str, NDArray[np.generic]]
 Taps = Iterable[tuple[str, Mapping[str, NDArray[np.generic]]]]
 """What implementations yield: a tap's name and its value for each input."""
 
 
-def compare_bytes(source: Checkpoint, written: Checkpoint, progress: Progress) -> Iterator[str | None]:
-    """Read every written tensor back and hold its inverse transform to the source, bit by bit.
+def compare_bytes(
+    source: Checkpoint, written: Checkpoint, changes: Changes, progress: Progress
+) -> Iterator[tuple[bool, str | None]]:
+    """Read every written tensor back and hold it to the source, bit by bit.
 
-    Yields for each what is wrong with it, or None.
+    What was only moved is moved back, by the inverse transform; what was changed as well must be
+    what the source gives once more. Yields for each tensor whether it was only moved, and what is
+    wrong with it, or None.
     """
     workspace, done = Workspace(), 0
-    for parameter in parameters(source.config):
-        place = parameter.place
-        was, now = source.tensor(place), written.tensor(place)
-        if was.dtype != now.dtype:
-            yield f"{now.key} is {now.dtype.name}, {was.key} was {was.dtype.name}"
-            continue
-        inverse = Transform(written.stored_axes(place), source.stored_axes(place))
-
-        def read(start: int, out: NDArray[np.generic]) -> None:
-            written.file.read(now, start, out)  # noqa: B023 (used before the next)
-
-        position, equal = 0, True
-        for block in inverse.blocks(written.stored_shape(place), now.dtype.bits, read, workspace):
-            original = np.empty_like(block)
-            source.file.read(was, position, original)
-            equal = equal and np.array_equal(block.view(np.uint8), original.view(np.uint8))
-            position += block.size
-        yield None if equal else f"{now.key} does not give back the bytes of {was.key}"
+    for step in plan(source, written.layout, changes):
+        now = written.tensor(step.place)
+        if now.dtype != step.target.dtype:
+            yield step.exact, f"{now.key} is {now.dtype.name} instead of {step.target.dtype.name}"
+        elif step.exact:
+            assert step.source is not None
+            equal = _gives_back(source, step.source, written, step.place, workspace)
+            yield True, None if equal else f"{now.key} does not give back the bytes of {step.source.key}"
+        else:
+            blocks = step.blocks(source, workspace, allow_nonfinite=True)
+            equal = _holds(written, now, blocks)
+            yield False, None if equal else f"{now.key} is not what its source gives when it is changed as recorded"
         done += now.nbytes
         progress("comparing bytes", done, written.nbytes)
+
+
+def _gives_back(source: Checkpoint, was: StoredTensor, written: Checkpoint, place: Place, workspace: Workspace) -> bool:
+    now = written.tensor(place)
+    inverse = Transform(written.stored_axes(place), source.stored_axes(place))
+
+    def read(start: int, out: NDArray[np.generic]) -> None:
+        written.file.read(now, start, out)
+
+    return _holds(source, was, inverse.blocks(now.stored_shape, now.dtype.bits, read, workspace))
+
+
+def _holds(checkpoint: Checkpoint, tensor: StoredTensor, blocks: Iterable[NDArray[np.generic]]) -> bool:
+    """Whether the tensor has these bits, in its stored order."""
+    position = 0
+    for block in blocks:
+        stored = np.empty_like(block)
+        checkpoint.file.read(tensor, position, stored)
+        if not np.array_equal(block.view(np.uint8), stored.view(np.uint8)):
+            return False
+        position += block.size
+    return position == tensor.size
 
 
 @dataclass
@@ -68,6 +99,8 @@ class TapComparison:
     written: Checkpoint
     source: Checkpoint | None
     records: Records | None
+    origin: Origin
+    """Says what became of the head, and how far the weights were rounded."""
     progress: Progress
     checks: list[Check] = field(default_factory=list)
     logits: dict[str, NDArray[np.generic]] = field(default_factory=dict)
@@ -78,7 +111,13 @@ class TapComparison:
         channels = self.written.config.num_channels
         self.images: Images = {name: recorded.images(*numbers, channels=channels) for name, numbers in inputs.items()}
         self.keys = [(name, tap) for name in inputs for tap in tap_names(self.written.config)]
-        self.expected: dict[Key, Summary] = dict(self.records.truth.taps) if self.records else {}
+        self.expected: dict[Key, Summary] = {}
+        self._measured: dict[Key, float] = {}
+        if self.records is not None:
+            self.expected |= {key: summary for key, summary in self.records.truth.taps.items() if self._comparable(key)}
+            for name, image in self.images.items():
+                if self._has_new_head:
+                    self.expected[name, "logits"] = summarize("logits", self._zeros(image))
 
     @property
     def reference(self) -> str:
@@ -90,21 +129,22 @@ class TapComparison:
     def run_definition(self) -> None:
         """Run the definition on the written file, and on the source where nothing is recorded."""
         errors = self._to_record(self._definition()) if self.records else self._to_source()
-        self._judge("definition", "float64", errors, lambda key: FLOAT64_BUDGET)
+        self._judge("definition", "float64", errors, self._float64_budget)
 
     def run_torch(self) -> None:
-        """Run `bit`'s PyTorch model on the written file; in float32 only where that has a budget.
-
-        `run_definition` must have run before.
-        """
+        """Run `bit`'s PyTorch model on the written file. `run_definition` must have run before."""
         from convert.references import pytorch
 
-        budgets: dict[str, Callable[[Key], float]] = {"float64": lambda key: FLOAT64_BUDGET}
-        if (records := self.records) is not None:
-            budgets["float32"] = lambda key: FLOAT32_FACTOR * records.float32_error(key)
-        for dtype, budget in budgets.items():
+        for dtype, budget in (("float64", self._float64_budget), ("float32", self._float32_budget)):
             taps = pytorch.forward(pytorch.load(self.written, dtype), self.images)
             self._judge("bit (PyTorch)", dtype, self._to_record(taps), budget)
+
+    def run_onnxruntime(self) -> None:
+        """Run the written ONNX graph. `run_definition` must have run before."""
+        from convert.references import onnxruntime
+
+        taps = onnxruntime.forward(self.written.file.path, self.images, tap_names(self.written.config))
+        self._judge("ONNX Runtime", "float32", self._to_record(taps), self._float32_budget)
 
     @np.errstate(invalid="ignore", over="ignore")
     def measure_epsilon(self) -> tuple[str, float | None]:
@@ -122,8 +162,43 @@ class TapComparison:
         difference = relative_l2(value, self.logits[name])
         return name, difference if math.isfinite(difference) else None
 
+    @property
+    def _has_new_head(self) -> bool:
+        return self.origin.head.startswith("new:")
+
+    def _comparable(self, key: Key) -> bool:
+        """Whether what was computed before the changes is what should be computed after them."""
+        return key[1] != "logits" or self.origin.head == "keep"
+
+    def _zeros(self, image: NDArray[np.generic]) -> NDArray[np.float64]:
+        """The logits of a new head."""
+        return np.zeros((len(image), self.written.config.num_labels))
+
+    def _float64_budget(self, key: Key) -> float:
+        return FLOAT64_BUDGET + rounding_budget(self.origin.roundoff, self.written.config, key[1])
+
+    def _float32_budget(self, key: Key) -> float:
+        """From the float32 runs that were recorded or, without any, from one of the definition on the source."""
+        if not self._comparable(key):
+            error = 0.0
+        elif self.records is not None:
+            error = self.records.float32_error(key)
+        else:
+            self._measured = self._measured or self._measure_float32()
+            error = self._measured[key]
+        return FLOAT32_FACTOR * error + rounding_budget(self.origin.roundoff, self.written.config, key[1])
+
+    def _measure_float32(self) -> dict[Key, float]:
+        checkpoint = self.source or self.written
+        taps = definition.forward(
+            checkpoint.weights, checkpoint.config, self.images, folded=checkpoint.layout.folded, dtype=np.float32
+        )
+        return dict(self._to_record(taps))
+
     def _definition(self) -> Taps:
-        for tap, values in definition.forward(self.written.weights, self.written.config, self.images):
+        written = self.written
+        taps = definition.forward(written.weights, written.config, self.images, folded=written.layout.folded)
+        for tap, values in taps:
             if tap == "logits":
                 self.logits.update(values)
             yield tap, values
@@ -136,10 +211,12 @@ class TapComparison:
     def _to_source(self) -> Iterator[tuple[Key, float]]:
         assert self.source is not None
         truths = definition.forward(self.source.weights, self.source.config, self.images)
-        for (tap, values), (_, truth) in zip(self._definition(), truths, strict=True):
+        for tap, values in self._definition():
+            _, truth = next(truths, ("", {}))
             for name, value in values.items():
-                self.expected[name, tap] = summarize(tap, truth[name])
-                yield (name, tap), relative_l2(value, truth[name])
+                true = truth[name] if self._comparable((name, tap)) else self._zeros(self.images[name])
+                self.expected[name, tap] = summarize(tap, true)
+                yield (name, tap), relative_l2(value, true)
 
     def _judge(
         self, implementation: str, dtype: str, errors: Iterable[tuple[Key, float]], budget: Callable[[Key], float]
@@ -153,3 +230,16 @@ class TapComparison:
             error = found.get(key, float("inf")) if key in self.keys else float("inf")
             limit = budget(key) if key in self.expected else 0.0
             self.checks.append(Check(self.reference, implementation, dtype, *key, error, limit))
+
+
+def rounding_budget(roundoff: float, config: BitConfig, tap: str) -> float:
+    """What rounding the weights, by a relative error of `roundoff` at most, may do to a tap.
+
+    A kernel whose values are off by that, each independently of the others, gives a convolution
+    that is off by about as much, which the normalization behind it hands on; the errors of the K
+    tensors before a tap add up to √K times that.
+    """
+    names = [parameter.name for parameter in parameters(config)]
+    within = [index for index, name in enumerate(names, 1) if name.startswith(f"{tap}/")]
+    count = BEFORE.get(tap, within[-1] if within else len(names))
+    return ROUNDING_FACTOR * roundoff * math.sqrt(count)

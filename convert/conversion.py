@@ -1,4 +1,4 @@
-"""The way of the tensors: from one checkpoint to a new file in another layout."""
+"""The way of the tensors: from one checkpoint to a new folder in another layout."""
 
 from __future__ import annotations
 
@@ -8,115 +8,94 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.checkpoint import Checkpoint
+from bit.config import BitConfig
+from convert.changes import UNCHANGED, Changes
+from convert.checkpoint import Checkpoint, common_dtype
 from convert.errors import CheckpointError
 from convert.files.atomic import NewFolder
 from convert.files.following import Follower
 from convert.files.npz import NpzWriter
 from convert.files.safetensors import SafetensorsWriter
-from convert.files.tensors import StoredTensor, Tensor, file_sha256
+from convert.files.sharded import INDEX_SUFFIX, split
+from convert.files.tensors import File, combined_sha256, file_sha256
 from convert.layouts.layout import Layout
-from convert.parameters import Place, parameters
-from convert.record import CONVERSION_NAME, ConversionRecord, File, Origin, Source, write_json
-from convert.transforms import Transform, Workspace
+from convert.plan import Step, plan
+from convert.record import CONVERSION_NAME, ConversionRecord, Origin, Source, write_json
+from convert.transforms import Workspace
+
+if TYPE_CHECKING:
+    from convert.files.h5 import H5Writer
+    from convert.files.onnx import OnnxWriter
 
 Progress = Callable[[str, int, int], None]
 """`progress(what, done, total)`, in any unit."""
 
-Writer = NpzWriter | SafetensorsWriter
-WRITERS: dict[str, type[Writer]] = {"npz": NpzWriter, "safetensors": SafetensorsWriter}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One tensor's way from source to sink."""
-
-    place: Place
-    source: StoredTensor
-    stored_shape: tuple[int, ...]
-    transform: Transform
-    target: Tensor
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """What `conversion.json` says of it."""
-        return {
-            "parameter": self.place.name,
-            "source": self.source.key,
-            "target": self.target.key,
-            "transform": f"{self.transform.source} -> {self.transform.target}",
-            "dtype": self.target.dtype.name,
-            "shape": list(self.target.shape),
-        }
-
-
-def plan(checkpoint: Checkpoint, layout: Layout) -> list[Step]:
-    """Every step, in the order of the new file: members of an npz by name, else the forward pass's.
-
-    In safetensors larger elements come first, so that each is aligned.
-    """
-    steps = []
-    for parameter in parameters(checkpoint.config):
-        place, source = parameter.place, checkpoint.tensor(parameter.place)
-        transform = Transform(checkpoint.stored_axes(place), layout.axes(place))
-        target = Tensor(layout.key(place), layout.shape(parameter), source.dtype)
-        steps.append(Step(place, source, checkpoint.stored_shape(place), transform, target))
-    if layout.container == "npz":
-        return sorted(steps, key=lambda step: step.target.key)
-    return sorted(steps, key=lambda step: -step.target.dtype.itemsize)
+Writer: TypeAlias = "NpzWriter | SafetensorsWriter | H5Writer | OnnxWriter"
 
 
 def write(
-    checkpoint: Checkpoint, layout: Layout, output: NewFolder, progress: Progress, allow_nonfinite: bool = False
+    checkpoint: Checkpoint,
+    layout: Layout,
+    output: NewFolder,
+    progress: Progress,
+    changes: Changes = UNCHANGED,
+    max_shard_size: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> ConversionRecord:
     """Write the checkpoint in `layout` to the new folder, `conversion.json` included.
 
     Every byte of the source is read, hashed and held against its checksums, every byte of the
-    result is read back, hashed and on the disk when this returns. Raises `CheckpointError` for a
-    damaged source, for NaN or infinity unless `allow_nonfinite`, and for too little space.
+    result is read back, hashed and on the disk when this returns. With `max_shard_size`, `5GB` say,
+    the weights are split as transformers splits them. Raises `CheckpointError` for a damaged
+    source, for changes that cannot be made, for NaN or infinity unless `allow_nonfinite`, and for
+    too little space.
     """
-    steps, folder = plan(checkpoint, layout), output.path
-    free = shutil.disk_usage(folder).free
-    if free < checkpoint.nbytes:
-        raise CheckpointError(
-            f"{output.target} needs {checkpoint.nbytes / 1e9:.2f} GB of space, its disk has {free / 1e9:.2f} GB free"
-        )
-    weights = folder / (f"{checkpoint.name}.npz" if layout.container == "npz" else "model.safetensors")
-    for name, content in layout.companions(checkpoint.config, checkpoint.dtype).items():
-        write_json(folder / name, content)
-    with _whole_file_read(checkpoint) as source_sha256:
-        weights_sha256 = _stream(checkpoint, steps, weights, WRITERS[layout.container], progress, allow_nonfinite)
-    origin = Origin(checkpoint.name, source_sha256.result())
-    if checkpoint.record is not None:
-        recorded = checkpoint.record.files.get(checkpoint.file.path.name)
-        if recorded is None or recorded.sha256 != origin.sha256:
-            raise CheckpointError(
-                f"{checkpoint.file.path} is not the file that {CONVERSION_NAME} beside it describes: "
-                f"its SHA-256 is {origin.sha256}, another is recorded"
-            )
-        origin = checkpoint.record.origin
+    steps, folder = plan(checkpoint, layout, changes), output.path
+    config = changes.config(checkpoint.config, layout)
+    _check_space(output, sum(step.target.nbytes for step in steps))
+    name = layout.weights_name.format(name=checkpoint.name)
+    parts, index = _split(layout, steps, name, max_shard_size)
+    dtype = common_dtype(step.target.dtype.name for step in steps)
+    for companion, content in layout.companions(config, dtype, checkpoint.name).items():
+        write_json(folder / companion, content)
+    if index is not None:
+        write_json(folder / f"{name}{INDEX_SUFFIX}", index)
+    total, done = sum(step.target.nbytes for step in steps), 0
+    hashes = {}
+    with _whole_file_read(checkpoint) as source_files:
+        for part, part_steps in parts.items():
+            before = done
+
+            def advance(count: int, before: int = before) -> None:
+                progress("converting", before + count, total)
+
+            writer = _writer(layout, folder / part, part_steps, config, checkpoint)
+            hashes[part] = _stream(checkpoint, part_steps, folder / part, writer, advance, allow_nonfinite)
+            done += sum(step.target.nbytes for step in part_steps)
+    files = source_files.result()
     record = ConversionRecord(
         name=checkpoint.name,
-        architecture=checkpoint.config.architecture,
-        classes=checkpoint.config.num_labels,
+        architecture=config.architecture,
+        classes=config.num_labels,
+        ws_eps=config.ws_eps,
         layout=layout.name,
-        origin=origin,
+        changes=changes,
+        origin=_origin(checkpoint, files, changes, max(step.roundoff for step in steps)),
         source=Source(
             path=os.path.relpath(checkpoint.path.resolve(), output.target.resolve()),
             layout=checkpoint.layout.name,
             container=checkpoint.file.container,
-            bytes=checkpoint.file.nbytes,
-            sha256=source_sha256.result(),
+            files=files,
         ),
         files={
-            file.name: File(file.stat().st_size, weights_sha256 if file == weights else file_sha256(file))
+            file.name: File(file.stat().st_size, hashes.get(file.name) or file_sha256(file))
             for file in sorted(folder.iterdir())
         },
         tensors=[step.row for step in steps],
@@ -125,56 +104,101 @@ def write(
     return record
 
 
+def _check_space(output: NewFolder, needed: int) -> None:
+    free = shutil.disk_usage(output.path).free
+    if free < needed:
+        raise CheckpointError(
+            f"{output.target} needs {needed / 1e9:.2f} GB of space, its disk has {free / 1e9:.2f} GB free"
+        )
+
+
+def _split(
+    layout: Layout, steps: list[Step], name: str, max_shard_size: str | None
+) -> tuple[dict[str, list[Step]], dict[str, Any] | None]:
+    """The steps by the file that they write, and the index of those."""
+    if max_shard_size is None:
+        return {name: steps}, None
+    if not layout.shards:
+        raise CheckpointError(f"{layout.name} is read from one file; leave --max-shard-size out")
+    names, index = split([step.target for step in steps], name, max_shard_size)
+    by_key = {step.target.key: step for step in steps}
+    return {part: [by_key[key] for key in keys] for part, keys in names.items()}, index
+
+
+def _origin(checkpoint: Checkpoint, files: dict[str, File], changes: Changes, roundoff: float) -> Origin:
+    """What the weights were before any conversion. Raises `CheckpointError` for a file that was changed since."""
+    record = checkpoint.record
+    for name, file in files.items():
+        if record is None:
+            break
+        recorded = record.files.get(name)
+        if recorded is None or recorded.sha256 != file.sha256:
+            raise CheckpointError(
+                f"{checkpoint.file.path.with_name(name)} is not the file that {CONVERSION_NAME} beside it describes: "
+                f"its SHA-256 is {file.sha256}, another is recorded"
+            )
+    origin = record.origin if record is not None else Origin(checkpoint.name, combined_sha256(files))
+    head = origin.head if changes.head == "keep" else changes.head
+    return replace(origin, head=head, roundoff=origin.roundoff + roundoff)
+
+
+def _writer(layout: Layout, path: Path, steps: list[Step], config: BitConfig, checkpoint: Checkpoint) -> Writer:
+    tensors = [step.target for step in steps]
+    match layout.container:
+        case "npz":
+            return NpzWriter(path, tensors)
+        case "h5":
+            from convert.files.h5 import H5Writer
+
+            return H5Writer(path, tensors, layout.attributes([tensor.key for tensor in tensors]))
+        case "onnx":
+            from convert.files.onnx import OnnxWriter
+            from convert.onnx_graph import network
+
+            return OnnxWriter(path, tensors, network(config, checkpoint.name))
+    return SafetensorsWriter(path, tensors)
+
+
 @contextlib.contextmanager
-def _whole_file_read(checkpoint: Checkpoint) -> Iterator[Future[str]]:
+def _whole_file_read(checkpoint: Checkpoint) -> Iterator[Future[dict[str, File]]]:
     """Hash and check the source beside the work; a damaged source is the error, whatever else it causes."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        sha256 = pool.submit(checkpoint.file.sha256, stop)
+        files = pool.submit(checkpoint.file.digests, stop)
         try:
-            yield sha256
+            yield files
         except CheckpointError:
-            sha256.result()
+            files.result()
             raise
         except BaseException:
             stop.set()
             raise
-        sha256.result()
+        files.result()
 
 
 def _stream(
     checkpoint: Checkpoint,
     steps: list[Step],
     path: Path,
-    writer_class: type[Writer],
-    progress: Progress,
+    writer: Writer,
+    advance: Callable[[int], None],
     allow_nonfinite: bool,
 ) -> str:
-    """Write every tensor; the new file's SHA-256, when all of it is on the disk."""
-    total = sum(step.target.nbytes for step in steps)
+    """Write every tensor of a file; its SHA-256, when all of it is on the disk."""
     workspace, done = Workspace(), 0
-    writer = writer_class(path, [step.target for step in steps])
     follower = Follower(path)
 
-    def checked(step: Step) -> Iterator[NDArray[np.generic]]:
+    def followed(step: Step) -> Iterator[NDArray[np.generic]]:
         nonlocal done
-
-        def read(start: int, out: NDArray[np.generic]) -> None:
-            checkpoint.file.read(step.source, start, out)
-
-        for block in step.transform.blocks(step.stored_shape, step.source.dtype.bits, read, workspace):
-            if not allow_nonfinite and not step.source.dtype.all_finite(block):
-                raise CheckpointError(
-                    f"{checkpoint.file.path}: {step.source.key} holds NaN or infinity (--allow-nonfinite converts it)"
-                )
+        for block in step.blocks(checkpoint, workspace, allow_nonfinite):
             yield block
             done += block.nbytes
             follower.advance(writer.written)
-            progress("converting", done, total)
+            advance(done)
 
     try:
         for step in steps:
-            writer.write(step.target, checked(step))
+            writer.write(step.target, followed(step))
         writer.finish()
         follower.advance(writer.written)
         return follower.finish()

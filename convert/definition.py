@@ -8,6 +8,7 @@ standardization, Qiao et al. (arXiv 1903.10520). Constants are those of google-r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,23 +29,30 @@ def forward(
     config: BitConfig,
     images: Mapping[str, NDArray[np.generic]],
     ws_eps: float | None = None,
+    folded: bool = False,
+    dtype: type[np.floating[Any]] = np.float64,
 ) -> Iterator[tuple[str, Batches]]:
     """Yield every tap of the network in order: its name, and its value for each of `images`.
 
     `weights` gives a parameter by its canonical name and shape, and is asked for each once, in
     order. `images` are `[N, H, W, num_channels]` in [-1, 1]. Taps are `root_block/conv`,
     `root_block` (pooled), each unit's output `blockB/unitUU`, `pre_head` (after the last norm and
-    ReLU), all `[N, H, W, C]`, then `pooled` `[N, C]` and `logits` `[N, num_labels]`. `ws_eps`
-    replaces that of the configuration.
+    ReLU), all `[N, H, W, C]`, then `pooled` `[N, C]` and, if it has a head, `logits`
+    `[N, num_labels]`. `ws_eps` replaces that of the configuration; `folded` kernels are
+    standardized already. `dtype` is computed with, float64 unless rounding is to be seen.
     """
     eps = config.ws_eps if ws_eps is None else ws_eps
 
+    def get(name: str) -> Array:
+        return weights(name).astype(dtype, copy=False)
+
     def convolution(inputs: Batches, layer: str, stride: int = 1) -> Batches:
-        kernel = standardize(weights(f"{layer}/kernel"), eps)
+        kernel = get(f"{layer}/kernel")
+        kernel = kernel if folded else standardize(kernel, eps)
         return {name: convolve(x, kernel, stride) for name, x in inputs.items()}
 
     def norm_relu(inputs: Batches, layer: str) -> Batches:
-        scale, bias = weights(f"{layer}/scale"), weights(f"{layer}/bias")
+        scale, bias = get(f"{layer}/scale"), get(f"{layer}/bias")
         return {name: np.maximum(group_norm(x, scale, bias, config.num_groups), 0) for name, x in inputs.items()}
 
     def unit(inputs: Batches, layer: str, stride: int, projects: bool) -> Batches:
@@ -56,7 +64,7 @@ def forward(
         shortcut = convolution(activated, f"{layer}/projection", stride) if projects else inputs
         return {name: shortcut[name] + x for name, x in residual.items()}
 
-    x = convolution({name: image.astype(np.float64) for name, image in images.items()}, "stem", stride=2)
+    x = convolution({name: image.astype(dtype) for name, image in images.items()}, "stem", stride=2)
     yield "root_block/conv", x
     x = {name: max_pool(y) for name, y in x.items()}
     yield "root_block", x
@@ -69,8 +77,9 @@ def forward(
     yield "pre_head", x
     x = {name: y.mean(axis=(1, 2)) for name, y in x.items()}
     yield "pooled", x
-    kernel, bias = weights("head/kernel"), weights("head/bias")
-    yield "logits", {name: y @ kernel + bias for name, y in x.items()}
+    if config.num_labels:
+        kernel, bias = get("head/kernel"), get("head/bias")
+        yield "logits", {name: y @ kernel + bias for name, y in x.items()}
 
 
 def standardize(kernel: Array, eps: float) -> Array:
@@ -86,7 +95,7 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     margin = size // 2
     padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0))) if margin else x
     height, width = ((length - 1) // stride + 1 for length in x.shape[1:3])
-    out = np.zeros((x.shape[0] * height * width, channels))
+    out = np.zeros((x.shape[0] * height * width, channels), x.dtype)
     for row in range(size):
         lines = padded[:, row : row + stride * height : stride]
         shifted = [lines[:, :, column : column + stride * width : stride] for column in range(size)]

@@ -21,6 +21,8 @@ class DType:
     """The little-endian `descr` of a `.npy` header."""
     bits: np.dtype[np.generic]
     """Little-endian NumPy type of the same size that holds the bits."""
+    roundoff: float
+    """The largest relative error of rounding to the nearest, half the distance from 1 to the next number."""
 
     @property
     def itemsize(self) -> int:
@@ -42,13 +44,19 @@ class DType:
             bits = (bits.astype(np.uint32) << 16).view(np.float32)
         return bits.astype(np.float64)
 
+    @np.errstate(over="ignore")
+    def from_float64(self, values: NDArray[np.float64]) -> NDArray[np.generic]:
+        """The bits of the nearest numbers, ties to even; infinity beyond the largest."""
+        return _bfloat16_bits(values) if self is BFLOAT16 else values.astype(self.bits)
 
-FLOAT32 = DType("float32", "F32", "<f4", np.dtype("<f4"))
-FLOAT16 = DType("float16", "F16", "<f2", np.dtype("<f2"))
-BFLOAT16 = DType("bfloat16", "BF16", "<V2", np.dtype("<u2"))
-FLOAT64 = DType("float64", "F64", "<f8", np.dtype("<f8"))
+
+FLOAT32 = DType("float32", "F32", "<f4", np.dtype("<f4"), 2.0**-24)
+FLOAT16 = DType("float16", "F16", "<f2", np.dtype("<f2"), 2.0**-11)
+BFLOAT16 = DType("bfloat16", "BF16", "<V2", np.dtype("<u2"), 2.0**-8)
+FLOAT64 = DType("float64", "F64", "<f8", np.dtype("<f8"), 2.0**-53)
 
 DTYPES = (FLOAT32, FLOAT16, BFLOAT16, FLOAT64)
+BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES}
 
 
@@ -61,3 +69,13 @@ def from_npy(descr: str) -> tuple[DType, bool] | None:
         if descr[1:] == dtype.npy[1:] and descr[:1] in ("<", ">", "|"):
             return dtype, descr[0] == ">"
     return None
+
+
+def _bfloat16_bits(values: NDArray[np.float64]) -> NDArray[np.uint16]:
+    """bfloat16 is the upper half of a float32."""
+    near = values.astype(np.float32)
+    bits, exact = near.view(np.uint32), near.astype(np.float64)
+    # Rounded to odd first (Boldo and Melquiond, 2008), so that rounding twice is rounding once.
+    bits = (bits - (np.abs(exact) > np.abs(values))) | (exact != values)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

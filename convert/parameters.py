@@ -90,6 +90,7 @@ def parameters(config: BitConfig) -> list[Parameter]:
             listed += [Parameter(Place(f"unit/{kind}", stage, layer), shape) for kind, shape in shapes.items()]
             channels = size
     listed += [Parameter(Place(f"norm/{kind}"), (channels,)) for kind in ("scale", "bias")]
-    listed.append(Parameter(Place("head/kernel"), (channels, config.num_labels)))
-    listed.append(Parameter(Place("head/bias"), (config.num_labels,)))
+    if config.num_labels:
+        listed.append(Parameter(Place("head/kernel"), (channels, config.num_labels)))
+        listed.append(Parameter(Place("head/bias"), (config.num_labels,)))
     return listed

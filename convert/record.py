@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import convert
+from convert.changes import Changes
 from convert.errors import CheckpointError
 from convert.files.atomic import new_file
+from convert.files.tensors import File, combined_sha256
 
 CONVERSION_NAME = "conversion.json"
 VERIFICATION_NAME = "verification.json"
@@ -23,8 +25,12 @@ class Source:
     """Relative to the folder."""
     layout: str
     container: str
-    bytes: int
-    sha256: str
+    files: dict[str, File]
+    """One, but for shards, which come with their index."""
+
+    @property
+    def sha256(self) -> str:
+        return combined_sha256(self.files)
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,10 @@ class Origin:
 
     name: str
     sha256: str
-
-
-@dataclass(frozen=True)
-class File:
-    bytes: int
-    sha256: str
+    head: str = "keep"
+    """What became of its head in the conversions since, this one included; see `Changes`."""
+    roundoff: float = 0.0
+    """The largest relative error that its weights got by them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ class ConversionRecord:
     name: str
     architecture: str
     classes: int
+    """0: it has no head."""
+    ws_eps: float
+    """The epsilon of weight standardization with which these weights are meant to be run."""
     layout: str
+    changes: Changes
     origin: Origin
     source: Source
     files: dict[str, File]
@@ -66,21 +74,31 @@ class ConversionRecord:
             return None
         try:
             values = json.loads(path.read_text("utf-8"))
-            values["origin"], values["source"] = Origin(**values["origin"]), Source(**values["source"])
-            values["files"] = {name: File(**file) for name, file in values["files"].items()}
+            origin, source = values["origin"], values["source"]
+            source["files"] = _files(source["files"])
+            values |= {
+                "origin": Origin(**origin),
+                "source": Source(**source),
+                "changes": Changes(**values["changes"]),
+                "files": _files(values["files"]),
+            }
             record = cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, CheckpointError) as error:
             raise CheckpointError(f"{path} is damaged ({error})") from None
         rows = isinstance(record.tensors, list) and all(
-            isinstance(row, dict) and all(isinstance(value, str | list) for value in row.values())
+            isinstance(row, dict) and all(isinstance(value, str | list | float | None) for value in row.values())
             for row in record.tensors
         )
         if not rows:
             raise CheckpointError(f"{path} is damaged (its tensors are no rows)")
         texts = (record.name, record.layout, record.architecture, record.origin.name, record.source.path)
-        hashes = (record.origin.sha256, record.source.sha256, *(file.sha256 for file in record.files.values()))
-        if not all(isinstance(text, str) and text.isprintable() for text in (*texts, *record.files)):
+        files = {**record.source.files, **record.files}
+        hashes = (record.origin.sha256, *(file.sha256 for file in (*record.source.files.values(), *files.values())))
+        if not all(isinstance(text, str) and text.isprintable() for text in (*texts, *files)):
             raise CheckpointError(f"{path} is damaged (a name or path is none)")
+        numbers = (record.ws_eps, record.origin.roundoff)
+        if not all(type(number) is float and 0 <= number < 1 for number in numbers) or not record.source.files:
+            raise CheckpointError(f"{path} is damaged (its epsilon, its roundoff or its source is none)")
         if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes):
             raise CheckpointError(f"{path} is damaged (a SHA-256 is none)")
         if not record.name or record.name in (".", "..") or "/" in record.name:
@@ -96,6 +114,10 @@ class ConversionRecord:
             record = cls.read(path.parent)
             return record if record is not None and path.name in record.files else None
         return None
+
+
+def _files(values: dict[str, Any]) -> dict[str, File]:
+    return {name: File(**file) for name, file in values.items()}
 
 
 def foreign_names(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ from itertools import groupby
 from rich.markup import escape
 from rich.table import Table
 
+from convert.inspection import Inspection
 from convert.taps import Check
 from convert.verification import Verification
 
@@ -35,11 +36,40 @@ def tap_table(verification: Verification) -> Table:
     return table
 
 
+def inspection_lines(found: Inspection) -> list[str]:
+    """An inspection in lines for the terminal."""
+    classes = f"{found.classes} classes" if found.classes else "no head"
+    lines = [
+        f"{escape(found.path)}: {found.architecture}, {classes}",
+        f"  layout {found.layout}, {found.container}, {found.dtype}, {found.tensors} tensors, "
+        f"{found.parameters:,} parameters, {found.bytes:,} bytes",
+        *(f"  {file.sha256}  {escape(name)}" for name, file in found.files.items()),
+        "  outputs of the original code are recorded for it" if found.recorded_outputs else "  no outputs are recorded",
+    ]
+    if found.zero_head:
+        lines.append("  the head is all zeros")
+    lines += [f"  [red]✗[/] {escape(name)} holds NaN or infinity" for name in found.nonfinite]
+    if found.least_variance is not None:
+        lines.append(
+            f"  meant for epsilon {found.ws_eps:g}; the least variance of a filter is {found.least_variance:.2e}, "
+            f"in {escape(found.worst_filter)}"
+        )
+    lines += [
+        f"  {cost.layout} standardizes with epsilon {cost.epsilon:g}: the output of that filter is "
+        f"{cost.deviation:.2%} smaller there"
+        for cost in found.epsilon_costs
+    ]
+    return [*lines, *(f"  {escape(note)}" for note in found.notes)]
+
+
 def summary(verification: Verification) -> list[str]:
     """The verdict, a line for each thing that was compared, and what was not."""
     lines = [f"[red]✗[/] {escape(problem)}" for problem in verification.problems]
     if verification.tensors_proven:
         lines.append(f"[green]✓[/] {verification.tensors_proven} tensors give back the source's bytes")
+    if verification.tensors_changed:
+        changed = f"{verification.tensors_changed} tensors are bit for bit the source's, changed as asked"
+        lines.append(f"[green]✓[/] {changed}")
     for run, checks in by_run(verification.checks).items():
         failed = [check for check in checks if not check.passed]
         inputs = len({check.input for check in checks})

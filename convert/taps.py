@@ -28,7 +28,7 @@ and a `sample` of 512 values."""
 def tap_names(config: BitConfig) -> list[str]:
     """Every tap of a network, in the order of the forward pass."""
     units = [unit_name(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
-    return ["root_block/conv", "root_block", *units, "pre_head", *WHOLE]
+    return ["root_block/conv", "root_block", *units, "pre_head", "pooled", *(["logits"] if config.num_labels else [])]
 
 
 def summarize(tap: str, array: NDArray[np.generic]) -> Summary:

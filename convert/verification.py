@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 import convert
+from bit.config import BitConfig
 from convert.checkpoint import Checkpoint
 from convert.comparison import TapComparison, compare_bytes
 from convert.conversion import Progress
 from convert.errors import CheckpointError
-from convert.files.tensors import file_sha256
+from convert.files.tensors import File, combined_sha256, file_sha256
 from convert.parameters import parameters
-from convert.record import CONVERSION_NAME, VERIFICATION_NAME, ConversionRecord, File, write_json
+from convert.record import CONVERSION_NAME, VERIFICATION_NAME, ConversionRecord, write_json
 from convert.references import recorded
 from convert.taps import Check
 
@@ -48,6 +49,8 @@ class Verification:
     """SHA-256 by name of every file that was verified."""
     tensors_proven: int = 0
     """Tensors whose inverse transform gives the source's bytes."""
+    tensors_changed: int = 0
+    """Tensors that are bit for bit what the source's give when they are changed as asked."""
     problems: list[str] = field(default_factory=list)
     """Files and tensors that are not what they should be."""
     checks: list[Check] = field(default_factory=list)
@@ -83,7 +86,7 @@ def verify(
     if record is None:
         raise CheckpointError(f"{folder} holds no {CONVERSION_NAME}; only folders that bit convert wrote are verified")
     records = recorded.find(record.origin.sha256)
-    if source is not None and (source_sha256 or source.file.sha256()) != record.source.sha256:
+    if source is not None and (source_sha256 or combined_sha256(source.file.digests())) != record.source.sha256:
         raise CheckpointError(f"{source.path} is not what {folder} was converted from: its SHA-256 is another")
     if source is None and records is None:
         raise CheckpointError(
@@ -98,7 +101,7 @@ def verify(
     try:
         with Checkpoint(folder, record.name) as written:
             _compare_record(record, written, result)
-            _compare_weights(source, written, records, torch, result, progress)
+            _compare_weights(record, source, written, records, torch, result, progress)
     except CheckpointError as error:
         result.problems.append(str(error))
     try:
@@ -123,7 +126,7 @@ def _compare_record(record: ConversionRecord, written: Checkpoint, result: Verif
     result.problems += [
         f"{CONVERSION_NAME} has other {claim} than the weights" for claim, (said, is_) in claims.items() if said != is_
     ]
-    companions = layout.companions(config, written.dtype)
+    companions = layout.companions(config, written.dtype, record.name)
     for name in (written.file.path.name, *companions):
         if name not in record.files:
             result.problems.append(f"{name} is not among the files that {CONVERSION_NAME} lists")
@@ -137,6 +140,7 @@ def _compare_record(record: ConversionRecord, written: Checkpoint, result: Verif
 
 
 def _compare_weights(
+    record: ConversionRecord,
     source: Checkpoint | None,
     written: Checkpoint,
     records: recorded.Records | None,
@@ -144,22 +148,23 @@ def _compare_weights(
     result: Verification,
     progress: Progress,
 ) -> None:
-    if source is not None and parameters(source.config) != parameters(written.config):
-        result.problems.append(f"it is a {written.config.architecture}, its source a {source.config.architecture}")
-        return
     if source is not None:
-        problems = list(compare_bytes(source, written, progress))
-        result.tensors_proven = problems.count(None)
-        result.problems += [problem for problem in problems if problem is not None]
+        expected = record.changes.config(source.config, written.layout)
+        if parameters(expected) != parameters(written.config) or expected.ws_eps != written.config.ws_eps:
+            result.problems.append(f"it is {_in_words(written.config)}, where its source gives {_in_words(expected)}")
+            return
+        compared = list(compare_bytes(source, written, record.changes, progress))
+        result.tensors_proven, result.tensors_changed = compared.count((True, None)), compared.count((False, None))
+        result.problems += [problem for _, problem in compared if problem is not None]
         layout, labels = written.layout, written.config.id2label
-        if labels != source.config.id2label:
-            if labels is None and not layout.companions(written.config, written.dtype):
+        if labels != expected.id2label:
+            if labels is None and not layout.companions(written.config, written.dtype, record.name):
                 result.warnings.append(f"the names of the classes are left behind, {layout.name} has no place for them")
             else:
                 result.problems.append("the names of the classes are not those of the source")
     if caveat := written.layout.caveat(written.config):
         result.warnings.append(caveat)
-    _compare_function(TapComparison(written, source, records, progress, result.checks), torch, result)
+    _compare_function(TapComparison(written, source, records, record.origin, progress, result.checks), torch, result)
 
 
 def _compare_function(taps: TapComparison, torch: bool, result: Verification) -> None:
@@ -169,13 +174,18 @@ def _compare_function(taps: TapComparison, torch: bool, result: Verification) ->
             f"no recorded output of the original code is available for {result.name}: the definition of the "
             "network was run on the source and on the written file instead, and both were compared"
         )
-        if torch:
-            result.not_run.append("bit (PyTorch) float32: nothing is recorded to derive its budget from")
     taps.run_definition()
-    if torch:
+    if layout.folded:
+        taps.run_onnxruntime()
+    elif torch:
         taps.run_torch()
-    if layout.ws_eps != config.ws_eps:
+    if layout.ws_eps != config.ws_eps and not layout.folded:
         result.epsilon = Epsilon(layout.name, layout.ws_eps, config.ws_eps, *taps.measure_epsilon())
+
+
+def _in_words(config: BitConfig) -> str:
+    classes = f"{config.num_labels} classes" if config.num_labels else "no head"
+    return f"a {config.architecture} with {classes} and epsilon {config.ws_eps:g}"
 
 
 def _compare_files(folder: Path, files: dict[str, File], result: Verification) -> None:

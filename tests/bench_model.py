@@ -124,7 +124,7 @@ def inference(
             runners[name] = build(name, architecture).to(device, dtype)
             if compile_too:
                 torch._dynamo.reset()
-                runners[f"{name}, compiled"] = torch.compile(build(name, architecture).to(device, dtype))
+                runners[f"{name}, compiled"] = torch.compile(runners[name])  # the same weights
         with tempfile.TemporaryDirectory() as folder:
             if device == "cpu":
                 runners |= exported(architecture, batch, size, Path(folder))
@@ -168,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-compile", action="store_true", help="eager contenders alone, which takes a minute")
+    parser.add_argument("--architecture", help="this one alone; all otherwise")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
@@ -185,6 +186,7 @@ def main() -> None:
         return
     print("no CUDA device, so the CPU is measured")
     cases = [("R50x1", 1, 224), ("R50x1", 8, 224), ("R50x1", 1, 448), ("R50x1", 8, 448), ("R101x3", 1, 224)]
+    cases = [case for case in cases if arguments.architecture in (None, case[0])]
     inference(cases, arguments.rounds, not arguments.no_compile, torch.float32, "cpu")
     training(3)
 

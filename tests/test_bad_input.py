@@ -68,7 +68,7 @@ HEAD = "resnet/head/conv2d/bias.npy"
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (as_text, "neither an npz nor a safetensors file"),
+        (as_text, "is no file of weights"),
         (Path.touch, "it is empty"),
         (as_truncated, "not a complete npz file"),
         (as_flipped, "is damaged (its CRC-32"),

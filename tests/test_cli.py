@@ -125,7 +125,7 @@ def test_help_imports_neither_numpy_nor_rich() -> None:
         ("BiT-M-R101x33", "did you mean BiT-M-R101x3"),
         ("Synthetic-R51x1", "did you mean Synthetic-R50x1"),
         ("", "there is no file ''"),
-        (".", "must hold one .safetensors or .npz file; it holds none"),
+        (".", "must hold one file of weights"),
         ("/dev/zero", "is not a regular file"),
     ],
 )

@@ -35,7 +35,8 @@ def test_labels_survive_and_are_read_by_transformers() -> None:
     [
         ({"depths": (3, 4)}, "one entry per stage"),
         ({"depths": (), "hidden_sizes": ()}, "one entry per stage"),
-        ({"num_labels": 0}, "at least 1"),
+        ({"num_labels": -1}, "not negative"),
+        ({"num_channels": 0}, "at least 1"),
         ({"embedding_size": 48}, "48 channels cannot be divided into 32 groups"),
         ({"hidden_sizes": (64, 512, 1024, 2048)}, "16 channels cannot be divided"),
         ({"hidden_sizes": (256, 516, 1024, 2048), "num_groups": 1}, "multiples of 8"),

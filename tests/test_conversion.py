@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,12 +19,12 @@ from safetensors.numpy import load_file
 from strategies import configs
 
 from bit.config import BitConfig
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import PREFIXES, Checkpoint
 from convert.conversion import write
 from convert.errors import CheckpointError
 from convert.files.atomic import NewFolder
 from convert.files.tensors import file_sha256
-from convert.layouts import LAYOUTS
+from convert.layouts import LAYOUTS, READABLE
 from convert.parameters import parameters
 from convert.record import ConversionRecord, foreign_names
 from convert.synthetic import parameter, write_npz
@@ -30,9 +33,9 @@ from convert.transforms import Transform
 GOOGLE = LAYOUTS["google"]
 
 
-def convert(source: Path, layout: str, target: Path, allow_nonfinite: bool = False) -> Path:
+def convert(source: Path, layout: str, target: Path, allow_nonfinite: bool = False, **options: Any) -> Path:
     with Checkpoint(source) as checkpoint, NewFolder(target, foreign_names) as folder:
-        write(checkpoint, LAYOUTS[layout], folder, quiet, allow_nonfinite)
+        write(checkpoint, LAYOUTS[layout], folder, quiet, allow_nonfinite=allow_nonfinite, **options)
         folder.commit()
     return target
 
@@ -55,25 +58,52 @@ def test_every_tensor_arrives_transposed_under_its_new_name(tiny_npz: Path, tmp_
         np.testing.assert_array_equal(found[key], array)
 
 
-@settings(max_examples=15)
-@given(config=configs(), first=st.sampled_from(["transformers", "timm"]), second=st.sampled_from(list(LAYOUTS)))
-def test_a_round_trip_gives_back_the_file_byte_by_byte(
+def bits_of(path: Path) -> dict[str, bytes]:
+    """The bytes of every array of a checkpoint."""
+    with Checkpoint(path) as checkpoint:
+        found = {}
+        for name, tensor in checkpoint.file.tensors.items():
+            out = np.empty(tensor.size, tensor.dtype.bits)
+            checkpoint.file.read(tensor, 0, out)
+            found[name] = out.tobytes()
+        return found
+
+
+layouts = st.sampled_from(list(READABLE))
+
+
+@settings(max_examples=40)
+@given(config=configs(), first=layouts, second=layouts)
+def test_there_and_back_again_gives_the_same_bytes_for_any_two_layouts(
     config: BitConfig, first: str, second: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("trip")
     write_npz(folder / "start.npz", config)
-    there = convert(folder / "start.npz", first, folder / "first")
-    on = convert(there, second, folder / "second")
-    back = convert(on, "google", folder / "back")
-    assert (back / "start.npz").read_bytes() == (folder / "start.npz").read_bytes()
+    here = convert(folder / "start.npz", first, folder / "here")
+    back = convert(convert(here, second, folder / "there"), first, folder / "back")
+    assert bits_of(back) == bits_of(here)
+    home = convert(back, "google", folder / "home")
+    assert (home / "start.npz").read_bytes() == (folder / "start.npz").read_bytes()
 
 
-def test_the_published_size_survives_google_transformers_timm_google(
-    synthetic: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["transformers", "timm", "google-tf2", "flax", "keras"],
+        pytest.param(
+            [name for pair in itertools.permutations(READABLE, 2) for name in (*pair, pair[0])], marks=pytest.mark.long
+        ),
+    ],
+    ids=["each", "every-pair"],
+)
+def test_the_published_size_survives_a_way_through_the_layouts(
+    synthetic: Callable[[str], Path], tmp_path: Path, way: list[str]
 ) -> None:
     path = synthetic("R50x1")
-    for layout in ("transformers", "timm", "google"):
-        path = convert(path, layout, tmp_path / layout)
+    for number, layout in enumerate([*way, "google"]):
+        before, path = path, convert(path, layout, tmp_path / f"{number}")
+        if before.is_dir():
+            shutil.rmtree(before)
     assert file_sha256(path / "Synthetic-R50x1.npz") == file_sha256(synthetic("R50x1"))
 
 
@@ -238,3 +268,30 @@ def test_a_safetensors_file_whose_length_spells_a_zip_is_read(tiny_npz: Path, tm
     path.write_bytes(padded.to_bytes(8, "little") + text + content[8 + length :])
     assert path.read_bytes()[:2] == b"PK"
     convert(path, "google", tmp_path / "out")
+
+
+def test_prefixes_of_wrappers_are_left_out_and_reported(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{f"_orig_mod.module.{key}": array for key, array in arrays_of(TINY).items()})
+    with Checkpoint(tmp_path / "a.npz") as checkpoint:
+        assert checkpoint.layout is GOOGLE
+        assert checkpoint.notes == [f"every name begins with {prefix}, which is left out" for prefix in PREFIXES[1::-1]]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_names_of_big_vision_are_read(tiny_npz: Path, tmp_path: Path, training: bool) -> None:
+    flax = load_file(convert(tiny_npz, "flax", tmp_path / "flax") / "model.safetensors")
+    names = {key: f"params/{key.replace('conv_head', 'head')}" for key in flax}
+    arrays = {names[key]: array for key, array in flax.items()}
+    if training:
+        arrays |= {f"opt/mu/{key}": array for key, array in flax.items()} | {"extra/step": np.zeros(1, np.float32)}
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    back = convert(tmp_path / "tiny.npz", "google", tmp_path / "back")
+    assert (back / "tiny.npz").read_bytes() == tiny_npz.read_bytes()
+
+
+def test_a_network_without_a_head_converts(tmp_path: Path) -> None:
+    config = TINY.replace(num_labels=0)
+    write_npz(tmp_path / "a.npz", config)
+    for layout in READABLE:
+        with Checkpoint(convert(tmp_path / "a.npz", layout, tmp_path / layout)) as checkpoint:
+            assert checkpoint.config == config

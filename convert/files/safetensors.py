@@ -47,7 +47,7 @@ class SafetensorsFile(TensorFile):
         text = bytearray(size)
         self._pread(memoryview(text), 8)
         try:
-            header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+            header = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.path} has a damaged header ({error})") from None
         if not isinstance(header, dict):
@@ -126,7 +126,8 @@ class SafetensorsWriter:
             self.written += count
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: an object in which each name stands once. Raises `ValueError`."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands twice")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from convert.dtypes import DType
 from convert.errors import CheckpointError
 
+IN_MEMORY = 32 << 20
+"""An array that is packed is unpacked in memory up to this size, a larger one to a file in `TMPDIR`."""
 CHUNK = 1 << 20
 """Bytes read at once to be hashed: what was copied is then still in the second-level cache."""
 
@@ -45,8 +48,13 @@ class StoredTensor(Tensor):
     """An array in a file, from the byte `offset` on."""
 
     offset: int
-    fortran_order: bool = False
+    order: tuple[int, ...] | None = None
+    """Its axes as they lie in the file, slowest first; None: in their own order."""
     big_endian: bool = False
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        return self.shape if self.order is None else tuple(self.shape[axis] for axis in self.order)
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,12 @@ class Checksum:
     start: int
     end: int
     crc32: int
+
+
+@dataclass(frozen=True)
+class File:
+    bytes: int
+    sha256: str
 
 
 class TensorFile:
@@ -85,6 +99,13 @@ class TensorFile:
         self._pread(out.view(np.uint8).data, tensor.offset + start * tensor.dtype.itemsize)
         if tensor.big_endian:
             out.byteswap(inplace=True)
+
+    def digests(self, stop: threading.Event | None = None) -> dict[str, File]:
+        """Read every byte once and hold it to the checksums of its container; each file's size and SHA-256.
+
+        Raises `CheckpointError` as `sha256` does.
+        """
+        return {self.path.name: File(self.nbytes, self.sha256(stop))}
 
     def sha256(self, stop: threading.Event | None = None) -> str:
         """Read the file once from end to end: its SHA-256, and every checksum of its container.
@@ -147,6 +168,61 @@ class TensorFile:
                 raise CheckpointError(f"{self.path}: {name} reaches beyond the end of the file; it is truncated")
             if stop > start:
                 position, last = stop, name
+
+
+class PackedTensorFile(TensorFile):
+    """A file some of whose arrays must be unpacked to be read; one at a time is kept."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.packed: set[str] = set()
+        """The names of those arrays; their `offset` is that in what `unpack` gives."""
+        self._unpacked: tuple[str, IO[bytes]] | None = None
+
+    def unpack(self, key: str) -> Iterator[bytes]:
+        """The bytes of a packed array. Raises `CheckpointError` if they are damaged."""
+        raise KeyError(key)
+
+    def read(self, tensor: StoredTensor, start: int, out: NDArray[np.generic]) -> None:
+        if tensor.key not in self.packed:
+            super().read(tensor, start, out)
+            return
+        if self._unpacked is None or self._unpacked[0] != tensor.key:
+            self._drop()
+            self._unpacked = (tensor.key, self._spool(tensor.key))
+        file = self._unpacked[1]
+        file.seek(tensor.offset + start * tensor.dtype.itemsize)
+        view = out.view(np.uint8).data
+        if file.readinto(view) != len(view):  # type: ignore[attr-defined]
+            raise CheckpointError(f"{self.path}: {tensor.key} ends before its header says")
+        if tensor.big_endian:
+            out.byteswap(inplace=True)
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _spool(self, key: str) -> IO[bytes]:
+        file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (kept for reading)
+        try:
+            file.writelines(self.unpack(key))
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _drop(self) -> None:
+        if self._unpacked is not None:
+            self._unpacked[1].close()
+            self._unpacked = None
+
+
+def combined_sha256(files: Mapping[str, File]) -> str:
+    """That of the file, if it is one; of several, that of what the command `sha256sum` prints of them."""
+    if len(files) == 1:
+        return next(iter(files.values())).sha256
+    lines = "".join(f"{file.sha256}  {name}\n" for name, file in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -7,7 +7,8 @@ from convert.layouts.layout import Layout, Row
 from convert.layouts.transformers import stated
 
 
-def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
+def configuration(config: BitConfig, dtype: str, name: str) -> dict[str, dict[str, Any]]:
+    """The `config.json` that `bit`'s own models for JAX and TensorFlow are built from."""
     return {CONFIG_NAME: {**config.to_dict(), "dtype": dtype}}
 
 
@@ -15,10 +16,13 @@ _UNIT = "block{block}/unit{unit:02d}/"
 
 FLAX = Layout(
     name="flax",
+    library="google-research/big_transfer, JAX (`bit.flax`)",
     container="safetensors",
+    weights_name="model.safetensors",
     ws_eps=1e-10,
-    companions=_companions,
+    companions=configuration,
     stated=stated,
+    spellings={r"^head/": "conv_head/"},  # as big_vision (models/bit_paper.py) names it
     rows={
         "stem/kernel": Row("root_block/conv_root/kernel", "hwio"),
         "unit/norm1/scale": Row(_UNIT + "gn1/scale", "111c"),

@@ -3,17 +3,19 @@
 Some published files number their convolutions, `standardized_conv2d_17/kernel`.
 """
 
-import re
-
 from convert.layouts.layout import Layout, Row
+
+NUMBERED = {r"(?<=conv2d|p_norm)_[0-9]+(?=/)": ""}
 
 _UNIT = "resnet/block{block}/unit{unit:02d}/"
 
 GOOGLE = Layout(
     name="google",
+    library="google-research/big_transfer, PyTorch and TF1",
     container="npz",
+    weights_name="{name}.npz",
     ws_eps=1e-10,
-    numbered=re.compile(r"(?<=conv2d)_[0-9]+(?=/)|(?<=group_norm)_[0-9]+(?=/)"),
+    spellings=NUMBERED,
     rows={
         "stem/kernel": Row("resnet/root_block/standardized_conv2d/kernel", "hwio"),
         "unit/norm1/scale": Row(_UNIT + "a/group_norm/gamma", "c"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,12 +12,16 @@ from bit.config import BitConfig
 from convert.parameters import KINDS, Parameter, Place
 from convert.transforms import Transform
 
+Attributes = Mapping[str, Mapping[str, Any]]
+"""By the path of a group, its attributes; the root is `/`."""
+
 
 @dataclass(frozen=True)
 class Row:
     """How a layout names one kind of parameter, and the letters of its axes there.
 
-    In the template `{block}` and `{unit}` count from 1, `{stage}` and `{layer}` from 0.
+    In the template `{block}` and `{unit}` count from 1, `{stage}` and `{layer}` from 0; `{_stage}` and
+    `{_layer}` are nothing for the first, then `_1` and so on.
     """
 
     template: str
@@ -29,21 +33,32 @@ class Layout:
     name: str
     rows: Mapping[str, Row]
     """One row for each of `parameters.KINDS`."""
+    library: str
+    """Whose names they are."""
     container: str
-    """`safetensors` or `npz`."""
+    """What it is written as: `safetensors`, `npz`, `h5` or `onnx`."""
+    weights_name: str
+    """The file that is written, `{name}` being the checkpoint's."""
     ws_eps: float
     """The weight-standardization epsilon of the library that owns the layout."""
     caveat: Callable[[BitConfig], str | None] = lambda config: None
     """What a user of the library should know about this network in it."""
-    companions: Callable[[BitConfig, str], dict[str, dict[str, Any]]] = lambda config, dtype: {}
-    """The JSON files that the library wants beside the weights, from the configuration and the dtype's name."""
+    companions: Callable[[BitConfig, str, str], dict[str, dict[str, Any]]] = lambda config, dtype, name: {}
+    """The JSON files that the library wants beside the weights, from the configuration, the dtype's name
+    and the checkpoint's."""
     stated: Callable[[BitConfig, Mapping[str, Any]], BitConfig] = lambda config, values: config
     """The configuration that the arrays imply, with what only the library's `config.json` says.
 
     Raises `ValueError` where that contradicts the arrays or describes another network than BiT's.
     """
-    numbered: re.Pattern[str] | None = None
-    """Matches a part of a name that is as good as absent."""
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """Regular expressions for parts of names that some files spell otherwise, with what the table has."""
+    attributes: Callable[[Sequence[str]], Attributes] = lambda keys: {}
+    """What an h5 file says of its groups, from the names of its arrays."""
+    shards: bool = False
+    """Whether the library reads weights in several files with an index."""
+    folded: bool = False
+    """Whether kernels are standardized in the file, so that it cannot be converted back."""
 
     def __post_init__(self) -> None:
         if set(self.rows) != set(KINDS):
@@ -52,7 +67,14 @@ class Layout:
     def key(self, place: Place) -> str:
         """The layout's name of a parameter."""
         stage, layer = place.stage, place.layer
-        return self.rows[place.kind].template.format(stage=stage, layer=layer, block=stage + 1, unit=layer + 1)
+        return self.rows[place.kind].template.format(
+            stage=stage,
+            layer=layer,
+            block=stage + 1,
+            unit=layer + 1,
+            _stage=f"_{stage}" if stage else "",
+            _layer=f"_{layer}" if layer else "",
+        )
 
     def axes(self, place: Place) -> str:
         return self.rows[place.kind].axes
@@ -63,13 +85,13 @@ class Layout:
 
     def place(self, key: str) -> Place | None:
         """The parameter that this layout calls `key`; None if there is none."""
-        if self.numbered is not None:
-            key = self.numbered.sub("", key)
+        for spelling, ours in self.spellings.items():
+            key = re.sub(spelling, ours, key)
         for kind, pattern in self._patterns.items():
             if match := pattern.fullmatch(key):
-                found = {index: int(digits) for index, digits in match.groupdict().items()}
-                stage = found.get("stage", found.get("block", 1) - 1)
-                layer = found.get("layer", found.get("unit", 1) - 1)
+                found = {index: int(digits or 0) for index, digits in match.groupdict().items()}
+                stage = found.get("stage", found.get("_stage", found.get("block", 1) - 1))
+                layer = found.get("layer", found.get("_layer", found.get("unit", 1) - 1))
                 place = Place(kind, stage, layer)
                 return place if self.key(place) == key and min(stage, layer) >= 0 else None
         return None
@@ -91,7 +113,17 @@ class Layout:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\{([a-z]+)(?::02d)?\\}", r"(?P<\1>[0-9]{1,6})", re.escape(template)))
+    """Matches what the template may make; `place` checks that it does."""
+    seen: set[str] = set()
+
+    def index(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?:_(?P<{name}>[0-9]{{1,6}}))?" if name.startswith("_") else f"(?P<{name}>[0-9]{{1,6}})"
+
+    return re.compile(re.sub(r"\\{(_?[a-z]+)(?::02d)?\\}", index, re.escape(template)))
 
 
 @dataclass

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from bit.config import CONFIG_NAME, PUBLISHED, BitConfig
+from convert import zoo
 from convert.layouts.layout import Layout, Row
 
 # timm's own entries exist for the published architectures alone.
 MODELS = {architecture: f"resnetv2_{architecture[1:]}_bit" for architecture in PUBLISHED}
 
 UNKNOWN = "resnetv2"
+
+WS_EPS = "ws_eps"
 
 
 def _caveat(config: BitConfig) -> str | None:
@@ -21,27 +24,31 @@ def _caveat(config: BitConfig) -> str | None:
     )
 
 
-def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
-    """`config.json` as timm's `save_config_for_hf` writes it; the input is that of timm's BiT entries."""
+def _companions(config: BitConfig, dtype: str, name: str) -> dict[str, dict[str, Any]]:
+    """`config.json` as timm's `save_config_for_hf` writes it; the input is that of timm's own entries."""
+    evaluation = zoo.evaluation(name)
     return {
         CONFIG_NAME: {
             "architecture": MODELS.get(config.architecture, UNKNOWN),
             "num_classes": config.num_labels,
             "num_features": config.hidden_sizes[-1],
             "pretrained_cfg": {
+                **({"tag": evaluation.tag} if evaluation.tag else {}),
                 "num_classes": config.num_labels,
-                "input_size": [config.num_channels, 224, 224],
-                "pool_size": [7, 7],
-                "crop_pct": 0.875,
-                "interpolation": "bilinear",
-                "mean": [0.5] * 3,
-                "std": [0.5] * 3,
+                "input_size": [config.num_channels, evaluation.size, evaluation.size],
+                "pool_size": [-(-evaluation.size // 32)] * 2,
+                "crop_pct": evaluation.crop_pct,
+                "interpolation": evaluation.interpolation,
+                "mean": [0.5] * config.num_channels,
+                "std": [0.5] * config.num_channels,
                 "first_conv": "stem.conv",
                 "classifier": "head.fc",
                 "license": "apache-2.0",
             },
             **({"label_names": [label for _, label in sorted(config.id2label.items())]} if config.id2label else {}),
             **({"model_args": {"in_chans": config.num_channels}} if config.num_channels != 3 else {}),
+            # timm itself fixes the epsilon and does not read this.
+            WS_EPS: config.ws_eps,
         }
     }
 
@@ -52,6 +59,10 @@ def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
         raise ValueError(f"architecture is {values['architecture']!r}, where timm calls a BiT of these arrays {known}")
     if values.get("num_classes", config.num_labels) != config.num_labels:
         raise ValueError(f"it says {values['num_classes']} classes, the head has {config.num_labels}")
+    epsilon = values.get(WS_EPS, config.ws_eps)
+    if type(epsilon) is not float:
+        raise ValueError(f"{WS_EPS} is {epsilon!r}, not a number")
+    config = config.replace(ws_eps=epsilon)
     labels = values.get("label_names")
     if labels is None:
         return config
@@ -64,7 +75,9 @@ _UNIT = "stages.{stage}.blocks.{layer}."
 
 TIMM = Layout(
     name="timm",
+    library="timm",
     container="safetensors",
+    weights_name="model.safetensors",
     ws_eps=1e-8,
     caveat=_caveat,
     companions=_companions,

@@ -9,10 +9,14 @@ from bit.image_processing import PREPROCESSOR_NAME, BitImageProcessor
 from convert.layouts.layout import Layout, Row
 
 
-def _companions(config: BitConfig, dtype: str) -> dict[str, dict[str, Any]]:
+def _companions(config: BitConfig, dtype: str, name: str) -> dict[str, dict[str, Any]]:
     """The configuration, and how Google evaluates: a square of 480, no crop, mean and deviation 0.5."""
     return {
-        CONFIG_NAME: {"architectures": ["BitForImageClassification"], **config.to_dict(), "dtype": dtype},
+        CONFIG_NAME: {
+            "architectures": ["BitForImageClassification" if config.num_labels else "BitModel"],
+            **config.to_dict(),
+            "dtype": dtype,
+        },
         PREPROCESSOR_NAME: BitImageProcessor.from_profile("google").to_dict(),
     }
 
@@ -30,14 +34,17 @@ def stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
             raise ValueError(f"{field.name} is {found!r}, where a BiT of these arrays has {implied!r}")
     if ("id2label" in values or "num_labels" in values) and told.num_labels != config.num_labels:
         raise ValueError(f"it says {told.num_labels} classes, the head has {config.num_labels}")
-    return config.replace(id2label=told.id2label)
+    return config.replace(id2label=told.id2label, ws_eps=told.ws_eps)
 
 
 _UNIT = "bit.encoder.stages.{stage}.layers.{layer}."
 
 TRANSFORMERS = Layout(
     name="transformers",
+    library="transformers",
     container="safetensors",
+    weights_name="model.safetensors",
+    shards=True,
     ws_eps=1e-8,
     companions=_companions,
     stated=stated,

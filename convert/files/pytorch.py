@@ -1,0 +1,147 @@
+"""PyTorch's own files (`.bin`, `.pth`, `.pth.tar`): a pickle of a state dict, with its arrays in a zip archive.
+
+The pickle is read by `torch.load(weights_only=True)` alone, which runs no code, and without the
+arrays: these are then read from their offsets. Files older than PyTorch 1.6 are no archives and
+are loaded whole.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.dtypes import BY_NAME
+from convert.errors import CheckpointError
+from convert.files.archive import ArchiveFile
+from convert.files.tensors import StoredTensor, TensorFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where training scripts keep the weights in what they save; averaged ones first, as timm takes them."""
+
+
+class ZippedPickle(ArchiveFile):
+    """A file of `torch.save`, opened for reading.
+
+    Raises `CheckpointError` for one that is damaged, whose pickle would run code, or that holds
+    anything but dense tensors; `notes` says what was left out.
+    """
+
+    container = "pytorch"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.notes: list[str] = []
+        try:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in self.members.values()):
+                raise CheckpointError(f"{path} is compressed, which torch.save does not do")
+            for name in self.members:
+                if name.endswith("/data.pkl"):
+                    for _ in self.content(name):  # the CRC-32, before anything is made of it
+                        pass
+                elif name.endswith("/byteorder") and self.start_of(name, 16) != b"little":
+                    raise CheckpointError(f"{path} holds big-endian numbers; save it on a little-endian machine")
+            for key, tensor in _state(path, _load(path, meta=True), self.notes).items():
+                self.tensors[key] = self._stored(key, tensor)
+        except BaseException:
+            self.close()
+            raise
+
+    def _stored(self, key: str, tensor: Tensor) -> StoredTensor:
+        storage = tensor.untyped_storage()
+        # Documented as what a tensor without elements knows of its file.
+        offset = int(storage._checkpoint_offset or 0) + int(tensor.storage_offset()) * tensor.itemsize
+        if not any(0 <= offset - start <= info.file_size - tensor.nbytes for start, info in self._spans):
+            raise CheckpointError(f"{self.path}: {key} reaches beyond its storage")
+        return StoredTensor(key, tuple(tensor.shape), BY_NAME[_dtype(tensor)], offset, _order(self.path, key, tensor))
+
+    @property
+    def _spans(self) -> list[tuple[int, zipfile.ZipInfo]]:
+        return [(self.offsets[name], info) for name, info in self.members.items()]
+
+
+class LegacyPickle(TensorFile):
+    """A file of PyTorch before 1.6, which is held in memory whole; otherwise as `ZippedPickle`."""
+
+    container = "pytorch"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.notes: list[str] = []
+        try:
+            self._state = _state(path, _load(path), self.notes)
+            for key, tensor in self._state.items():
+                self.tensors[key] = StoredTensor(key, tuple(tensor.shape), BY_NAME[_dtype(tensor)], 0)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, tensor: StoredTensor, start: int, out: NDArray[np.generic]) -> None:
+        import torch
+
+        values = self._state[tensor.key].contiguous().reshape(-1)[start : start + out.size]
+        out.view(np.uint8)[:] = values.view(torch.uint8).numpy()
+
+
+def _load(path: Path, meta: bool = False) -> Any:
+    """What was pickled, of classes that weights need; with `meta` the tensors have no elements."""
+    if importlib.util.find_spec("torch") is None:
+        raise CheckpointError(f"{path} is a PyTorch file; reading it needs PyTorch: pip install -e '.[torch]'")
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        if meta:
+            with FakeTensorMode():
+                return torch.load(path, weights_only=True, map_location="cpu")
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged pickle can raise anything
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        unsafe = next((line for line in lines if "Unsupported" in line or "disallowed" in line), None)
+        if unsafe is not None:
+            raise CheckpointError(
+                f"{path} holds more than weights, and what it would run is not run: {unsafe}"
+            ) from None
+        raise CheckpointError(f"{path} is not a PyTorch file that can be read ({lines[0]})") from None
+
+
+def _state(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]:
+    """The state dict, wherever it is nested."""
+    import torch
+
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    while found := [name for name in NESTED if isinstance(content.get(name), Mapping)]:
+        others = ", ".join(map(str, (name for name in content if name != found[0]))) or "nothing"
+        notes.append(f"its weights are those under {found[0]}; beside it lies {others}")
+        content = content[found[0]]
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"{path}: {key!s:.100} is a {type(value).__name__}, not a tensor")
+        if value.layout != torch.strided or value.is_quantized or _dtype(value) not in BY_NAME:
+            kind = value.layout if value.layout != torch.strided else value.dtype
+            raise CheckpointError(f"{path}: {key} is a tensor of {kind}; weights are dense, {', '.join(BY_NAME)}")
+    return dict(content)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _order(path: Path, key: str, tensor: Tensor) -> tuple[int, ...] | None:
+    """The axes as they lie in the file; channels last, say."""
+    if tensor.is_contiguous():
+        return None
+    strides = tensor.stride()
+    order = tuple(sorted(range(tensor.ndim), key=lambda axis: (-strides[axis], -tensor.shape[axis])))
+    if not tensor.permute(order).is_contiguous():
+        raise CheckpointError(f"{path}: {key} is a view of a larger tensor; save it as .contiguous()")
+    return order
