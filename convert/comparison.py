@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bit.config import BitConfig
 from convert import definition
 from convert.changes import Changes
 from convert.checkpoint import Checkpoint
 from convert.conversion import Progress
 from convert.files.tensors import StoredTensor
-from convert.parameters import Place, parameters
+from convert.parameters import Place
 from convert.plan import plan
 from convert.record import Origin
 from convert.references import recorded
@@ -30,14 +30,11 @@ FLOAT32_FACTOR = 4
 """Times the larger error of the original code's own float32 runs at the same tap."""
 
 ROUNDING_FACTOR = 4
-"""Times what independent rounding errors of every weight before a tap add up to, see `rounding_budget`."""
+"""Times what other errors of the size of the rounding do at the same tap."""
 
 INPUTS = {"square": (1, 2, 224, 224), "odd": (2, 1, 193, 257)}
 """Seed, count, height and width of the inputs where nothing was recorded, as in the records. Odd
 sizes show mistakes of padding and stride."""
-
-BEFORE = {"root_block/conv": 1, "root_block": 1}
-"""Tensors before the taps that are no unit's."""
 
 Images = Mapping[str, NDArray[np.generic]]
 Taps = Iterable[tuple[str, Mapping[str, NDArray[np.generic]]]]
@@ -103,8 +100,6 @@ class TapComparison:
     """Says what became of the head, and how far the weights were rounded."""
     progress: Progress
     checks: list[Check] = field(default_factory=list)
-    logits: dict[str, NDArray[np.generic]] = field(default_factory=dict)
-    """The definition's, by input."""
 
     def __post_init__(self) -> None:
         inputs = self.records.truth.inputs if self.records else INPUTS
@@ -112,7 +107,9 @@ class TapComparison:
         self.images: Images = {name: recorded.images(*numbers, channels=channels) for name, numbers in inputs.items()}
         self.keys = [(name, tap) for name in inputs for tap in tap_names(self.written.config)]
         self.expected: dict[Key, Summary] = {}
-        self._measured: dict[Key, float] = {}
+        self._own: dict[Key, Summary] = {}  # what the definition gave on the written file
+        self._float32_errors: dict[Key, float] = {}
+        self._rounding_errors: dict[Key, float] = {}
         if self.records is not None:
             self.expected |= {key: summary for key, summary in self.records.truth.taps.items() if self._comparable(key)}
             for name, image in self.images.items():
@@ -147,20 +144,22 @@ class TapComparison:
         self._judge("ONNX Runtime", "float32", self._to_record(taps), self._float32_budget)
 
     @np.errstate(invalid="ignore", over="ignore")
-    def measure_epsilon(self) -> tuple[str, float | None]:
-        """How far the logits of the layout's own library will be, whose epsilon is fixed.
+    def measure_epsilon(self) -> tuple[str, str, float | None]:
+        """How far the results of the layout's own library will be, whose epsilon is fixed.
 
-        The input used, the smallest, and the relative L2 difference there, None if there is none.
+        The input used, the smallest; the tap compared, the logits unless the head was changed; and
+        the relative L2 difference there, None if there is none.
         """
         name, image = min(self.images.items(), key=lambda item: item[1].size)
+        tap = "logits" if self.origin.head == "keep" and self.written.config.num_labels else "pooled"
         epsilon, total = self.written.layout.ws_eps, len(tap_names(self.written.config))
-        value = self.logits[name]
         taps = definition.forward(self.written.weights, self.written.config, {name: image}, epsilon)
-        for done, (_, values) in enumerate(taps, 1):
+        difference = math.inf
+        for done, (found, values) in enumerate(taps, 1):
             self.progress(f"measuring epsilon {epsilon:g}", done, total)
-            value = values[name]
-        difference = relative_l2(value, self.logits[name])
-        return name, difference if math.isfinite(difference) else None
+            if found == tap:
+                difference = summary_error(summarize(tap, values[name]), self._own[name, tap])
+        return name, tap, difference if math.isfinite(difference) else None
 
     @property
     def _has_new_head(self) -> bool:
@@ -175,7 +174,7 @@ class TapComparison:
         return np.zeros((len(image), self.written.config.num_labels))
 
     def _float64_budget(self, key: Key) -> float:
-        return FLOAT64_BUDGET + rounding_budget(self.origin.roundoff, self.written.config, key[1])
+        return FLOAT64_BUDGET + self._rounding_budget(key)
 
     def _float32_budget(self, key: Key) -> float:
         """From the float32 runs that were recorded or, without any, from one of the definition on the source."""
@@ -184,9 +183,32 @@ class TapComparison:
         elif self.records is not None:
             error = self.records.float32_error(key)
         else:
-            self._measured = self._measured or self._measure_float32()
-            error = self._measured[key]
-        return FLOAT32_FACTOR * error + rounding_budget(self.origin.roundoff, self.written.config, key[1])
+            self._float32_errors = self._float32_errors or self._measure_float32()
+            error = self._float32_errors[key]
+        return FLOAT32_FACTOR * error + self._rounding_budget(key)
+
+    def _rounding_budget(self, key: Key) -> float:
+        """What rounding the weights may do to a tap: nothing where none was rounded."""
+        if not self.origin.roundoff:
+            return 0.0
+        self._rounding_errors = self._rounding_errors or self._measure_rounding()
+        return ROUNDING_FACTOR * self._rounding_errors.get(key, 0.0)
+
+    def _measure_rounding(self) -> dict[Key, float]:
+        """What it does to each tap when every weight gets another error within the roundoff, drawn by its name."""
+        written, roundoff = self.written, self.origin.roundoff
+
+        def weights(name: str) -> NDArray[np.float64]:
+            values = written.weights(name)
+            draw = np.random.default_rng(zlib.crc32(name.encode())).uniform(-roundoff, roundoff, values.shape)
+            return values * (1 + draw)
+
+        taps = definition.forward(weights, written.config, self.images, folded=written.layout.folded)
+        return {
+            (name, tap): summary_error(summarize(tap, value), self._own[name, tap])
+            for tap, values in taps
+            for name, value in values.items()
+        }
 
     def _measure_float32(self) -> dict[Key, float]:
         checkpoint = self.source or self.written
@@ -199,8 +221,7 @@ class TapComparison:
         written = self.written
         taps = definition.forward(written.weights, written.config, self.images, folded=written.layout.folded)
         for tap, values in taps:
-            if tap == "logits":
-                self.logits.update(values)
+            self._own |= {(name, tap): summarize(tap, value) for name, value in values.items()}
             yield tap, values
 
     def _to_record(self, taps: Taps) -> Iterator[tuple[Key, float]]:
@@ -230,16 +251,3 @@ class TapComparison:
             error = found.get(key, float("inf")) if key in self.keys else float("inf")
             limit = budget(key) if key in self.expected else 0.0
             self.checks.append(Check(self.reference, implementation, dtype, *key, error, limit))
-
-
-def rounding_budget(roundoff: float, config: BitConfig, tap: str) -> float:
-    """What rounding the weights, by a relative error of `roundoff` at most, may do to a tap.
-
-    A kernel whose values are off by that, each independently of the others, gives a convolution
-    that is off by about as much, which the normalization behind it hands on; the errors of the K
-    tensors before a tap add up to √K times that.
-    """
-    names = [parameter.name for parameter in parameters(config)]
-    within = [index for index, name in enumerate(names, 1) if name.startswith(f"{tap}/")]
-    count = BEFORE.get(tap, within[-1] if within else len(names))
-    return ROUNDING_FACTOR * roundoff * math.sqrt(count)

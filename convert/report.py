@@ -87,11 +87,11 @@ def summary(verification: Verification) -> list[str]:
             )
     if verification.checks:
         lines.append(f"  held to {verification.checks[0].reference}")
-    if (epsilon := verification.epsilon) and epsilon.logits_relative_l2 is not None:
+    if (epsilon := verification.epsilon) and epsilon.relative_l2 is not None:
         lines.append(
             f"  {epsilon.library} itself standardizes weights with epsilon {epsilon.epsilon:g} instead of "
-            f"{epsilon.original:g}: its logits of the {epsilon.input} input differ by "
-            f"{epsilon.logits_relative_l2:.1e} (relative L2)"
+            f"{epsilon.original:g}: its {epsilon.tap} of the {epsilon.input} input differ by "
+            f"{epsilon.relative_l2:.1e} (relative L2)"
         )
     lines += [f"  not run: {reason}" for reason in verification.not_run]
     return lines

@@ -34,7 +34,8 @@ class Epsilon:
     epsilon: float
     original: float
     input: str
-    logits_relative_l2: float | None
+    tap: str
+    relative_l2: float | None
 
 
 @dataclass

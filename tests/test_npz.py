@@ -37,7 +37,7 @@ def load(path: Path, key: str = "a") -> NDArray[np.generic]:
         out = np.empty(tensor.size, tensor.dtype.bits)
         file.read(tensor, 0, out)
         file.sha256()
-        return out.reshape(tensor.shape, order="F" if tensor.order == (1, 0) else "C")
+        return out.reshape(tensor.shape, order="F" if tensor.order else "C")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])

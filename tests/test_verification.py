@@ -269,7 +269,7 @@ def test_the_difference_that_the_librarys_epsilon_makes_is_stated(synthetic: Syn
     result = verified(convert(synthetic("R14x1"), "timm", tmp_path / "out"), None)
     assert result.epsilon is not None
     assert (result.epsilon.library, result.epsilon.epsilon) == ("timm", 1e-8)
-    assert 1e-5 < result.epsilon.logits_relative_l2 < 1e-2
+    assert 1e-5 < result.epsilon.relative_l2 < 1e-2
     assert verified(convert(synthetic("R14x1"), "google", tmp_path / "google"), None).epsilon is None
 
 
