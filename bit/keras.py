@@ -21,6 +21,8 @@ from bit.config import BitConfig
 NORM_EPS = 1e-5
 """Inside the root of every group normalization (big_transfer, `GroupNormalization`)."""
 
+WEIGHTS_NAME = "model.weights.h5"
+
 if keras.backend.backend() != "tensorflow":
     raise ImportError(f"bit.keras computes with TensorFlow, Keras is set to {keras.backend.backend()}")
 
@@ -213,3 +215,13 @@ class BiT(keras.Model):  # type: ignore[misc]
             groups = [str(name.decode() if isinstance(name, bytes) else name) for name in file.attrs["layer_names"]]
             file.visititems(collect)
         self.set_named_weights(values)
+
+
+def load(folder: str | Path) -> BiT:
+    """The model from a folder that `bit convert --to keras` wrote.
+
+    Raises `FileNotFoundError`, and `ValueError` for weights of another network.
+    """
+    model = BiT(BitConfig.from_pretrained(folder))
+    model.load_weights(Path(folder) / WEIGHTS_NAME)
+    return model

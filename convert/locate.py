@@ -68,8 +68,10 @@ def _from_hub(repository: str, revision: str | None, progress: Callable[[str, in
     """The folder in huggingface_hub's cache that holds a repository's configuration and weights."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+    from huggingface_hub.utils import httpx, logging  # type: ignore[attr-defined, unused-ignore]
 
+    # What it tries again is no concern, what comes of it is.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     progress(f"fetching {repository}", 0, 0)
     try:
         names = HfApi().list_repo_files(repository, revision=revision)

@@ -123,6 +123,11 @@ def plan(checkpoint: Checkpoint, layout: Layout, changes: Changes) -> list[Step]
     In safetensors larger elements come first, so that each is aligned.
     """
     changes.check(layout)
+    if checkpoint.layout.folded:
+        raise CheckpointError(
+            f"{checkpoint.file.path}: its kernels are standardized already, the weights are gone; "
+            "convert what it was made from"
+        )
     steps = []
     for parameter in parameters(changes.config(checkpoint.config, layout)):
         place = parameter.place

@@ -6,21 +6,25 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch._dynamo  # noqa: F401 (with TensorFlow's LLVM already loaded, that of its triton aborts)
+from conftest import TINY
 from numpy.typing import NDArray
+from test_conversion import convert
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from bit.config import BitConfig
-from bit.keras import BiT
+from bit.keras import BiT, load
 from convert.checkpoint import Checkpoint
 from convert.comparison import FLOAT32_FACTOR
+from convert.files.h5 import H5File
 from convert.files.tensors import file_sha256
+from convert.layouts.keras import KERAS
 from convert.parameters import parameters
 from convert.references import recorded
+from convert.synthetic import write_npz
 from convert.taps import summarize, summary_error, tap_names
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
@@ -53,20 +57,35 @@ def test_it_computes_what_google_recorded(synthetic: Callable[[str], Path], arch
         np.testing.assert_allclose(np.asarray(model(images)), np.asarray(taps["logits"]), rtol=1e-5, atol=1e-5)
 
 
-def test_an_h5_of_googles_tf2_code_loads(tiny_npz: Path, tmp_path: Path) -> None:
-    """As Keras 2 wrote it: a group for each layer, its weights under their full names inside."""
-    config, values = googles_tf2_names(tiny_npz)
-    layers = ["root_block", "block1", "block2", "group_norm", "re_lu", "global_average_pooling2d", "head/dense"]
-    with h5py.File(tmp_path / "tiny.h5", "w") as file:
-        file.attrs["layer_names"] = [layer.encode() for layer in layers]
-        for layer in layers:
-            group = file.create_group(layer)
-            names = [f"{name}:0" for name in values if name.startswith(f"{layer}/")]
-            group.attrs["weight_names"] = [name.encode() for name in names]
-            for name in names:
-                group[name] = values[name.removesuffix(":0")]
+def test_the_layout_has_the_paths_at_which_keras_saves_the_model(tmp_path: Path) -> None:
+    BiT(TINY).save_weights(tmp_path / "tiny.weights.h5")
+    with H5File(tmp_path / "tiny.weights.h5") as file:
+        found = {key: tensor.shape for key, tensor in file.tensors.items()}
+    assert found == {KERAS.key(item.place): KERAS.shape(item) for item in parameters(TINY)}
+
+
+def test_a_converted_folder_loads_in_keras_and_what_keras_saves_converts_back(
+    synthetic: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = synthetic("R14x1")
+    model = load(convert(source, "keras", tmp_path / "keras"))
+    records = recorded.find(file_sha256(source))
+    assert records is not None
+    for name, numbers in records.truth.inputs.items():
+        error = summary_error({"": np.asarray(model(recorded.images(*numbers)))}, records.truth.taps[name, "logits"])
+        assert error < FLOAT32_FACTOR * records.float32_error((name, "logits"))
+    model.save_weights(tmp_path / "Synthetic-R14x1.weights.h5")
+    back = convert(tmp_path / "Synthetic-R14x1.weights.h5", "google", tmp_path / "back")
+    assert (back / source.name).read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_an_h5_of_googles_tf2_code_loads(tmp_path: Path, classes: int) -> None:
+    write_npz(tmp_path / "tiny.npz", TINY.replace(num_labels=classes))
+    folder = convert(tmp_path / "tiny.npz", "google-tf2", tmp_path / "out")
+    config, values = googles_tf2_names(tmp_path / "tiny.npz")
     model = BiT(config)
-    model.load_google(tmp_path / "tiny.h5")
+    model.load_google(folder / "tiny.h5")
     for name, weight in model.named_weights().items():
         np.testing.assert_array_equal(np.asarray(weight), values[name])
 

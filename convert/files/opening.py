@@ -62,6 +62,8 @@ def kind(path: Path) -> str | None:
     """What a file contains, by how it begins; None if it is no file of weights."""
     with open(path, "rb") as file:
         start = file.read(64)
+    if start[7:9] == b"\0{":  # first, as what it begins with is a length, and can be any mark of the others
+        return "safetensors"
     if start.startswith(ZIP):
         return "pytorch" if _is_pickled(path) else "npz"
     if start.startswith(HDF5):
@@ -70,8 +72,6 @@ def kind(path: Path) -> str | None:
         return "legacy pytorch"
     if start.startswith(PICKLES):
         return "pickle"
-    if start[8:9] == b"{":
-        return "safetensors"
     if start.lstrip().startswith(b"{") and path.name.endswith(INDEX_SUFFIX):
         return "index"
     # A protocol buffer has no mark: the version of the format and the name of the producer come first.

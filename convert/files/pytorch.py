@@ -8,6 +8,7 @@ are loaded whole.
 from __future__ import annotations
 
 import importlib.util
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights in what they save; averaged ones first, as timm takes them."""
+MOST_NAMED = 8
+UNSAFE = re.compile(r"(?:GLOBAL |Unsupported |disallowed )(\S+)")
+"""What PyTorch says of a pickle that is more than data."""
 
 
 class ZippedPickle(ArchiveFile):
@@ -49,6 +53,7 @@ class ZippedPickle(ArchiveFile):
                         pass
                 elif name.endswith("/byteorder") and self.start_of(name, 16) != b"little":
                     raise CheckpointError(f"{path} holds big-endian numbers; save it on a little-endian machine")
+            self._sizes = {self.offsets[name]: info.file_size for name, info in self.members.items()}
             for key, tensor in _state(path, _load(path, meta=True), self.notes).items():
                 self.tensors[key] = self._stored(key, tensor)
         except BaseException:
@@ -56,16 +61,18 @@ class ZippedPickle(ArchiveFile):
             raise
 
     def _stored(self, key: str, tensor: Tensor) -> StoredTensor:
-        storage = tensor.untyped_storage()
-        # Documented as what a tensor without elements knows of its file.
-        offset = int(storage._checkpoint_offset or 0) + int(tensor.storage_offset()) * tensor.itemsize
-        if not any(0 <= offset - start <= info.file_size - tensor.nbytes for start, info in self._spans):
+        storage, order = tensor.untyped_storage(), _order(self.path, key, tensor)
+        # Documented as what a tensor without elements knows of its file. It is computed from how
+        # torch.save lays a file out, not looked up there, so it is held to where the members lie.
+        start = storage._checkpoint_offset
+        if start not in self._sizes or self._sizes[start] != storage.nbytes():
+            raise CheckpointError(
+                f"{self.path}: {key} does not lie where torch.save puts it; load it with PyTorch and save it again"
+            )
+        first = int(tensor.storage_offset()) * tensor.itemsize
+        if not 0 <= first <= self._sizes[start] - tensor.nbytes:
             raise CheckpointError(f"{self.path}: {key} reaches beyond its storage")
-        return StoredTensor(key, tuple(tensor.shape), BY_NAME[_dtype(tensor)], offset, _order(self.path, key, tensor))
-
-    @property
-    def _spans(self) -> list[tuple[int, zipfile.ZipInfo]]:
-        return [(self.offsets[name], info) for name, info in self.members.items()]
+        return StoredTensor(key, tuple(tensor.shape), BY_NAME[_dtype(tensor)], start + first, order)
 
 
 class LegacyPickle(TensorFile):
@@ -105,12 +112,9 @@ def _load(path: Path, meta: bool = False) -> Any:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged pickle can raise anything
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        unsafe = next((line for line in lines if "Unsupported" in line or "disallowed" in line), None)
-        if unsafe is not None:
-            raise CheckpointError(
-                f"{path} holds more than weights, and what it would run is not run: {unsafe}"
-            ) from None
-        raise CheckpointError(f"{path} is not a PyTorch file that can be read ({lines[0]})") from None
+        if unsafe := UNSAFE.search(str(error)):
+            raise CheckpointError(f"{path} holds more than weights, and what it would run is not run: {unsafe[1]}") from None
+        raise CheckpointError(f"{path} is not a file of dense tensors that PyTorch can read ({lines[0]})") from None
 
 
 def _state(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]:
@@ -118,18 +122,32 @@ def _state(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]:
     import torch
 
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+        raise CheckpointError(f"{path} holds an object of type {_kind(content)}, not a state dict")
     while found := [name for name in NESTED if isinstance(content.get(name), Mapping)]:
-        others = ", ".join(map(str, (name for name in content if name != found[0]))) or "nothing"
-        notes.append(f"its weights are those under {found[0]}; beside it lies {others}")
+        if len(notes) == len(NESTED):
+            raise CheckpointError(f"{path} holds a state dict in a state dict without end")
+        others = [name if isinstance(name, str) and name.isprintable() else repr(name) for name in content]
+        others.remove(found[0])
+        beside = ", ".join(others[:MOST_NAMED]) + (", …" if len(others) > MOST_NAMED else "")
+        notes.append(f"its weights are those under {found[0]}; beside it lies {beside or 'nothing'}")
         content = content[found[0]]
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{path}: {key!s:.100} is a {type(value).__name__}, not a tensor")
+        if not isinstance(key, str):
+            raise CheckpointError(f"{path}: {key!r:.100} is of type {_kind(key)}, and no name of a tensor")
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"{path}: {key:.100} is of type {_kind(value)}, not a tensor")
         if value.layout != torch.strided or value.is_quantized or _dtype(value) not in BY_NAME:
             kind = value.layout if value.layout != torch.strided else value.dtype
             raise CheckpointError(f"{path}: {key} is a tensor of {kind}; weights are dense, {', '.join(BY_NAME)}")
+        if value.is_meta:
+            raise CheckpointError(f"{path}: {key} was saved without its elements, on the device meta")
+        if value.is_neg():
+            raise CheckpointError(f"{path}: {key} is a view that negates its numbers; save it as .resolve_neg()")
     return dict(content)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__.replace("FakeTensor", "Tensor")
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from convert.files.safetensors import no_duplicates
 from convert.files.tensors import File, StoredTensor, Tensor, TensorFile
 
 INDEX_SUFFIX = ".index.json"
+SIZE = re.compile(r"[0-9.]*[1-9][0-9.]*\s*[KMGT]B", re.IGNORECASE)
+"""Of the sizes that huggingface_hub reads those that are finite and more than none."""
 
 
 class ShardedFile(TensorFile):
@@ -29,6 +32,7 @@ class ShardedFile(TensorFile):
         super().__init__(path)
         self._shards: dict[str, TensorFile] = {}
         self._holder: dict[str, TensorFile] = {}
+        self.notes: list[str] = []
         try:
             self._open(_weight_map(path), open_file)
         except BaseException:
@@ -55,7 +59,8 @@ class ShardedFile(TensorFile):
             shard = self.path.with_name(name)
             if not shard.is_file():
                 raise CheckpointError(f"{self.path} lists {name}, which is missing")
-            self._shards[name] = open_file(shard)
+            self._shards[name] = file = open_file(shard)
+            self.notes += [f"{name}: {note}" for note in getattr(file, "notes", ())]
         for name, file in self._shards.items():
             for key, tensor in file.tensors.items():
                 if key in self._holder:
@@ -90,6 +95,8 @@ def split(tensors: list[Tensor], name: str, most: str) -> tuple[dict[str, list[s
     """
     from huggingface_hub import split_state_dict_into_shards_factory
 
+    if not SIZE.fullmatch(most.strip()):
+        raise CheckpointError(f"the shard size {most!r} is none; 500MB or 5GB is")
     stem = name.removesuffix(".safetensors")
     try:
         plan = split_state_dict_into_shards_factory(
@@ -102,5 +109,8 @@ def split(tensors: list[Tensor], name: str, most: str) -> tuple[dict[str, list[s
         raise CheckpointError(f"the shard size {most!r} is none ({error}); 500MB or 5GB is") from None
     if not plan.is_sharded:
         return {name: [tensor.key for tensor in tensors]}, None
-    total = {"total_size": sum(tensor.nbytes for tensor in tensors)}
+    total = {
+        "total_parameters": sum(tensor.size for tensor in tensors),
+        "total_size": sum(tensor.nbytes for tensor in tensors),
+    }
     return plan.filename_to_tensors, {"metadata": total, "weight_map": plan.tensor_to_filename}
