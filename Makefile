@@ -14,7 +14,7 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify test test-all bench bench-convert bench-model lint clean
+.PHONY: help setup convert verify inspect test test-all bench bench-convert bench-model lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,6 +27,9 @@ convert: $(CORE) ## convert MODEL to the layout TO, in the folder OUT, and verif
 
 verify: $(CORE) ## verify the conversion of MODEL to TO, or the folder OUT, again
 	@$(VENV)/bin/bit verify "$${OUT:-$$MODEL}" --to "$$TO" $(ARGS)
+
+inspect: $(CORE) ## say what MODEL is
+	@$(VENV)/bin/bit inspect "$$MODEL" $(ARGS)
 
 test: $(DEV) ## the tests, in minutes
 	$(VENV)/bin/python -m pytest -m "not long" $(ARGS)

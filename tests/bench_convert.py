@@ -83,10 +83,46 @@ def measure(command: list[str]) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1024
 
 
+def floor(source: Path, target: Path) -> list[str]:
+    return ["bash", "-c", f'cp "{source}" "{target}" && sync "{target}" && openssl dgst -sha256 "{source}" "{target}"']
+
+
+def remove(target: Path) -> None:
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    # What one contender left to be written must not slow the next one down.
+    os.sync()
+
+
+def compare_containers(npz: Path, folder: Path, rounds: int) -> None:
+    """From every container to every container, each against the floor of its source."""
+    sources = {"google": npz}
+    for layout in ("transformers", "google-tf2"):
+        converted = folder / f"source-{layout}"
+        if not converted.exists():
+            command = [BIT, "convert", npz, "--to", layout, "--out", converted, "--no-verify"]
+            measure([str(word) for word in command])
+        sources[layout] = next(path for path in converted.iterdir() if path.suffix != ".json")
+    target = folder / "out"
+    found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    for _ in range(rounds):
+        for source_layout, source in sources.items():
+            least, _ = measure(floor(source, target))
+            remove(target)
+            for layout in sources:
+                command = [BIT, "convert", source, "--to", layout, "--out", target, "--no-verify"]
+                seconds, peak = measure([str(word) for word in command])
+                remove(target)
+                found.setdefault((source_layout, layout), []).append((seconds, seconds / least, peak))
+    print(f"\n{npz.name} in every container, median of {rounds} rounds: seconds, × floor of the round, peak")
+    for (source_layout, layout), runs in found.items():
+        seconds, ratio, _ = (statistics.median(run[part] for run in runs) for part in range(3))
+        print(f"{source_layout:12} → {layout:12} {seconds:6.2f} s  {ratio:5.2f}  {max(run[2] for run in runs):5.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="takes about 12 GB")
+    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="takes about 16 GB")
     parser.add_argument("--run", nargs=3, metavar=("WAY", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -103,10 +139,9 @@ def main() -> None:
             generation.start()
             generation.join()
     source, target = folder / f"{MEASURED}.npz", folder / "out"
-    floor = f'cp "{source}" "{target}" && sync "{target}" && openssl dgst -sha256 "{source}" "{target}"'
     contenders = {
         "bit convert, every check, hashed, synced": [BIT, "convert", source, "--out", target, "--no-verify"],
-        "floor: cp, sync, sha256 of both": ["bash", "-c", floor],
+        "floor: cp, sync, sha256 of both": floor(source, target),
         **{
             f"{way} way, neither hashed nor synced": [sys.executable, __file__, "--run", way, source, target]
             for way in WAYS
@@ -116,9 +151,7 @@ def main() -> None:
     for number in range(arguments.rounds):
         for name, command in contenders.items():
             results[name].append(measure([str(word) for word in command]))
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
-            # What one contender left to be written must not slow the next one down.
-            os.sync()
+            remove(target)
             print(f"round {number + 1}: {name}: {results[name][-1][0]:.2f} s", flush=True)
 
     first = next(iter(results))
@@ -133,6 +166,7 @@ def main() -> None:
     seconds, peak = measure([str(BIT), "convert", str(folder / f"{LARGEST}.npz"), "--out", str(target), "--no-verify"])
     shutil.rmtree(target)
     print(f"{LARGEST}.npz: {seconds:.2f} s, peak {peak:.0f} MB")
+    compare_containers(source, folder, arguments.rounds)
 
 
 if __name__ == "__main__":

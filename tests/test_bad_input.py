@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command import assert_refused, bit
 from conftest import TINY
-from test_conversion import arrays_of
+from test_conversion import arrays_of, convert
 from test_npz import header, npy, pickled
 
 from convert.synthetic import write_npz
@@ -89,3 +89,49 @@ def test_bad_input_gets_one_line_and_nothing_is_written(
 ) -> None:
     make(tmp_path / "bad.npz")
     assert_refused(bit("convert", "bad.npz", cwd=tmp_path), message, tmp_path)
+
+
+def truncated(content: bytes) -> bytes:
+    return content[:-1000]
+
+
+def cut_to_a_tenth(content: bytes) -> bytes:
+    return content[: len(content) // 10]
+
+
+def with_a_header_beyond_the_file(content: bytes) -> bytes:
+    return (len(content) + 1).to_bytes(8, "little") + content[8:]
+
+
+def with_a_damaged_header(content: bytes) -> bytes:
+    return content[:20] + bytes([content[20] ^ 0x55]) + content[21:]
+
+
+def with_one_value_changed(content: bytes) -> bytes:
+    position = len(content) - 10
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("layout", "damage", "message"),
+    [
+        ("timm", truncated, "truncated"),
+        ("timm", cut_to_a_tenth, "truncated"),
+        ("timm", with_a_header_beyond_the_file, "more than it can have"),
+        ("timm", with_a_damaged_header, "damaged header"),
+        ("timm", with_one_value_changed, "is not the file that conversion.json beside it describes"),
+        ("google-tf2", truncated, "is not a complete h5 file"),
+        ("google-tf2", cut_to_a_tenth, "is not a complete h5 file"),
+        ("google-tf2", with_a_damaged_header, "is not a complete h5 file"),
+        ("google-tf2", with_one_value_changed, "is not the file that conversion.json beside it describes"),
+        ("keras", truncated, "is not a complete h5 file"),
+        ("flax", with_one_value_changed, "is not the file that conversion.json beside it describes"),
+    ],
+)
+def test_every_container_is_held_to_what_it_says_of_itself(
+    tiny_npz: Path, tmp_path: Path, layout: str, damage: Callable[[bytes], bytes], message: str
+) -> None:
+    source = convert(tiny_npz, layout, tmp_path / "source")
+    (path,) = (path for path in source.iterdir() if path.suffix != ".json")
+    path.write_bytes(damage(path.read_bytes()))
+    assert_refused(bit("convert", "source", "--to", "google", cwd=tmp_path), message, tmp_path)

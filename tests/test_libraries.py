@@ -17,6 +17,7 @@ from timm.layers.std_conv import StdConv2d
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 
 from bit.config import BitConfig
+from convert.changes import Changes
 from convert.comparison import FLOAT64_BUDGET
 from convert.files.tensors import file_sha256
 from convert.references import recorded
@@ -115,6 +116,46 @@ def test_any_number_of_classes_loads(library: str, classes: int, tmp_path: Path)
     model = load(library, convert(tmp_path / "a.npz", library, tmp_path / "out"))
     head = model.get_classifier() if library == "timm" else model.classifier[1]
     assert head.weight.shape[0] == classes
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "crop_pct", "interpolation", "tag"),
+    [
+        ("BiT-M-R50x1", 224, 0.875, "bilinear", "goog_in21k"),
+        ("BiT-M-R50x1-ILSVRC2012", 448, 1.0, "bilinear", "goog_in21k_ft_in1k"),
+        ("R50x1_224", 224, 0.875, "bicubic", "goog_distilled_in1k"),
+        ("BiT-M-R50x1-CIFAR10", 128, 1.0, "bilinear", ""),
+        ("mine", 224, 0.875, "bilinear", ""),
+    ],
+)
+def test_timm_evaluates_a_published_checkpoint_as_it_does_its_own(
+    source: Path, tmp_path: Path, name: str, size: int, crop_pct: float, interpolation: str, tag: str
+) -> None:
+    (tmp_path / f"{name}.npz").symlink_to(source)
+    model = load("timm", convert(tmp_path / f"{name}.npz", "timm", tmp_path / "out"))
+    found = timm.data.resolve_model_data_config(model)
+    assert tuple(found["input_size"]) == (3, size, size)
+    assert (found["crop_pct"], found["interpolation"]) == (crop_pct, interpolation)
+    assert (*found["mean"], *found["std"]) == (0.5,) * 6
+    assert (model.pretrained_cfg.get("tag") or "") == tag
+    assert model.pretrained_cfg["architecture"] == "resnetv2_50x1_bit"
+    if tag:
+        own = timm.get_pretrained_cfg(f"resnetv2_50x1_bit.{tag}")
+        assert own.input_size == (3, size, size)
+        assert (own.crop_pct, own.interpolation) == (crop_pct, interpolation)
+
+
+def test_a_network_without_its_head_loads(library: str, source: Path, tmp_path: Path) -> None:
+    folder = convert(source, library, tmp_path / "out", changes=Changes(head="drop"))
+    x = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        if library == "timm":
+            features = load(library, folder)(x)
+        else:
+            model, info = transformers.BitModel.from_pretrained(folder, output_loading_info=True)
+            assert not any(info.values()), info
+            features = model.eval()(x).pooler_output.flatten(1)
+    assert features.shape == (1, 2048)
 
 
 def test_a_network_that_nobody_published_loads_in_transformers(tiny_npz: Path, tmp_path: Path) -> None:

@@ -9,7 +9,25 @@ from pathlib import Path
 import pytest
 from test_conversion import convert
 
+from bit.config import BitConfig
+from convert.layouts import LAYOUTS
+
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+
+
+def layout_table() -> str:
+    """The layouts as a table, from their own tables; `python tests/test_readme.py` prints it."""
+    config = BitConfig()
+    lines = ["| layout | whose names | files | kernels | head | norms | epsilon |", "|---|---|---|---|---|---|---|"]
+    for layout in LAYOUTS.values():
+        names = [layout.weights_name.format(name="NAME"), *layout.companions(config, "float32", "NAME")]
+        axes = (layout.rows[kind].axes for kind in ("unit/conv1/kernel", "head/kernel", "norm/scale"))
+        shapes = (f"`[{', '.join(letters)}]`" for letters in axes)
+        epsilon = "standardized" if layout.folded else f"{layout.ws_eps:g}"
+        files = ", ".join(f"`{name}`" for name in names)
+        lines.append(f"| `{layout.name}` | {layout.library} | {files} | {' | '.join(shapes)} | {epsilon} |")
+    return "\n".join(lines)
+
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 
@@ -35,3 +53,11 @@ def test_every_make_target_is_listed() -> None:
 def test_every_file_that_is_linked_exists() -> None:
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (Path(__file__).parent.parent / link).exists(), link
+
+
+def test_the_table_of_layouts_is_that_of_the_layouts() -> None:
+    assert layout_table() in README, f"the README should have\n{layout_table()}"
+
+
+if __name__ == "__main__":
+    print(layout_table())
