@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights in what they save; averaged ones first, as timm takes them."""
 MOST_NAMED = 8
-UNSAFE = re.compile(r"(?:GLOBAL |Unsupported |disallowed )(\S+)")
-"""What PyTorch says of a pickle that is more than data."""
+UNSAFE = re.compile(r"GLOBAL (\S+)")
+"""In what PyTorch says of a pickle, the name of what it would run or make an object of."""
 
 
 class ZippedPickle(ArchiveFile):
@@ -111,9 +111,12 @@ def _load(path: Path, meta: bool = False) -> Any:
                 return torch.load(path, weights_only=True, map_location="cpu")
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged pickle can raise anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         if unsafe := UNSAFE.search(str(error)):
-            raise CheckpointError(f"{path} holds more than weights, and what it would run is not run: {unsafe[1]}") from None
+            raise CheckpointError(
+                f"{path} holds more than weights, and what it would run is not run: {unsafe[1]}"
+            ) from None
+        said = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+        lines = said.strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} is not a file of dense tensors that PyTorch can read ({lines[0]})") from None
 
 

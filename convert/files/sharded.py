@@ -100,7 +100,7 @@ def split(tensors: list[Tensor], name: str, most: str) -> tuple[dict[str, list[s
     stem = name.removesuffix(".safetensors")
     try:
         plan = split_state_dict_into_shards_factory(
-            {tensor.key: tensor for tensor in tensors},
+            {tensor.key: tensor for tensor in _as_registered(tensors)},
             get_storage_size=lambda tensor: tensor.nbytes,
             filename_pattern=stem + "{suffix}.safetensors",
             max_shard_size=most,
@@ -114,3 +114,17 @@ def split(tensors: list[Tensor], name: str, most: str) -> tuple[dict[str, list[s
         "total_size": sum(tensor.nbytes for tensor in tensors),
     }
     return plan.filename_to_tensors, {"metadata": total, "weight_map": plan.tensor_to_filename}
+
+
+def _as_registered(tensors: list[Tensor]) -> list[Tensor]:
+    """In the order of transformers' state dict, in which a unit's projection comes first."""
+    ordered: list[Tensor] = []
+    for tensor in tensors:
+        unit, projection, _ = tensor.key.partition("downsample.")
+        others = (
+            position
+            for position, other in enumerate(ordered)
+            if projection and other.key.startswith(unit) and other.dtype == tensor.dtype
+        )
+        ordered.insert(next(others, len(ordered)), tensor)
+    return ordered
