@@ -108,6 +108,11 @@ def test_of_several_state_dicts_the_averaged_one_is_taken(save: Callable[[Any], 
         ]
 
 
+def test_the_options_of_a_training_script_may_lie_beside_it(save: Callable[[Any], Path]) -> None:
+    path = save({"arch": "resnetv2_50x1_bit", "args": Namespace(lr=1), "state_dict": {"a": ARRAY}})
+    np.testing.assert_array_equal(load(path).view(np.float32), ARRAY)
+
+
 def test_a_state_dict_in_a_state_dict_is_found(save: Callable[[Any], Path]) -> None:
     path = save({"model": {"state_dict": {"a": ARRAY}, "epoch": 1}})
     np.testing.assert_array_equal(load(path).view(np.float32), ARRAY)
@@ -251,7 +256,7 @@ def test_a_tensor_that_is_not_dense_is_refused(save: Callable[[Any], Path], make
         ([ARRAY], "an object of type list, not a state dict"),
         (ARRAY, "an object of type Tensor, not a state dict"),
         ("text", "an object of type str, not a state dict"),
-        ({"model": {"a": ARRAY}, "args": Namespace(lr=1)}, "would run is not run: argparse.Namespace$"),
+        ({"model": {"a": ARRAY}, "at": Path("there")}, "would run is not run: pathlib"),
         (torch.nn.Linear(2, 3), r"would run is not run: torch\.nn\.modules\.linear\.Linear$"),
     ],
     ids="int bool complex meta negated number list none dict integer-key a-list a-tensor a-text object model".split(),

@@ -7,6 +7,8 @@ are loaded whole.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib.util
 import re
 import zipfile
@@ -105,11 +107,11 @@ def _load(path: Path, meta: bool = False) -> Any:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    # The options of a training script, as timm's saves them: names with values, and no code.
+    known = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        if meta:
-            with FakeTensorMode():
-                return torch.load(path, weights_only=True, map_location="cpu")
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with known, FakeTensorMode() if meta else contextlib.nullcontext():
+            return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged pickle can raise anything
         if unsafe := UNSAFE.search(str(error)):
             raise CheckpointError(
