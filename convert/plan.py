@@ -144,4 +144,6 @@ def plan(checkpoint: Checkpoint, layout: Layout, changes: Changes) -> list[Step]
         steps.append(Step(place, source, transform, target, scale, fold))
     if layout.container == "npz":
         return sorted(steps, key=lambda step: step.target.key)
-    return sorted(steps, key=lambda step: -step.target.dtype.itemsize)
+    if layout.container == "safetensors":
+        return sorted(steps, key=lambda step: -step.target.dtype.itemsize)
+    return steps

@@ -7,7 +7,7 @@ from strategies import configs
 from bit.config import BitConfig
 from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout
-from convert.parameters import parameters
+from convert.parameters import Place, parameters
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
@@ -44,6 +44,22 @@ def test_numbered_names_mean_the_same_as_plain_ones() -> None:
         key = f"resnet/block2/unit03/b/standardized_conv2d{number}/kernel"
         assert google.place(key) == google.place("resnet/block2/unit03/b/standardized_conv2d/kernel") is not None
     assert google.place("resnet/head/conv2d_2/bias") == google.place("resnet/head/conv2d/bias") is not None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "block2/unit03/a/proj/standardized_conv2d/kernel:0",
+        "block2/resnet/block2/unit03/a/proj/standardized_conv2d/kernel:0",
+        "block2/block2/unit03/a/proj/standardized_conv2d_7/kernel:0",
+    ],
+)
+def test_what_keras_2_called_weights_of_models_that_were_built_otherwise_is_read(key: str) -> None:
+    layout = LAYOUTS["google-tf2"]
+    expected = layout.place("block2/block2/unit03/a/proj/standardized_conv2d/kernel:0")
+    assert layout.place(key) == expected == Place("unit/projection/kernel", 1, 2)
+    assert layout.place("root_block/standardized_conv2d/kernel:0") == Place("stem/kernel")
+    assert layout.place("head/dense/resnet/head/dense/bias:0") == Place("head/bias")
 
 
 def test_transformers_has_the_names_and_shapes_that_the_library_has() -> None:

@@ -6,6 +6,8 @@ place, as in any other container.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,12 +51,14 @@ class H5File(PackedTensorFile):
         try:
             self._walk(self._file_h5, "", 0)
             self._check_disjoint(self._spans, self.nbytes)
-        except FAILURES as error:
-            self.close()
-            raise CheckpointError(f"{path} is damaged ({_reason(error)}); fetch the file again") from None
+            if len({tensor.big_endian for tensor in self.tensors.values()}) > 1:
+                raise CheckpointError(f"{path} holds arrays of both byte orders; it is damaged")
         except CheckpointError:
             self.close()
             raise
+        except FAILURES as error:
+            self.close()
+            raise CheckpointError(f"{path} is damaged ({_reason(error)}); fetch the file again") from None
 
     def unpack(self, key: str) -> Iterator[bytes]:
         """The elements of an array that is compressed, in chunks, or within the directory itself."""
@@ -85,6 +89,7 @@ class H5File(PackedTensorFile):
             if address in self._seen:
                 raise CheckpointError(f"{self.path}: {key} is in the file under two names")
             self._seen.add(address)
+            self._spans.append((address, address + 1, f"the header of {key}"))
             if isinstance(item, h5py.Group):
                 self._walk(item, f"{key}/", depth + 1)
             elif isinstance(item, h5py.Dataset):
@@ -110,11 +115,13 @@ class H5File(PackedTensorFile):
         tensor = StoredTensor(key, item.shape, dtype, offset if contiguous else 0, big_endian=big_endian)
         if stored == 0 and tensor.nbytes:
             raise CheckpointError(f"{self.path}: {key} was never written")
-        if tensor.nbytes > (stored if contiguous else MAX_INFLATION * stored):
+        if tensor.nbytes != stored if contiguous else tensor.nbytes > MAX_INFLATION * stored:
             raise CheckpointError(
                 f"{self.path}: {key} says it has the shape {list(item.shape)} of {dtype.name}, "
                 f"but has {stored} bytes of data"
             )
+        if plan.get_layout() == h5py.h5d.CHUNKED and not _has_every_chunk(item):
+            raise CheckpointError(f"{self.path}: {key} was not written as a whole")
         if contiguous:
             self._spans.append((offset, offset + tensor.nbytes, key))
         else:
@@ -178,9 +185,17 @@ def _dtype(item: h5py.Dataset) -> tuple[DType, bool] | None:
     return dtypes.from_npy(item.dtype.str) if item.dtype.kind == "f" else None
 
 
+def _has_every_chunk(item: h5py.Dataset) -> bool:
+    """Whether all chunks of an array are stored; HDF5 reads others as zeros."""
+    stored: list[tuple[int, ...]] = []
+    item.id.chunk_iter(lambda chunk: stored.append(chunk.chunk_offset))
+    starts = [range(0, length, step) for length, step in zip(item.shape, item.chunks, strict=True)]
+    return len(stored) == math.prod(map(len, starts)) and sorted(stored) == list(itertools.product(*starts))
+
+
 def _attribute(value: str | Sequence[str]) -> object:
-    """Lists of names as arrays of bytes, as Keras 2 stores them."""
-    return value if isinstance(value, str) else np.array([text.encode() for text in value])
+    """Text as bytes, as Keras 2 stores it and decodes what it reads."""
+    return value.encode() if isinstance(value, str) else np.array([text.encode() for text in value])
 
 
 def _reason(error: BaseException) -> str:

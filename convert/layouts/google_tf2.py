@@ -9,6 +9,14 @@ from collections.abc import Sequence
 from convert.layouts.google import NUMBERED
 from convert.layouts.layout import Attributes, Layout, Row
 
+BUILT_OTHERWISE = {
+    r"^(root_block|block[0-9]+|group_norm|head/dense)/resnet/": r"\1/",
+    r"^(block[0-9]+)/(?=unit)": r"\1/\1/",
+    r"^root_block/(?=standardized_conv2d)": "root_block/root_block/",
+}
+"""TensorFlow 2.1 and 2.2 put the model's name, `resnet`, before a weight's if the model was called
+before it was built, and 2.3 leaves the layer's out."""
+
 LAST = ("group_norm", "re_lu", "global_average_pooling2d", "head/dense")
 """The layers after the blocks. A ReLU and a pooling have no weights."""
 
@@ -34,7 +42,7 @@ GOOGLE_TF2 = Layout(
     container="h5",
     weights_name="{name}.h5",
     ws_eps=1e-10,
-    spellings=NUMBERED,
+    spellings={**NUMBERED, **BUILT_OTHERWISE},
     attributes=_attributes,
     rows={
         "stem/kernel": Row("root_block/root_block/standardized_conv2d/kernel:0", "hwio"),
