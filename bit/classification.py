@@ -48,6 +48,8 @@ def classify(
     evaluates. Raises `ValueError` for a file that is no image, and what `from_pretrained` raises.
     """
     model = BitForImageClassification.from_pretrained(folder).for_inference()
+    if not model.config.num_labels:
+        raise ValueError(f"{folder} has no head, so it names no classes")
     stated = (folder / PREPROCESSOR_NAME).is_file()
     processor = BitImageProcessorPil.from_pretrained(folder) if stated else BitImageProcessorPil.from_profile("google")
     labels, several = model.config.id2label, model.config.problem_type == "multi_label_classification"

@@ -64,6 +64,8 @@ class Changes:
         """
         if self.ws_eps == "keep" or layout.folded or not is_standardized(place):
             return 1.0
+        if not source.ws_eps:
+            raise CheckpointError("weights for an epsilon of 0 cannot be compensated; leave --ws-eps out")
         return math.sqrt(layout.ws_eps / source.ws_eps)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,8 @@ def checkpoint_name(path: Path) -> str:
         return record.name
     if path.is_dir():
         return path.resolve().name
-    return next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.stem)
+    name = next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.stem)
+    return name if name.strip(".") else path.name
 
 
 def common_dtype(names: Iterable[str]) -> str:
@@ -63,6 +64,8 @@ class Checkpoint:
         self.file = open_weights(path)
         self.notes = list(getattr(self.file, "notes", ()))
         """What of the file was left aside, in words."""
+        self.assumption: str | None = None
+        """What is taken for granted because nothing says it, in words."""
         try:
             stored = self._unprefixed()
             shapes = {key: self.file.tensors[name].shape for key, name in stored.items()}
@@ -71,10 +74,7 @@ class Checkpoint:
             keys = bind(self.config, self.layout, located, shapes)
             self.keys = {place: stored[key] for place, key in keys.items()}
             check_name(self.name, self.config)
-            if path.is_dir() or self.record is not None:
-                self.config = _with_stated(self.config, self.layout, self.file.path.parent)
-            if self.record is not None:
-                self.config = self.config.replace(ws_eps=self.record.ws_eps)
+            self._read_stated()
             self._places = {parameter.name: parameter.place for parameter in parameters(self.config)}
         except CheckpointError as error:
             self.file.close()
@@ -118,14 +118,36 @@ class Checkpoint:
     ) -> None:
         self.close()
 
+    def _read_stated(self) -> None:
+        """What the record, `config.json` and the file itself say that the arrays do not."""
+        values: dict[str, Any] = {}
+        try:
+            if values := _stated_values(self.file.path.parent):
+                self.config = self.layout.stated(self.config, values)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if self.path.is_dir() or self.record is not None:
+                raise CheckpointError(f"{CONFIG_NAME} beside it does not fit: {error}") from None
+            self.notes.append(f"{CONFIG_NAME} beside it does not fit, and is not read ({error})")
+        if labels := self.file.labels:
+            self.config = self.config.replace(id2label=dict(enumerate(labels)))
+        if self.record is not None:
+            self.config = self.config.replace(ws_eps=self.record.ws_eps)
+        elif self.layout.ws_eps != self.config.ws_eps and "ws_eps" not in values:
+            self.assumption = (
+                f"nothing says with which epsilon these weights were trained: taken to be Google's, with "
+                f"{self.config.ws_eps:g}, where {self.layout.library} has {self.layout.ws_eps:g}"
+            )
+
     def _unprefixed(self) -> dict[str, str]:
         """The file's names without what stands before all of them, with the full ones."""
+        for key, reason in self.file.others.items():
+            if not key.startswith(TRAINING):
+                raise CheckpointError(f"{key} {reason}")
         stored = {key: key for key in self.file.tensors}
         inside = {key: name for key, name in stored.items() if not key.startswith(TRAINING)}
-        if len(inside) < len(stored) and all(key.startswith("params/") for key in inside):
-            self.notes.append(
-                f"{len(stored) - len(inside)} arrays of the training, {' and '.join(TRAINING)}, are left aside"
-            )
+        aside = len(stored) + len(self.file.others) - len(inside)
+        if aside and all(key.startswith("params/") for key in inside):
+            self.notes.append(f"{aside} arrays of the training, {' and '.join(TRAINING)}, are left aside")
             stored = inside
         while found := [prefix for prefix in PREFIXES if stored and all(key.startswith(prefix) for key in stored)]:
             self.notes.append(f"every name begins with {found[0]}, which is left out")
@@ -133,15 +155,10 @@ class Checkpoint:
         return stored
 
 
-def _with_stated(config: BitConfig, layout: Layout, folder: Path) -> BitConfig:
-    """What the `config.json` in a folder adds; `CheckpointError` where it says another network."""
+def _stated_values(folder: Path) -> dict[str, Any]:
+    """The `config.json` in a folder, nothing if there is none. Raises `ValueError` and others for a damaged one."""
     file = folder / CONFIG_NAME
-    if not file.is_file():
-        return config
-    try:
-        return layout.stated(config, dict(json.loads(file.read_text("utf-8"))))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{CONFIG_NAME} beside it does not fit: {error}") from None
+    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
 
 
 def _detect(shapes: dict[str, tuple[int, ...]]) -> tuple[Layout, Located]:

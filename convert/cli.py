@@ -156,6 +156,7 @@ def convert_command(
     _require(torch, "torch", "torch")
     changes = Changes(head, dtype, ws_eps)
     changes.check(LAYOUTS[layout])
+    conversion.check_sharding(LAYOUTS[layout], max_shard_size)
     _require(LAYOUTS[layout].container == "onnx", "onnx", "onnxruntime")
     target = _output(checkpoint, layout, out)
     folder = NewFolder(target, foreign_names, force)
@@ -184,9 +185,10 @@ def convert_command(
             f"{target}: {record.architecture}, {classes}, {len(record.tensors)} tensors, {size:.1f} MB, from {path}\n",
             sys.stdout,
         )
-    for note in source.notes:
-        _print_warning(note)
-    if changes.ws_eps == "compensate":
+    for note in (*source.notes, source.assumption):
+        if note:
+            _print_warning(note)
+    if any("scale" in row for row in record.tensors):
         _print_warning(
             f"kernels were scaled for the epsilon of {layout}; that is meant for inference: "
             "it changes their norm, and so the learning rate of fine-tuning"

@@ -87,7 +87,7 @@ def write(
         ws_eps=config.ws_eps,
         layout=layout.name,
         changes=changes,
-        origin=_origin(checkpoint, files, changes, max(step.roundoff for step in steps)),
+        origin=_origin(checkpoint, files, changes, steps),
         source=Source(
             path=os.path.relpath(checkpoint.path.resolve(), output.target.resolve()),
             layout=checkpoint.layout.name,
@@ -112,20 +112,25 @@ def _check_space(output: NewFolder, needed: int) -> None:
         )
 
 
+def check_sharding(layout: Layout, max_shard_size: str | None) -> None:
+    """Raise `CheckpointError` if the layout's weights cannot be split."""
+    if max_shard_size is not None and not layout.shards:
+        raise CheckpointError(f"{layout.name} is read from one file; leave --max-shard-size out")
+
+
 def _split(
     layout: Layout, steps: list[Step], name: str, max_shard_size: str | None
 ) -> tuple[dict[str, list[Step]], dict[str, Any] | None]:
     """The steps by the file that they write, and the index of those."""
+    check_sharding(layout, max_shard_size)
     if max_shard_size is None:
         return {name: steps}, None
-    if not layout.shards:
-        raise CheckpointError(f"{layout.name} is read from one file; leave --max-shard-size out")
     names, index = split([step.target for step in steps], name, max_shard_size)
     by_key = {step.target.key: step for step in steps}
     return {part: [by_key[key] for key in keys] for part, keys in names.items()}, index
 
 
-def _origin(checkpoint: Checkpoint, files: dict[str, File], changes: Changes, roundoff: float) -> Origin:
+def _origin(checkpoint: Checkpoint, files: dict[str, File], changes: Changes, steps: list[Step]) -> Origin:
     """What the weights were before any conversion. Raises `CheckpointError` for a file that was changed since."""
     record = checkpoint.record
     for name, file in files.items():
@@ -139,7 +144,9 @@ def _origin(checkpoint: Checkpoint, files: dict[str, File], changes: Changes, ro
             )
     origin = record.origin if record is not None else Origin(checkpoint.name, combined_sha256(files))
     head = origin.head if changes.head == "keep" else changes.head
-    return replace(origin, head=head, roundoff=origin.roundoff + roundoff)
+    rounded = {step.target.dtype for step in steps if step.rounds}
+    coarsest = [max(rounded, key=lambda dtype: dtype.roundoff).name] if rounded else []
+    return replace(origin, head=head, roundings=(*origin.roundings, *coarsest))
 
 
 def _writer(layout: Layout, path: Path, steps: list[Step], config: BitConfig, checkpoint: Checkpoint) -> Writer:

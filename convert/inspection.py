@@ -109,5 +109,5 @@ def inspect(checkpoint: Checkpoint, progress: Progress) -> Inspection:
         worst_filter=worst,
         least_variance=least if math.isfinite(least) else None,
         epsilon_costs=tuple(costs),
-        notes=tuple(checkpoint.notes),
+        notes=(*checkpoint.notes, *([checkpoint.assumption] if checkpoint.assumption else [])),
     )

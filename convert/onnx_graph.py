@@ -18,6 +18,7 @@ import convert
 from bit.config import BitConfig
 from bit.image_processing import BitImageProcessor
 from convert.definition import NORM_EPS
+from convert.files.onnx import LABELS
 from convert.parameters import STEM_SIZE, unit_name
 
 OPSET = 17
@@ -53,7 +54,7 @@ def network(config: BitConfig, name: str) -> onnx.ModelProto:
         "preprocessing": json.dumps(BitImageProcessor.from_profile("google").to_dict()),
     }
     if config.id2label is not None:
-        properties["labels"] = json.dumps([label for _, label in sorted(config.id2label.items())])
+        properties[LABELS] = json.dumps([label for _, label in sorted(config.id2label.items())])
     helper.set_model_props(model, properties)
     return model
 

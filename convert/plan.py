@@ -44,12 +44,12 @@ class Step:
         )
 
     @property
-    def roundoff(self) -> float:
-        """The largest relative error that an element has by this step."""
+    def rounds(self) -> bool:
+        """Whether elements may be other numbers afterwards than were meant."""
         if self.exact or self.source is None:
-            return 0.0
+            return False
         widened = self.target.dtype.itemsize > self.source.dtype.itemsize
-        return 0.0 if widened and self.scale == 1.0 and self.fold is None else self.target.dtype.roundoff
+        return not widened or self.scale != 1.0 or self.fold is not None
 
     @property
     def row(self) -> dict[str, Any]:

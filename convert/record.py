@@ -11,6 +11,7 @@ from typing import Any
 
 import convert
 from convert.changes import Changes
+from convert.dtypes import BY_NAME
 from convert.errors import CheckpointError
 from convert.files.atomic import new_file
 from convert.files.tensors import File, combined_sha256
@@ -41,8 +42,13 @@ class Origin:
     sha256: str
     head: str = "keep"
     """What became of its head in the conversions since, this one included; see `Changes`."""
-    roundoff: float = 0.0
-    """The largest relative error that its weights got by them."""
+    roundings: tuple[str, ...] = ()
+    """The dtypes to which its weights were rounded by them, one for each."""
+
+    @property
+    def roundoff(self) -> float:
+        """The largest relative error that a weight got by that."""
+        return sum(BY_NAME[name].roundoff for name in self.roundings)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class ConversionRecord:
         try:
             values = json.loads(path.read_text("utf-8"))
             origin, source = values["origin"], values["source"]
+            origin["roundings"] = tuple(origin["roundings"])
             source["files"] = _files(source["files"])
             values |= {
                 "origin": Origin(**origin),
@@ -96,9 +103,9 @@ class ConversionRecord:
         hashes = (record.origin.sha256, *(file.sha256 for file in (*record.source.files.values(), *files.values())))
         if not all(isinstance(text, str) and text.isprintable() for text in (*texts, *files)):
             raise CheckpointError(f"{path} is damaged (a name or path is none)")
-        numbers = (record.ws_eps, record.origin.roundoff)
-        if not all(type(number) is float and 0 <= number < 1 for number in numbers) or not record.source.files:
-            raise CheckpointError(f"{path} is damaged (its epsilon, its roundoff or its source is none)")
+        known = all(isinstance(name, str) and name in BY_NAME for name in record.origin.roundings)
+        if type(record.ws_eps) is not float or not 0 < record.ws_eps < 1 or not known or not record.source.files:
+            raise CheckpointError(f"{path} is damaged (its epsilon, a rounding or its source is none)")
         if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes):
             raise CheckpointError(f"{path} is damaged (a SHA-256 is none)")
         if not record.name or record.name in (".", "..") or "/" in record.name:

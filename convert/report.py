@@ -85,6 +85,8 @@ def summary(verification: Verification) -> list[str]:
                 f"[green]✓[/] {run}: {len(checks) // inputs} taps of {inputs} inputs, "
                 f"nearest to its budget at {worst.tap}: error {worst.error:.1e}, budget {worst.budget:.1e}"
             )
+    if verification.roundings:
+        lines.append(f"  budgets allow for weights that were rounded to {' and '.join(verification.roundings)}")
     if verification.checks:
         lines.append(f"  held to {verification.checks[0].reference}")
     if (epsilon := verification.epsilon) and epsilon.relative_l2 is not None:
@@ -93,7 +95,6 @@ def summary(verification: Verification) -> list[str]:
             f"{epsilon.original:g}: its {epsilon.tap} of the {epsilon.input} input differ by "
             f"{epsilon.relative_l2:.1e} (relative L2)"
         )
-    lines += [f"  not run: {reason}" for reason in verification.not_run]
     return lines
 
 

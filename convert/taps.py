@@ -6,6 +6,7 @@ and a sample, so that 50 layers of two inputs fit in half a megabyte.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,4 +81,4 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.budget
+        return math.isfinite(self.budget) and self.error <= self.budget

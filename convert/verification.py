@@ -19,8 +19,10 @@ from convert.checkpoint import Checkpoint
 from convert.comparison import TapComparison, compare_bytes
 from convert.conversion import Progress
 from convert.errors import CheckpointError
+from convert.files.opening import kind
 from convert.files.tensors import File, combined_sha256, file_sha256
 from convert.parameters import parameters
+from convert.plan import plan
 from convert.record import CONVERSION_NAME, VERIFICATION_NAME, ConversionRecord, write_json
 from convert.references import recorded
 from convert.taps import Check
@@ -52,11 +54,12 @@ class Verification:
     """Tensors whose inverse transform gives the source's bytes."""
     tensors_changed: int = 0
     """Tensors that are bit for bit what the source's give when they are changed as asked."""
+    roundings: tuple[str, ...] = ()
+    """The dtypes to which the weights were rounded since their origin, as the record says."""
     problems: list[str] = field(default_factory=list)
     """Files and tensors that are not what they should be."""
     checks: list[Check] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    not_run: list[str] = field(default_factory=list)
     epsilon: Epsilon | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -65,9 +68,14 @@ class Verification:
         return not self.problems and bool(self.checks) and all(check.passed for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `verification.json`; the error of a tap that cannot be compared is null."""
+        """The content of `verification.json`; an error or a budget that is not finite is null."""
         checks = [
-            {**asdict(check), "error": check.error if math.isfinite(check.error) else None, "passed": check.passed}
+            {
+                **asdict(check),
+                "error": check.error if math.isfinite(check.error) else None,
+                "budget": check.budget if math.isfinite(check.budget) else None,
+                "passed": check.passed,
+            }
             for check in self.checks
         ]
         verifier = f"bit-convert {convert.__version__}"
@@ -95,7 +103,7 @@ def verify(
             f"as seen from {folder}, is not at hand; name that with --source"
         )
     result = Verification(record.name, record.layout, record.architecture, record.classes)
-    result.environment = _environment(torch)
+    result.environment, result.roundings = _environment(torch), record.origin.roundings
     _compare_files(folder, record.files, result)
     if source is None:
         result.warnings.append("the bytes were not compared: what it was converted from is not at hand")
@@ -127,6 +135,8 @@ def _compare_record(record: ConversionRecord, written: Checkpoint, result: Verif
     result.problems += [
         f"{CONVERSION_NAME} has other {claim} than the weights" for claim, (said, is_) in claims.items() if said != is_
     ]
+    if layout.folded and not _has_its_graph(written, record.name):
+        result.problems.append(f"{written.file.path.name} has another graph or other properties than this network")
     companions = layout.companions(config, written.dtype, record.name)
     for name in (written.file.path.name, *companions):
         if name not in record.files:
@@ -154,12 +164,16 @@ def _compare_weights(
         if parameters(expected) != parameters(written.config) or expected.ws_eps != written.config.ws_eps:
             result.problems.append(f"it is {_in_words(written.config)}, where its source gives {_in_words(expected)}")
             return
+        if source.record is None and record.origin.sha256 != record.source.sha256:
+            result.problems.append(f"{CONVERSION_NAME} names another origin than its source")
+        if [step.row for step in plan(source, written.layout, record.changes)] != record.tensors:
+            result.problems.append(f"{CONVERSION_NAME} tells another way of the tensors than theirs")
         compared = list(compare_bytes(source, written, record.changes, progress))
         result.tensors_proven, result.tensors_changed = compared.count((True, None)), compared.count((False, None))
         result.problems += [problem for _, problem in compared if problem is not None]
         layout, labels = written.layout, written.config.id2label
         if labels != expected.id2label:
-            if labels is None and not layout.companions(written.config, written.dtype, record.name):
+            if labels is None and not (layout.folded or layout.companions(written.config, written.dtype, record.name)):
                 result.warnings.append(f"the names of the classes are left behind, {layout.name} has no place for them")
             else:
                 result.problems.append("the names of the classes are not those of the source")
@@ -184,6 +198,15 @@ def _compare_function(taps: TapComparison, torch: bool, result: Verification) ->
         result.epsilon = Epsilon(layout.name, layout.ws_eps, config.ws_eps, *taps.measure_epsilon())
 
 
+def _has_its_graph(written: Checkpoint, name: str) -> bool:
+    """Whether an ONNX file is, but for its weights, what the converter makes of its configuration."""
+    from convert.files.onnx import OnnxFile
+    from convert.onnx_graph import network
+
+    assert isinstance(written.file, OnnxFile)
+    return written.file.without_weights() == network(written.config, name)
+
+
 def _in_words(config: BitConfig) -> str:
     classes = f"{config.num_labels} classes" if config.num_labels else "no head"
     return f"a {config.architecture} with {classes} and epsilon {config.ws_eps:g}"
@@ -199,7 +222,11 @@ def _compare_files(folder: Path, files: dict[str, File], result: Verification) -
         elif result.files[name] != file.sha256:
             result.problems.append(f"{name} has changed since it was written: its SHA-256 is not the recorded one")
     for name in sorted(set(result.files) - set(files) - {CONVERSION_NAME}):
-        result.warnings.append(f"{name} was not written by the conversion")
+        text = f"{name} was not written by the conversion"
+        if kind(folder / name) is None:
+            result.warnings.append(text)
+        else:  # a library might load it instead of what was verified
+            result.problems.append(f"{text}, and holds weights")
 
 
 def _environment(torch: bool) -> dict[str, str]:

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from strategies import configs
 
 from bit.config import BitConfig
+from convert.changes import Changes
 from convert.checkpoint import PREFIXES, Checkpoint
 from convert.conversion import write
 from convert.errors import CheckpointError
@@ -283,8 +284,11 @@ def test_the_names_of_big_vision_are_read(tiny_npz: Path, tmp_path: Path, traini
     names = {key: f"params/{key.replace('conv_head', 'head')}" for key in flax}
     arrays = {names[key]: array for key, array in flax.items()}
     if training:
-        arrays |= {f"opt/mu/{key}": array for key, array in flax.items()} | {"extra/step": np.zeros(1, np.float32)}
+        arrays |= {f"opt/mu/{key}": array for key, array in flax.items()} | {"extra/step": np.zeros(1, np.int32)}
     np.savez(tmp_path / "tiny.npz", **arrays)
+    with Checkpoint(tmp_path / "tiny.npz") as checkpoint:
+        aside = f"{len(flax) + 1} arrays of the training, opt/ and extra/, are left aside"
+        assert checkpoint.notes == [*([aside] if training else []), "every name begins with params/, which is left out"]
     back = convert(tmp_path / "tiny.npz", "google", tmp_path / "back")
     assert (back / "tiny.npz").read_bytes() == tiny_npz.read_bytes()
 
@@ -295,3 +299,33 @@ def test_a_network_without_a_head_converts(tmp_path: Path) -> None:
     for layout in READABLE:
         with Checkpoint(convert(tmp_path / "a.npz", layout, tmp_path / layout)) as checkpoint:
             assert checkpoint.config == config
+
+
+def test_a_foreign_file_whose_epsilon_nothing_says_is_read_with_googles_and_that_is_said(
+    tiny_npz: Path, tmp_path: Path
+) -> None:
+    folder = convert(tiny_npz, "timm", tmp_path / "timm")
+    shutil.copy(folder / "model.safetensors", tmp_path / "alone.safetensors")
+    with (
+        Checkpoint(tmp_path / "alone.safetensors") as alone,
+        Checkpoint(folder) as ours,
+        Checkpoint(tiny_npz) as google,
+    ):
+        assert "taken to be Google's, with 1e-10, where timm has 1e-08" in (alone.assumption or "")
+        assert (ours.assumption, google.assumption) == (None, None)
+
+
+def test_a_compensated_file_that_is_named_without_its_folder_keeps_its_epsilon(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "transformers", tmp_path / "out", changes=Changes(ws_eps="compensate"))
+    (folder / "conversion.json").unlink()
+    with Checkpoint(folder / "model.safetensors") as checkpoint:
+        assert checkpoint.config.ws_eps == 1e-8
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with Checkpoint(folder / "model.safetensors") as checkpoint:
+        assert ["config.json beside it does not fit" in note for note in checkpoint.notes] == [True]
+
+
+def test_an_epsilon_of_zero_cannot_be_compensated(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = with_config(convert(tiny_npz, "transformers", tmp_path / "out"), ws_eps=0.0)
+    with pytest.raises(CheckpointError, match="an epsilon of 0 cannot be compensated"):
+        convert(folder, "timm", tmp_path / "timm", changes=Changes(ws_eps="compensate"))

@@ -106,7 +106,6 @@ def pickled() -> bytes:
         ({"a.npy": b"hello"}, "a.npy is no plain .npy array"),
         ({"a.npy": b""}, "a.npy is no plain .npy array"),
         ({"a.npy": pickled()}, "elements of type object"),
-        ({"a.npy": npy(np.arange(3))}, "elements of type <i8"),
         ({"a.npy": npy(np.array([1 + 1j]))}, "elements of type <c16"),
         ({"a.npy": npy(np.zeros(2, [("x", "<f4")]))}, "no plain .npy array"),
         ({"a.npy": header("(1000000, 1000000000)") + b"1234"}, "shape [1000000, 1000000000] of float32"),
@@ -127,6 +126,11 @@ def test_a_member_that_is_no_plain_array_is_refused_by_name(
     with pytest.raises(CheckpointError) as raised:
         NpzFile(save(tmp_path / "a.npz", members, method))
     assert message in str(raised.value)
+
+
+def test_integers_are_put_aside_as_no_weights(tmp_path: Path) -> None:
+    with NpzFile(save(tmp_path / "a.npz", {"a.npy": npy(np.arange(3)), "b.npy": npy(ARRAY)})) as file:
+        assert (list(file.tensors), file.others) == (["b"], {"a": "holds elements of type <i8"})
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

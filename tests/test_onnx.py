@@ -101,6 +101,21 @@ def test_a_changed_node_is_found_though_every_weight_is_right(tiny_npz: Path, tm
     assert (failed.implementation, failed.tap) == ("ONNX Runtime", "root_block")
 
 
+@pytest.mark.parametrize("key", ["labels", "preprocessing", "architecture"])
+def test_a_changed_property_is_found(tiny_npz: Path, tmp_path: Path, key: str) -> None:
+    labels = {str(index): label for index, label in enumerate("abcde")}
+    named = with_config(convert(tiny_npz, "transformers", tmp_path / "named"), id2label=labels)
+    folder = convert(named, "onnx", tmp_path / "out")
+    assert not any("names of the classes" in warning for warning in verified(folder, named).warnings)
+    model = onnx.load(folder / "model.onnx")
+    for entry in model.metadata_props:
+        if entry.key == key:
+            entry.value = json.dumps(list("edcba"))
+    onnx.save(model, folder / "model.onnx")
+    forge(folder, "model.onnx")
+    assert not verified(folder, named).passed
+
+
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
 def test_a_truncated_model_fails(tiny_npz: Path, tmp_path: Path, kept: float) -> None:
     folder = convert(tiny_npz, "onnx", tmp_path / "out")

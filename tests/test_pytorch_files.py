@@ -131,7 +131,7 @@ def test_a_state_dict_that_holds_itself_is_refused(save: Callable[[Any], Path]) 
 
 
 def test_a_note_is_one_short_printable_line(save: Callable[[Any], Path]) -> None:
-    with open_weights(save({"model": {}, 1: 2, "\x1b[2J\n": 3, **{f"{n}": n for n in range(50)}})) as file:
+    with open_weights(save({"model": {"a": ARRAY}, 1: 2, "\x1b[2J\n": 3, **{f"{n}": n for n in range(50)}})) as file:
         (note,) = file.notes  # type: ignore[attr-defined]
     assert note.isprintable()
     assert note.endswith("beside it lies 1, '\\x1b[2J\\n', 0, 1, 2, 3, 4, 5, …")

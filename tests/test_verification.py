@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from test_conversion import convert
 
 from bit.config import BitConfig
+from convert.changes import Changes
 from convert.checkpoint import Checkpoint
 from convert.comparison import TapComparison
 from convert.errors import CheckpointError
@@ -19,6 +22,7 @@ from convert.files.tensors import file_sha256
 from convert.layouts import READABLE
 from convert.record import ConversionRecord, File, Origin
 from convert.references import recorded
+from convert.report import summary
 from convert.synthetic import write_npz
 from convert.taps import tap_names
 from convert.verification import Verification, verify
@@ -291,3 +295,65 @@ def test_a_damaged_file_beside_the_weights_is_a_problem(tiny_npz: Path, tmp_path
     (folder / "preprocessor_config.json").write_text("{broken")
     result = verified(folder, tiny_npz)
     assert "preprocessor_config.json does not say what these weights imply" in result.problems
+
+
+def test_weights_beside_the_verified_ones_are_a_problem(tiny_npz: Path, tmp_path: Path) -> None:
+    """A library might load them instead, as transformers prefers one file to an index."""
+    folder = convert(tiny_npz, "transformers", tmp_path / "out", max_shard_size="100KB")
+    assert verified(folder, tiny_npz).passed
+    other = convert(tiny_npz, "transformers", tmp_path / "other")
+    shutil.copy(other / "model.safetensors", folder)
+    with Checkpoint(folder / "model.safetensors.index.json"):
+        pass
+    result = verified(folder, tiny_npz)
+    assert not result.passed
+    assert "model.safetensors was not written by the conversion, and holds weights" in result.problems
+
+
+@pytest.mark.parametrize("changes", [Changes(dtype="bfloat16"), Changes(ws_eps="compensate")])
+def test_values_that_are_not_finite_have_no_budget(tmp_path: Path, changes: Changes) -> None:
+    from test_conversion import arrays_of
+
+    arrays = arrays_of(TINY)
+    arrays["resnet/block1/unit01/a/group_norm/beta"][:] = np.nan
+    np.savez(tmp_path / "a.npz", **arrays)
+    folder = convert(tmp_path / "a.npz", "timm", tmp_path / "out", allow_nonfinite=True, changes=changes)
+    result = verified(folder, tmp_path / "a.npz", torch=True)
+    assert not any(
+        check.passed for check in result.checks if check.tap != "root_block/conv" and check.tap != "root_block"
+    )
+    json.loads((folder / "verification.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"origin": {"sha256": "0" * 64}}, "names another origin than its source"),
+        ({"tensors": [{"transform": "oihw -> hwio"}]}, "tells another way of the tensors"),
+        ({"tensors": [{"source": "another"}]}, "tells another way of the tensors"),
+    ],
+)
+def test_a_record_that_tells_another_story_than_the_source_fails(
+    tiny_npz: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = convert(tiny_npz, "timm", tmp_path / "out")
+    values = json.loads((folder / "conversion.json").read_text())
+    for name, part in change.items():
+        target = values[name][0] if isinstance(part, list) else values[name]
+        target.update(part[0] if isinstance(part, list) else part)
+    (folder / "conversion.json").write_text(json.dumps(values))
+    result = verified(folder, tiny_npz)
+    assert not result.passed
+    assert any(message in problem for problem in result.problems)
+
+
+def test_roundings_that_the_record_claims_are_said(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "timm", tmp_path / "out", changes=Changes(dtype="float16"))
+    result = verified(folder, tiny_npz)
+    assert result.roundings == ("float16",)
+    assert any("rounded to float16" in line for line in summary(result))
+    values = json.loads((folder / "conversion.json").read_text())
+    values["origin"]["roundings"] = ["0.9"]
+    (folder / "conversion.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="a rounding"):
+        ConversionRecord.read(folder)

@@ -17,6 +17,8 @@ from convert.files.archive import ArchiveFile
 from convert.files.tensors import StoredTensor, Tensor
 
 MAX_HEADER = 10_000
+INTEGERS = ("i", "u", "b")
+"""Kinds of elements that are no weights, but harmless: counters of a training, say."""
 
 
 class NpzFile(ArchiveFile):
@@ -37,7 +39,7 @@ class NpzFile(ArchiveFile):
                     raise CheckpointError(f"{self.path}: {name} is not an .npy array")
                 if info.compress_type != zipfile.ZIP_STORED:
                     self.packed.add(key)
-                self.tensors[key] = self._header(key, info)
+                self._read_header(key, info)
         except BaseException:
             self.close()
             raise
@@ -45,7 +47,7 @@ class NpzFile(ArchiveFile):
     def unpack(self, key: str) -> Iterator[bytes]:
         return self.content(f"{key}.npy")
 
-    def _header(self, key: str, info: zipfile.ZipInfo) -> StoredTensor:
+    def _read_header(self, key: str, info: zipfile.ZipInfo) -> None:
         """Parse a member's `.npy` header."""
         first = self.start_of(info.filename, min(MAX_HEADER, info.file_size))
         member = 0 if key in self.packed else self.offsets[info.filename]
@@ -54,6 +56,9 @@ class NpzFile(ArchiveFile):
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             raise CheckpointError(f"{self.path}: {info.filename} is no plain .npy array") from None
         known = dtypes.from_npy(descr)
+        if known is None and descr[1:2] in INTEGERS:
+            self.others[key] = f"holds elements of type {descr}"
+            return
         if known is None:
             kind = "object, which are never unpickled" if descr[1:] == "O" else descr
             raise CheckpointError(
@@ -68,7 +73,7 @@ class NpzFile(ArchiveFile):
                 f"{self.path}: {info.filename} says it has the shape {list(shape)} of {dtype.name}, "
                 f"but the member has {info.file_size - header_bytes} bytes of data"
             )
-        return tensor
+        self.tensors[key] = tensor
 
 
 def parse_header(start: bytes) -> tuple[tuple[int, ...], bool, str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ from convert.files.tensors import File, StoredTensor, Tensor, TensorFile
 
 MAX_EMBEDDED = (2 << 30) - (64 << 20)
 """Bytes of weights in the file itself: a protocol buffer holds two gigabytes in all."""
+LABELS = "labels"
+"""The property that holds the names of the classes, a list in JSON."""
 DATA_SUFFIX = ".data"
 
 
@@ -36,11 +39,21 @@ class OnnxFile(TensorFile):
             except DecodeError as error:
                 raise CheckpointError(f"{path} is not a complete ONNX file ({error})") from None
             self._embedded = {tensor.name: tensor for tensor in self.model.graph.initializer}
+            if len(self._embedded) != len(self.model.graph.initializer):
+                raise CheckpointError(f"{path} holds two initializers of one name")
+            self.labels = self._labels()
             for name, tensor in self._embedded.items():
                 self.tensors[name] = self._stored(name, tensor)
         except BaseException:
             self.close()
             raise
+
+    def without_weights(self) -> onnx.ModelProto:
+        """A copy of the model with all but its initializers."""
+        bare = onnx.ModelProto()
+        bare.CopyFrom(self.model)
+        del bare.graph.initializer[:]
+        return bare
 
     def read(self, tensor: StoredTensor, start: int, out: NDArray[np.generic]) -> None:
         if self._embedded[tensor.key].data_location == onnx.TensorProto.EXTERNAL:
@@ -59,17 +72,29 @@ class OnnxFile(TensorFile):
             self._data.close()
         super().close()
 
+    def _labels(self) -> list[str]:
+        for entry in self.model.metadata_props:
+            if entry.key == LABELS:
+                try:
+                    return [str(label) for label in json.loads(entry.value)]
+                except (ValueError, TypeError):
+                    raise CheckpointError(f"{self.path} has labels that are no list") from None
+        return []
+
     def _stored(self, name: str, tensor: onnx.TensorProto) -> StoredTensor:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             raise CheckpointError(f"{self.path}: {name} is not float32")
         offset, nbytes = 0, len(tensor.raw_data)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            about = ExternalDataInfo(tensor)
+            try:
+                about = ExternalDataInfo(tensor)
+            except ValueError:
+                raise CheckpointError(f"{self.path}: {name} lies at no number") from None
             if about.location != self.path.name + DATA_SUFFIX:
                 raise CheckpointError(f"{self.path} names {about.location!r}, other than its own data")
             if self._data is None:
                 self._data = TensorFile(self.path.with_name(about.location))
-            offset, nbytes = int(about.offset or 0), int(about.length or 0)
+            offset, nbytes = about.offset or 0, about.length or 0
             if not 0 <= offset <= self._data.nbytes - nbytes:
                 raise CheckpointError(f"{self.path}: {name} reaches beyond the end of its data; it is truncated")
         stored = StoredTensor(name, tuple(tensor.dims), FLOAT32, offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -50,6 +51,8 @@ def _open(file: Path) -> TensorFile:
 
             return LegacyPickle(file)
         case "onnx":
+            if find_spec("onnx") is None:
+                raise CheckpointError(f"{file} is an ONNX file; reading it needs onnx: pip install -e '.[onnx]'")
             from convert.files.onnx import OnnxFile
 
             return OnnxFile(file)
@@ -65,7 +68,7 @@ def kind(path: Path) -> str | None:
     if start[7:9] == b"\0{":  # first, as what it begins with is a length, and can be any mark of the others
         return "safetensors"
     if start.startswith(ZIP):
-        return "pytorch" if _is_pickled(path) else "npz"
+        return "pytorch" if b"/data.pkl" in start or _is_pickled(path) else "npz"
     if start.startswith(HDF5):
         return "h5"
     if start.startswith(LEGACY_PICKLE):
@@ -96,6 +99,8 @@ def _in_folder(folder: Path) -> Path:
             found.setdefault(of, []).append(file)
     indices = {of: name for name in found.get("index", []) if (of := name.name.removesuffix(INDEX_SUFFIX))}
     for name in sorted(indices, key=lambda name: not name.endswith(".safetensors")):
+        if (whole := folder / name) in found.get("safetensors", []):  # which libraries would prefer to the index
+            raise CheckpointError(f"{folder} holds both {whole.name} and {indices[name].name}; name one of them")
         return indices[name]
     files = found.get("safetensors") or [file for group in found.values() for file in group]
     if len(files) != 1:

@@ -128,7 +128,7 @@ def _state(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]:
 
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds an object of type {_kind(content)}, not a state dict")
-    while found := [name for name in NESTED if isinstance(content.get(name), Mapping)]:
+    while found := [name for name in NESTED if isinstance(content.get(name), Mapping) and content[name]]:
         if len(notes) == len(NESTED):
             raise CheckpointError(f"{path} holds a state dict in a state dict without end")
         others = [name if isinstance(name, str) and name.isprintable() else repr(name) for name in content]

@@ -85,6 +85,10 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
+        self.others: dict[str, str] = {}
+        """Arrays that cannot be weights, by name, with the reason in words."""
+        self.labels: list[str] = []
+        """The names of the classes, if the file holds them."""
         self.checksums: list[Checksum] = []
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
         status = os.fstat(self._file.fileno())
