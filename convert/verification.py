@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,8 @@ def _compare_function(taps: TapComparison, torch: bool, result: Verification) ->
         )
     taps.run_definition()
     if layout.folded:
+        if find_spec("onnxruntime") is None:
+            raise CheckpointError("onnxruntime is not installed, so the graph was not run: pip install -e '.[onnx]'")
         taps.run_onnxruntime()
     elif torch:
         taps.run_torch()
