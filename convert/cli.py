@@ -1,17 +1,15 @@
-"""The command `bit`: the one place that prints, exits or reads the environment."""
+"""The command `bit`: the one place that exits or reads the environment and, through `terminal`, prints."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
-import os
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -20,12 +18,10 @@ from convert.dtypes import BY_NAME
 from convert.errors import CheckpointError
 from convert.layouts import LAYOUTS
 from convert.locate import user_path
+from convert.terminal import print_json, print_rich, print_warning, progress_bar, write
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from convert.checkpoint import Checkpoint
-    from convert.conversion import Progress
     from convert.verification import Verification
 
 FAILED, BAD_INPUT = 1, 2
@@ -44,7 +40,7 @@ class Commands(click.Group):
         try:
             sys.exit(super().main(*arguments, **{**options, "standalone_mode": False}) or 0)
         except click.exceptions.NoArgsIsHelpError as error:
-            _write(error.format_message() + "\n", sys.stdout)
+            write(error.format_message() + "\n", sys.stdout)
             sys.exit(BAD_INPUT)
         except click.ClickException as error:
             hint = "; see bit --help" if isinstance(error, click.UsageError) else ""
@@ -55,19 +51,19 @@ class Commands(click.Group):
             message = error.strerror or str(error)
             _refuse(f"{error.filename}: {message}" if error.filename else message)
         except (KeyboardInterrupt, click.Abort):
-            _write("interrupted\n", sys.stderr)
+            write("interrupted\n", sys.stderr)
             sys.exit(128 + signal.SIGINT)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    _write("ended by a signal\n", sys.stderr)
+    write("ended by a signal\n", sys.stderr)
     sys.exit(128 + number)
 
 
 def _refuse(message: str, problems: tuple[str, ...] = ()) -> NoReturn:
     if "--json" in sys.argv:
-        _print_json({"error": message, "problems": problems})
-    _write("error: " + " ".join(message.split()) + "\n", sys.stderr)
+        print_json({"error": message, "problems": problems})
+    write("error: " + " ".join(message.split()) + "\n", sys.stderr)
     sys.exit(BAD_INPUT)
 
 
@@ -160,7 +156,7 @@ def convert_command(
     _require(LAYOUTS[layout].container == "onnx", "onnx", "onnxruntime")
     target = _output(checkpoint, layout, out)
     folder = NewFolder(target, foreign_names, force)
-    with _progress() as progress:
+    with progress_bar() as progress:
         path = locate(checkpoint, user_path(checkpoints), progress, mirror)
         with Checkpoint(path, hub_name(checkpoint)) as source, contextlib.ExitStack() as stack:
             if target.resolve() in source.file.path.resolve().parents:
@@ -177,26 +173,26 @@ def convert_command(
                 folder.commit()
     if as_json:
         result = verification and verification.to_dict()
-        _print_json({"folder": str(target), "conversion": asdict(record), "verification": result})
+        print_json({"folder": str(target), "conversion": asdict(record), "verification": result})
     else:
         classes = f"{record.classes} classes" if record.classes else "no head"
         size = sum(file.bytes for file in record.files.values()) / 1e6
-        _write(
+        write(
             f"{target}: {record.architecture}, {classes}, {len(record.tensors)} tensors, {size:.1f} MB, from {path}\n",
             sys.stdout,
         )
     for note in (*source.notes, source.assumption):
         if note:
-            _print_warning(note)
+            print_warning(note)
     if any("scale" in row for row in record.tensors):
-        _print_warning(
+        print_warning(
             f"kernels were scaled for the epsilon of {layout}; that is meant for inference: "
             "it changes their norm, and so the learning rate of fine-tuning"
         )
     if kept:
-        _print_warning(f"the verification failed, so {target} was kept as it was")
+        print_warning(f"the verification failed, so {target} was kept as it was")
     if verification is None:
-        _print_warning("not verified, as asked; bit verify does it")
+        print_warning("not verified, as asked; bit verify does it")
     else:
         _conclude(verification, as_json, table=False)
 
@@ -225,10 +221,10 @@ def verify_command(folder: str, layout: str, source: Path | None, torch: bool | 
     _require(bool(torch), "torch", "torch")
     if torch is None:
         torch = importlib.util.find_spec("torch") is not None
-    with _progress() as progress, _source_of(path, source and user_path(source)) as opened:
+    with progress_bar() as progress, _source_of(path, source and user_path(source)) as opened:
         verification = verify(path, opened, progress, torch)
     if as_json:
-        _print_json(verification.to_dict())
+        print_json(verification.to_dict())
     _conclude(verification, as_json, table=True)
 
 
@@ -244,14 +240,45 @@ def inspect_command(checkpoint: str, checkpoints: Path, mirror: str | None, as_j
     from convert.locate import hub_name, locate
     from convert.report import inspection_lines
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         path = locate(checkpoint, user_path(checkpoints), progress, mirror)
         with Checkpoint(path, hub_name(checkpoint)) as opened:
             found = inspect(opened, progress)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
-        _print(*inspection_lines(found))
+        print_rich(*inspection_lines(found))
+
+
+@main.command("compare")
+@click.argument("first")
+@click.argument("second")
+@click.option("--no-taps", is_flag=True, help="Compare the weights alone; the networks are not run.")
+@checkpoints_option
+@mirror_option
+@json_option
+def compare_command(
+    first: str, second: str, no_taps: bool, checkpoints: Path, mirror: str | None, as_json: bool
+) -> None:
+    """Say in what FIRST and SECOND, two checkpoints of any layouts, differ; exit with 1 if they do."""
+    from convert.checkpoint import Checkpoint
+    from convert.difference import compare
+    from convert.locate import hub_name, locate
+    from convert.report import difference_lines, difference_table
+
+    with progress_bar() as progress, contextlib.ExitStack() as stack:
+        one, other = (
+            stack.enter_context(Checkpoint(locate(name, user_path(checkpoints), progress, mirror), hub_name(name)))
+            for name in (first, second)
+        )
+        found = compare(one, other, progress, taps=not no_taps)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        tables = [] if found.equal else [difference_table(found)]
+        print_rich(*tables, *difference_lines(found))
+    if not found.equal:
+        sys.exit(FAILED)
 
 
 @main.command("classify")
@@ -270,19 +297,19 @@ def classify_command(images: tuple[Path, ...], model: Path, top: int, as_json: b
     if not model.is_dir():
         raise CheckpointError(f"there is no folder {str(model)!r}")
     results = {}
-    with _progress() as progress:
+    with progress_bar() as progress:
         try:
             for file, predictions in classify(image_files([user_path(path) for path in images]), model, top, progress):
                 results[str(file)] = [asdict(prediction) for prediction in predictions]
         except ValueError as error:
             raise CheckpointError(str(error)) from None
     if as_json:
-        _print_json(results)
+        print_json(results)
         return
     for name, found in results.items():
-        _write(f"{name}\n", sys.stdout)
+        write(f"{name}\n", sys.stdout)
         for prediction in found:
-            _write(f"  {prediction['probability']:7.2%}  {prediction['label']}\n", sys.stdout)
+            write(f"  {prediction['probability']:7.2%}  {prediction['label']}\n", sys.stdout)
 
 
 def _output(checkpoint: str, layout: str, out: Path | None) -> Path:
@@ -319,71 +346,11 @@ def _conclude(verification: Verification, as_json: bool, table: bool) -> None:
 
     if not as_json:
         verdict = "[bold green]verified[/]" if verification.passed else "[bold red]verification failed[/]"
-        _print(*([tap_table(verification)] if table else []), *summary(verification), verdict)
+        print_rich(*([tap_table(verification)] if table else []), *summary(verification), verdict)
     for warning in verification.warnings:
-        _print_warning(warning)
+        print_warning(warning)
     if not verification.passed:
         sys.exit(FAILED)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, elsewhere a line for each kind of work; on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        seen: set[str] = set()
-
-        def line(what: str, done: int, total: int) -> None:
-            if what not in seen:
-                seen.add(what)
-                _write(f"{what} …\n", sys.stderr)
-
-        yield line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def bar(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=None)
-            bars.update(tasks[what], completed=done, total=total or None)
-
-        yield bar
-
-
-def _print(*items: RenderableType) -> None:
-    """Text with rich's markup, and tables, as wide and as colourful as standard output allows."""
-    from rich.console import Console
-
-    console = Console()
-    with console.capture() as captured:
-        for item in items:
-            console.print(item, highlight=False, soft_wrap=isinstance(item, str))
-    _write(captured.get(), sys.stdout)
-
-
-def _print_json(value: Any) -> None:
-    _write(json.dumps(value, indent=2) + "\n", sys.stdout)
-
-
-def _print_warning(text: str) -> None:
-    _write(f"warning: {text}\n", sys.stderr)
-
-
-def _write(text: str, stream: TextIO | None) -> None:
-    """Print; a stream that is closed or full, or whose reader went away, changes neither work nor verdict."""
-    if stream is None:
-        return
-    try:
-        stream.write(text)
-        stream.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _require(wanted: bool, extra: str, *modules: str) -> None:

@@ -152,11 +152,9 @@ class TapComparison:
         """
         name, image = min(self.images.items(), key=lambda item: item[1].size)
         tap = "logits" if self.origin.head == "keep" and self.written.config.num_labels else "pooled"
-        epsilon, total = self.written.layout.ws_eps, len(tap_names(self.written.config))
+        epsilon, difference = self.written.layout.ws_eps, math.inf
         taps = definition.forward(self.written.weights, self.written.config, {name: image}, epsilon)
-        difference = math.inf
-        for done, (found, values) in enumerate(taps, 1):
-            self.progress(f"measuring epsilon {epsilon:g}", done, total)
+        for found, values in self._watched(f"measuring epsilon {epsilon:g}", taps):
             if found == tap:
                 difference = summary_error(summarize(tap, values[name]), self._own[name, tap])
         return name, tap, difference if math.isfinite(difference) else None
@@ -206,7 +204,7 @@ class TapComparison:
         taps = definition.forward(weights, written.config, self.images, folded=written.layout.folded)
         return {
             (name, tap): summary_error(summarize(tap, value), self._own[name, tap])
-            for tap, values in taps
+            for tap, values in self._watched("measuring what rounding does", taps)
             for name, value in values.items()
         }
 
@@ -215,7 +213,14 @@ class TapComparison:
         taps = definition.forward(
             checkpoint.weights, checkpoint.config, self.images, folded=checkpoint.layout.folded, dtype=np.float32
         )
-        return dict(self._to_record(taps))
+        return dict(self._to_record(self._watched("measuring what float32 does", taps)))
+
+    def _watched(self, what: str, taps: Taps) -> Taps:
+        """The taps, each announced as progress."""
+        total = len(tap_names(self.written.config))
+        for done, tap in enumerate(taps, 1):
+            self.progress(what, done, total)
+            yield tap
 
     def _definition(self) -> Taps:
         written = self.written

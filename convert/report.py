@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import groupby
 
 from rich.markup import escape
 from rich.table import Table
 
+from convert.difference import DIFFERENT, EQUAL, IDENTICAL, MISSING, Difference
 from convert.inspection import Inspection
 from convert.taps import Check
 from convert.verification import Verification
@@ -60,6 +62,48 @@ def inspection_lines(found: Inspection) -> list[str]:
         for cost in found.epsilon_costs
     ]
     return [*lines, *(f"  {escape(note)}" for note in found.notes)]
+
+
+def difference_table(found: Difference) -> Table:
+    """The tensors that differ, and the taps."""
+    table = Table(box=None, pad_edge=False, title=None)
+    for column in ("tensor or tap", "largest difference", "relative L2"):
+        table.add_column(column, justify="left" if column == "tensor or tap" else "right")
+    for tensor in found.tensors:
+        if tensor.status == MISSING:
+            table.add_row(tensor.parameter, "missing in one", "")
+        elif tensor.status == DIFFERENT:
+            table.add_row(tensor.parameter, _number(tensor.largest), _number(tensor.relative_l2))
+    for tap in found.taps:
+        if not tap.alike:
+            table.add_row(f"{tap.tap} ({tap.input})", "", _number(tap.relative_l2))
+    return table
+
+
+def difference_lines(found: Difference) -> list[str]:
+    """How many tensors and taps are alike, and the verdict."""
+    counts = Counter(tensor.status for tensor in found.tensors)
+    words = {
+        IDENTICAL: "identical",
+        EQUAL: "equal, though stored otherwise",
+        DIFFERENT: "different",
+        MISSING: "missing in one of them",
+    }
+    alike = sum(tap.alike for tap in found.taps)
+    largest = max((tap.relative_l2 for tap in found.taps if tap.relative_l2 is not None), default=None)
+    return [
+        f"{len(found.tensors)} tensors: " + ", ".join(f"{counts[key]} {words[key]}" for key in words if counts[key]),
+        *(
+            [f"{len(found.taps)} comparisons of taps, {alike} alike, the largest error {_number(largest)}"]
+            if found.taps
+            else []
+        ),
+        "[bold green]equal[/]" if found.equal else "[bold red]different[/]",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "not comparable" if value is None else f"{value:.1e}"
 
 
 def summary(verification: Verification) -> list[str]:
