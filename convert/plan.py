@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from convert.changes import Changes, is_standardized
 from convert.checkpoint import Checkpoint
 from convert.definition import standardize
-from convert.dtypes import FLOAT32
+from convert.dtypes import FLOAT16, FLOAT32, DType
 from convert.errors import CheckpointError
 from convert.files.tensors import StoredTensor, Tensor
 from convert.layouts.layout import Layout
 from convert.parameters import KINDS, Place, parameters
 from convert.transforms import Transform, Workspace
+
+UNDERFLOW = 2
+"""Rounding that is off by more than so many times the roundoff has lost small numbers."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,10 @@ class Step:
                 yield block
                 continue
             values = source.dtype.to_float64(block)
-            altered = target.dtype.from_float64(values * self.scale if self.scale != 1.0 else values)
-            if finite and not target.dtype.all_finite(altered):
-                largest = float(np.abs(values).max()) * self.scale
-                raise CheckpointError(
-                    f"{checkpoint.file.path}: {source.key} holds values up to {largest:.3g}, "
-                    f"which {target.dtype.name} cannot hold; choose another --dtype"
-                )
+            values = values * self.scale if self.scale != 1.0 else values
+            altered = target.dtype.from_float64(values)
+            if finite and (fault := _cannot_hold(target.dtype, values, altered)):
+                raise CheckpointError(f"{checkpoint.file.path}: {source.key} {fault}; choose another --dtype")
             yield altered
 
     def _folded(self, checkpoint: Checkpoint, epsilon: float, allow_nonfinite: bool) -> NDArray[np.generic]:
@@ -109,6 +109,17 @@ class Step:
             raise _not_finite(checkpoint, checkpoint.tensor(self.place))
         moved = Transform(KINDS[self.place.kind], self.transform.target)(standardize(kernel, epsilon))
         return self.target.dtype.from_float64(moved).reshape(-1)
+
+
+def _cannot_hold(dtype: DType, values: NDArray[np.float64], rounded: NDArray[np.generic]) -> str | None:
+    """Why finite values are beyond the range of a dtype, in words; None if they are not."""
+    if not dtype.all_finite(rounded):
+        return f"holds values up to {np.abs(values).max():.3g}, which {dtype.name} cannot hold"
+    if dtype is FLOAT16:  # the one whose smallest numbers lie among those of weights
+        lost = float(np.linalg.norm(dtype.to_float64(rounded) - values) / (np.linalg.norm(values) or 1))
+        if lost > UNDERFLOW * dtype.roundoff:
+            return f"holds values so small that {dtype.name} is {lost:.1%} off"
+    return None
 
 
 def _not_finite(checkpoint: Checkpoint, tensor: StoredTensor) -> CheckpointError:

@@ -71,6 +71,14 @@ def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert_refused(result, "resnet/head/conv2d/bias holds values up to 7e+04, which float16 cannot hold", tmp_path)
 
 
+def test_what_is_too_small_for_float16_is_refused_too(tmp_path: Path) -> None:
+    arrays = arrays_of(TINY)
+    arrays["resnet/root_block/standardized_conv2d/kernel"] *= np.float32(1e-6)
+    np.savez(tmp_path / "a.npz", **arrays)
+    result = bit("convert", "a.npz", "--dtype", "float16", cwd=tmp_path)
+    assert_refused(result, "standardized_conv2d/kernel holds values so small that float16 is", tmp_path)
+
+
 def test_a_value_that_is_not_the_rounded_one_is_found(tiny_npz: Path, tmp_path: Path) -> None:
     from test_verification import forge
 
