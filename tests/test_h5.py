@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 from numpy.typing import NDArray
+from reading import load_all
 from test_conversion import arrays_of, convert
 
 from convert.dtypes import BFLOAT16, FLOAT16, FLOAT32
@@ -28,18 +29,6 @@ def save(path: Path, array: NDArray[np.generic] = ARRAY, **options: Any) -> Path
     with h5py.File(path, "w") as file:
         file.create_dataset("group/a", data=array, **options)
     return path
-
-
-def load(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Every array of a file, as its elements' bits."""
-    with H5File(path) as file:
-        found = {}
-        for key, tensor in file.tensors.items():
-            out = np.empty(tensor.size, tensor.dtype.bits)
-            file.read(tensor, 0, out)
-            found[key] = out.reshape(tensor.shape)
-        file.sha256()
-        return found
 
 
 def written(path: Path, arrays: dict[str, NDArray[Any]]) -> Path:
@@ -68,7 +57,7 @@ def written(path: Path, arrays: dict[str, NDArray[Any]]) -> Path:
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f2", ">f2", "<f8", ">f8"])
 def test_every_float_array_reads_as_h5py_reads_it(tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
     path = save(tmp_path / "a.h5", ARRAY.astype(dtype), **options)
-    found = load(path)["group/a"]
+    found = load_all(path)["group/a"]
     with h5py.File(path) as file:
         np.testing.assert_array_equal(found, file["group/a"][()])
 
@@ -80,7 +69,7 @@ def test_bfloat16_as_keras_3_stores_it_reads_as_its_bits(tmp_path: Path, options
         file.create_dataset("a", data=array, **options).attrs["dtype"] = "bfloat16"
     with H5File(tmp_path / "a.h5") as opened:
         assert opened.tensors["a"].dtype is BFLOAT16
-    np.testing.assert_array_equal(load(tmp_path / "a.h5")["a"], array.view(np.uint16))
+    np.testing.assert_array_equal(load_all(tmp_path / "a.h5")["a"], array.view(np.uint16))
 
 
 def test_a_part_of_a_compressed_array_reads_as_that_part(tmp_path: Path) -> None:
@@ -91,8 +80,8 @@ def test_a_part_of_a_compressed_array_reads_as_that_part(tmp_path: Path) -> None
 
 
 def test_a_scalar_and_an_array_without_elements_read_too(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(load(save(tmp_path / "a.h5", np.array(1.5)))["group/a"], 1.5)
-    assert load(save(tmp_path / "b.h5", np.zeros((0, 3))))["group/a"].shape == (0, 3)
+    np.testing.assert_array_equal(load_all(save(tmp_path / "a.h5", np.array(1.5)))["group/a"], 1.5)
+    assert load_all(save(tmp_path / "b.h5", np.zeros((0, 3))))["group/a"].shape == (0, 3)
 
 
 def test_what_is_written_is_read_by_h5py(tmp_path: Path) -> None:
@@ -304,7 +293,7 @@ def test_a_damaged_chunk_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path / "a.h5", fletcher32=True)
     path.write_bytes(path.read_bytes().replace(ARRAY[0].tobytes(), (-ARRAY[0]).tobytes()))
     with pytest.raises(CheckpointError, match="group/a is damaged"):
-        load(path)
+        load_all(path)
 
 
 def flips(path: Path, flipped: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
@@ -316,7 +305,7 @@ def flips(path: Path, flipped: Path) -> Iterator[dict[str, NDArray[np.generic]]]
         if not any(position in span for span in spans):
             flipped.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
             with contextlib.suppress(CheckpointError):
-                yield load(flipped)
+                yield load_all(flipped)
 
 
 def test_a_flipped_byte_of_the_directory_that_is_written_is_an_error_or_changes_nothing(tmp_path: Path) -> None:

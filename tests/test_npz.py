@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from reading import load
 
 from convert.dtypes import FLOAT32
 from convert.errors import CheckpointError
@@ -29,15 +30,6 @@ def save(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED
         for name, content in members.items():
             archive.writestr(name, content)
     return path
-
-
-def load(path: Path, key: str = "a") -> NDArray[np.generic]:
-    with NpzFile(path) as file:
-        tensor = file.tensors[key]
-        out = np.empty(tensor.size, tensor.dtype.bits)
-        file.read(tensor, 0, out)
-        file.sha256()
-        return out.reshape(tensor.shape, order="F" if tensor.order else "C")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])

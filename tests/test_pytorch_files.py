@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from command import assert_refused, bit
-from numpy.typing import NDArray
+from reading import load
 from safetensors.torch import load_file
 from test_conversion import bits_of, convert
 
@@ -53,16 +53,6 @@ def save(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any], Path
 def zipped(content: Any, path: Path) -> Path:
     torch.save(content, path)
     return path
-
-
-def load(path: Path, key: str = "a") -> NDArray[np.generic]:
-    with open_weights(path) as file:
-        tensor = file.tensors[key]
-        out = np.empty(tensor.size, tensor.dtype.bits)
-        file.read(tensor, 0, out)
-        file.digests()
-        stored = out.reshape(tensor.stored_shape)
-        return stored if tensor.order is None else stored.transpose(np.argsort(tensor.order))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "tiny.pth", "tiny.pth.tar", "tiny.pt", "tiny"])

@@ -98,9 +98,10 @@ def _in_folder(folder: Path) -> Path:
         if file.is_file() and (of := kind(file)):
             found.setdefault(of, []).append(file)
     indices = {of: name for name in found.get("index", []) if (of := name.name.removesuffix(INDEX_SUFFIX))}
-    for name in sorted(indices, key=lambda name: not name.endswith(".safetensors")):
-        if (whole := folder / name) in found.get("safetensors", []):  # which libraries would prefer to the index
-            raise CheckpointError(f"{folder} holds both {whole.name} and {indices[name].name}; name one of them")
+    if indices:
+        name = min(indices, key=lambda name: not name.endswith(".safetensors"))
+        if folder / name in found.get("safetensors", []):  # which libraries would prefer to the index
+            raise CheckpointError(f"{folder} holds both {name} and {indices[name].name}; name one of them")
         return indices[name]
     files = found.get("safetensors") or [file for group in found.values() for file in group]
     if len(files) != 1:
