@@ -23,9 +23,6 @@ class PackedKernel:
     def __init__(self) -> None:
         self._kept: tuple[Any, Tensor | None] = (None, None)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedKernel:
-        return PackedKernel()
-
     def __reduce__(self) -> tuple[type[PackedKernel], tuple[()]]:
         return PackedKernel, ()
 

@@ -62,7 +62,7 @@ class Checkpoint:
             raise CheckpointError(f"the name {str(path)!r} cannot be recorded; rename it")
         self.name = name or checkpoint_name(path)
         self.file = open_weights(path)
-        self.notes = list(getattr(self.file, "notes", ()))
+        self.notes = list(self.file.notes)
         """What of the file was left aside, in words."""
         self.assumption: str | None = None
         """What is taken for granted because nothing says it, in words."""

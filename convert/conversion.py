@@ -59,7 +59,8 @@ def write(
     """
     steps, folder = plan(checkpoint, layout, changes), output.path
     config = changes.config(checkpoint.config, layout)
-    _check_space(output, sum(step.target.nbytes for step in steps))
+    total, done = sum(step.target.nbytes for step in steps), 0
+    _check_space(output, total)
     name = layout.weights_name.format(name=checkpoint.name)
     parts, index = _split(layout, steps, name, max_shard_size)
     dtype = common_dtype(step.target.dtype.name for step in steps)
@@ -67,7 +68,6 @@ def write(
         write_json(folder / companion, content)
     if index is not None:
         write_json(folder / f"{name}{INDEX_SUFFIX}", index)
-    total, done = sum(step.target.nbytes for step in steps), 0
     hashes = {}
     with _whole_file_read(checkpoint) as source_files:
         for part, part_steps in parts.items():
@@ -132,17 +132,16 @@ def _split(
 
 def _origin(checkpoint: Checkpoint, files: dict[str, File], changes: Changes, steps: list[Step]) -> Origin:
     """What the weights were before any conversion. Raises `CheckpointError` for a file that was changed since."""
-    record = checkpoint.record
-    for name, file in files.items():
-        if record is None:
-            break
-        recorded = record.files.get(name)
-        if recorded is None or recorded.sha256 != file.sha256:
-            raise CheckpointError(
-                f"{checkpoint.file.path.with_name(name)} is not the file that {CONVERSION_NAME} beside it describes: "
-                f"its SHA-256 is {file.sha256}, another is recorded"
-            )
-    origin = record.origin if record is not None else Origin(checkpoint.name, combined_sha256(files))
+    origin = Origin(checkpoint.name, combined_sha256(files))
+    if checkpoint.record is not None:
+        origin = checkpoint.record.origin
+        for name, file in files.items():
+            recorded = checkpoint.record.files.get(name)
+            if recorded is None or recorded.sha256 != file.sha256:
+                raise CheckpointError(
+                    f"{checkpoint.file.path.with_name(name)} is not the file that {CONVERSION_NAME} beside it "
+                    f"describes: its SHA-256 is {file.sha256}, another is recorded"
+                )
     head = origin.head if changes.head == "keep" else changes.head
     rounded = {step.target.dtype for step in steps if step.rounds}
     coarsest = [max(rounded, key=lambda dtype: dtype.roundoff).name] if rounded else []

@@ -93,9 +93,7 @@ def test_of_several_state_dicts_the_averaged_one_is_taken(save: Callable[[Any], 
     path = save({"model": {"a": ARRAY}, "state_dict": {"a": ARRAY + 1}, "state_dict_ema": {"a": ARRAY + 2}})
     np.testing.assert_array_equal(load(path).view(np.float32), ARRAY + 2)
     with open_weights(path) as file:
-        assert file.notes == [  # type: ignore[attr-defined]
-            "its weights are those under state_dict_ema; beside it lies model, state_dict"
-        ]
+        assert file.notes == ["its weights are those under state_dict_ema; beside it lies model, state_dict"]
 
 
 def test_the_options_of_a_training_script_may_lie_beside_it(save: Callable[[Any], Path]) -> None:
@@ -107,7 +105,7 @@ def test_a_state_dict_in_a_state_dict_is_found(save: Callable[[Any], Path]) -> N
     path = save({"model": {"state_dict": {"a": ARRAY}, "epoch": 1}})
     np.testing.assert_array_equal(load(path).view(np.float32), ARRAY)
     with open_weights(path) as file:
-        assert [note.partition(";")[0] for note in file.notes] == [  # type: ignore[attr-defined]
+        assert [note.partition(";")[0] for note in file.notes] == [
             "its weights are those under model",
             "its weights are those under state_dict",
         ]
@@ -122,7 +120,7 @@ def test_a_state_dict_that_holds_itself_is_refused(save: Callable[[Any], Path]) 
 
 def test_a_note_is_one_short_printable_line(save: Callable[[Any], Path]) -> None:
     with open_weights(save({"model": {"a": ARRAY}, 1: 2, "\x1b[2J\n": 3, **{f"{n}": n for n in range(50)}})) as file:
-        (note,) = file.notes  # type: ignore[attr-defined]
+        (note,) = file.notes
     assert note.isprintable()
     assert note.endswith("beside it lies 1, '\\x1b[2J\\n', 0, 1, 2, 3, 4, 5, …")
 

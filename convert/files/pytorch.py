@@ -45,7 +45,6 @@ class ZippedPickle(ArchiveFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.notes: list[str] = []
         try:
             if any(info.compress_type != zipfile.ZIP_STORED for info in self.members.values()):
                 raise CheckpointError(f"{path} is compressed, which torch.save does not do")
@@ -84,7 +83,6 @@ class LegacyPickle(TensorFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.notes: list[str] = []
         try:
             self._state = _state(path, _load(path), self.notes)
             for key, tensor in self._state.items():

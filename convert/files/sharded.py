@@ -32,7 +32,6 @@ class ShardedFile(TensorFile):
         super().__init__(path)
         self._shards: dict[str, TensorFile] = {}
         self._holder: dict[str, TensorFile] = {}
-        self.notes: list[str] = []
         try:
             self._open(_weight_map(path), open_file)
         except BaseException:
@@ -60,7 +59,7 @@ class ShardedFile(TensorFile):
             if not shard.is_file():
                 raise CheckpointError(f"{self.path} lists {name}, which is missing")
             self._shards[name] = file = open_file(shard)
-            self.notes += [f"{name}: {note}" for note in getattr(file, "notes", ())]
+            self.notes += [f"{name}: {note}" for note in file.notes]
         for name, file in self._shards.items():
             for key, tensor in file.tensors.items():
                 if key in self._holder:

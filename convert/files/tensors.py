@@ -87,6 +87,8 @@ class TensorFile:
         self.tensors: dict[str, StoredTensor] = {}
         self.others: dict[str, str] = {}
         """Arrays that cannot be weights, by name, with the reason in words."""
+        self.notes: list[str] = []
+        """What of the file was left aside, in words."""
         self.labels: list[str] = []
         """The names of the classes, if the file holds them."""
         self.checksums: list[Checksum] = []
