@@ -14,7 +14,7 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify inspect test test-all bench bench-convert bench-model lint clean
+.PHONY: help setup convert verify record inspect test test-all faults bench bench-convert bench-model lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -28,14 +28,20 @@ convert: $(CORE) ## convert MODEL to the layout TO, in the folder OUT, and verif
 verify: $(CORE) ## verify the conversion of MODEL to TO, or the folder OUT, again
 	@$(VENV)/bin/bit verify "$${OUT:-$$MODEL}" --to "$$TO" $(ARGS)
 
+record: $(CORE) ## record what MODEL computes, to hold its conversions to
+	@$(VENV)/bin/bit record "$$MODEL" $(ARGS)
+
 inspect: $(CORE) ## say what MODEL is
 	@$(VENV)/bin/bit inspect "$$MODEL" $(ARGS)
 
 test: $(DEV) ## the tests, in minutes
 	$(VENV)/bin/python -m pytest -m "not long" $(ARGS)
 
-test-all: $(DEV) ## the tests that take gigabytes, too
+test-all: $(DEV) ## the tests that take gigabytes, too; one needs the package chromium
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+faults: $(DEV) ## plant 26 faults into conversions, and print what is found beside allclose(atol=1e-3)
+	PYTHONPATH=tests $(VENV)/bin/python tests/planted.py
 
 bench: bench-convert bench-model ## both of the next
 

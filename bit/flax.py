@@ -98,6 +98,13 @@ class Stem(nn.Module):
         return StandardizedConv(self.config.embedding_size, 7, 2, self.config.ws_eps, name="conv_root")(x)
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+    """3×3 with stride 2, a border of zeros around `x`."""
+    # Zeros, not −∞: no ReLU comes before, so they win over negative values at the border.
+    pooled: jax.Array = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+    return pooled
+
+
 class Block(nn.Module):
     """The units of a stage."""
 
@@ -124,9 +131,7 @@ class BiT(nn.Module):
         """Run `[N, H, W, num_channels]` in [-1, 1]. Taps have the names and order of the definition's."""
         config, taps = self.config, {}
         x = taps["root_block/conv"] = Stem(config, name="root_block")(images)
-        # Zeros, not −∞: no ReLU comes before, so they win over negative values at the border.
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = taps["root_block"] = nn.max_pool(padded, (3, 3), (2, 2))
+        x = taps["root_block"] = max_pool(x)
         for stage in range(config.num_stages):
             x, units = Block(config, stage, name=f"block{stage + 1}")(x)
             taps |= {f"block{stage + 1}/{unit}": value for unit, value in units.items()}

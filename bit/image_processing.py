@@ -105,7 +105,11 @@ class _ImageProcessor:
 
         Raises `FileNotFoundError`, and `ValueError` for settings that cannot be.
         """
-        values = read_json(Path(folder) / PREPROCESSOR_NAME)
+        return cls.from_dict(read_json(Path(folder) / PREPROCESSOR_NAME))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From the content of a `preprocessor_config.json`, see `from_pretrained`."""
         names = {field.name for field in dataclasses.fields(cls)}
         settings = {name: value for name, value in values.items() if name in names and value is not None}
         return cls(**{**PROFILES["transformers"], "image_mean": CLIP_MEAN, "image_std": CLIP_STD, **settings})
@@ -154,7 +158,8 @@ class _ImageProcessor:
     def _prepare(self, image: Any, input_data_format: str | None) -> Any:
         raise TypeError("use BitImageProcessor or BitImageProcessorPil")
 
-    def _resized_to(self, height: int, width: int) -> tuple[int, int]:
+    def resized_to(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, in pixels, to which an image of these is resized before it is cropped."""
         size = self.small_size if self.small_size and height * width < SMALL_AREA else self.size
         if "shortest_edge" not in size:
             return size["height"], size["width"]
@@ -172,7 +177,7 @@ class BitImageProcessorPil(_ImageProcessor):
         if self.do_convert_rgb:
             x = _to_rgb(x)
         if self.do_resize:
-            x = _resize_by_pillow(x, self._resized_to(*x.shape[1:]), self.resample)
+            x = _resize_by_pillow(x, self.resized_to(*x.shape[1:]), self.resample)
         if self.do_center_crop:
             x = _center_crop(x, self.crop_size["height"], self.crop_size["width"])
         if self.do_rescale:
@@ -201,7 +206,7 @@ class BitImageProcessor(_ImageProcessor):
         x = torch.from_numpy(np.ascontiguousarray(_to_channels_first(image, input_data_format, self.do_convert_rgb)))
         x = _to_rgb_tensor(x.to(device)) if self.do_convert_rgb else x.to(device)
         if self.do_resize:
-            height, width = self._resized_to(*x.shape[1:])
+            height, width = self.resized_to(*x.shape[1:])
             mode = "bilinear" if self.resample == BILINEAR else "bicubic"
             if (height, width) != tuple(x.shape[1:]):
                 # As torchvision does, a byte image stays one, and its layout chooses the kernel.

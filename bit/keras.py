@@ -139,6 +139,12 @@ class RootBlock(keras.layers.Layer):  # type: ignore[misc]
         return self.conv(x)
 
 
+def max_pool(x: Any) -> Any:
+    """3×3 with stride 2, a border of zeros around `x`."""
+    # Zeros, not −∞: no ReLU comes before, so they win over negative values at the border.
+    return ops.max_pool(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2, padding="valid")
+
+
 class Head(keras.layers.Layer):  # type: ignore[misc]
     """The linear classifier, zero at first as BiT fine-tunes."""
 
@@ -171,9 +177,7 @@ class BiT(keras.Model):  # type: ignore[misc]
         """Every intermediate result, with the names and in the order of the definition's; last the logits."""
         taps: dict[str, Any] = {}
         x = taps["root_block/conv"] = self.root(ops.convert_to_tensor(images))
-        # Zeros, not −∞: no ReLU comes before, so they win over negative values at the border.
-        x = ops.max_pool(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2, padding="valid")
-        taps["root_block"] = x
+        x = taps["root_block"] = max_pool(x)
         for block in self.blocks:
             x, units = block(x)
             taps |= units

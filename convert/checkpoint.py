@@ -89,9 +89,13 @@ class Checkpoint:
         axes, order = self.layout.axes(place), self.tensor(place).order
         return axes if order is None else "".join(axes[axis] for axis in order)
 
+    def place(self, name: str) -> Place:
+        """Which parameter a canonical name means."""
+        return self._places[name]
+
     def weights(self, name: str) -> NDArray[np.float64]:
         """One parameter by its canonical name, in float64, with its canonical axes."""
-        place = self._places[name]
+        place = self.place(name)
         tensor = self.tensor(place)
         bits = np.empty(tensor.size, tensor.dtype.bits)
         self.file.read(tensor, 0, bits)

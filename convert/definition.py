@@ -7,79 +7,105 @@ standardization, Qiao et al. (arXiv 1903.10520). Constants are those of google-r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bit.config import BitConfig
-from convert.parameters import unit_name
+from convert.implementation import Batches, Taps, walk
+from convert.taps import unit_place
 
 Array = NDArray[np.float64]
-Batches = dict[str, Array]
-"""Batches of images by name, `[N, H, W, C]`; all take the same way, so weights are read once."""
+Arrays = Mapping[str, Array]
+"""By the name of an input."""
+Weights = Callable[[str], Array]
+"""Gives a parameter by its canonical name, with its canonical shape."""
 
 NORM_EPS = 1e-5
 """Inside the root of every group normalization (big_transfer, `GroupNorm`)."""
 
 
-def forward(
-    weights: Callable[[str], Array],
-    config: BitConfig,
-    images: Mapping[str, NDArray[np.generic]],
-    ws_eps: float | None = None,
-    folded: bool = False,
-    dtype: type[np.floating[Any]] = np.float64,
-) -> Iterator[tuple[str, Batches]]:
-    """Yield every tap of the network in order: its name, and its value for each of `images`.
+class Definition:
+    """The network of `config` with these weights, an `Implementation`.
 
-    `weights` gives a parameter by its canonical name and shape, and is asked for each once, in
-    order. `images` are `[N, H, W, num_channels]` in [-1, 1]. Taps are `root_block/conv`,
-    `root_block` (pooled), each unit's output `blockB/unitUU`, `pre_head` (after the last norm and
-    ReLU), all `[N, H, W, C]`, then `pooled` `[N, C]` and, if it has a head, `logits`
-    `[N, num_labels]`. `ws_eps` replaces that of the configuration; `folded` kernels are
-    standardized already. `dtype` is computed with, float64 unless rounding is to be seen.
+    `folded` kernels are standardized already. `dtype` is computed with, float64 unless rounding is
+    to be seen. Each weight is asked for when it is needed, and not kept.
     """
-    eps = config.ws_eps if ws_eps is None else ws_eps
 
-    def get(name: str) -> Array:
-        return weights(name).astype(dtype, copy=False)
+    name = "definition"
 
-    def convolution(inputs: Batches, layer: str, stride: int = 1) -> Batches:
-        kernel = get(f"{layer}/kernel")
-        kernel = kernel if folded else standardize(kernel, eps)
-        return {name: convolve(x, kernel, stride) for name, x in inputs.items()}
+    def __init__(
+        self,
+        weights: Weights,
+        config: BitConfig,
+        folded: bool = False,
+        dtype: type[np.floating[Any]] = np.float64,
+    ) -> None:
+        self.weights, self.config, self.folded = weights, config, folded
+        self.dtype = np.dtype(dtype).name
+        self.about = {"version": f"NumPy {np.__version__}", "device": "CPU"}
 
-    def norm_relu(inputs: Batches, layer: str) -> Batches:
-        scale, bias = get(f"{layer}/scale"), get(f"{layer}/bias")
-        return {name: np.maximum(group_norm(x, scale, bias, config.num_groups), 0) for name, x in inputs.items()}
+    def run(self, part: str, inputs: Batches) -> Taps:
+        """The taps of a part, see `Implementation.run`; images are `[N, H, W, num_channels]` in [-1, 1]."""
+        x: Arrays = {name: values.astype(self.dtype, copy=False) for name, values in inputs.items()}
+        if part == "root_block":
+            x = self.convolution(x, "stem", stride=2)
+            yield "root_block/conv", x
+            yield part, {name: self.pool(y) for name, y in x.items()}
+        elif part == "pooled":
+            x = self.norm_relu(x, "norm")
+            yield "pre_head", x
+            yield part, {name: y.mean(axis=(1, 2)) for name, y in x.items()}
+        elif part == "logits":
+            kernel, bias = self.weight("head/kernel"), self.weight("head/bias")
+            yield part, {name: y @ kernel + bias for name, y in x.items()}
+        else:
+            stage, layer = unit_place(part)
+            yield part, self.unit(x, part, stride=2 if stage and not layer else 1, projects=layer == 0)
 
-    def unit(inputs: Batches, layer: str, stride: int, projects: bool) -> Batches:
-        activated = norm_relu(inputs, f"{layer}/norm1")
-        residual = convolution(activated, f"{layer}/conv1")
-        residual = convolution(norm_relu(residual, f"{layer}/norm2"), f"{layer}/conv2", stride)
-        residual = convolution(norm_relu(residual, f"{layer}/norm3"), f"{layer}/conv3")
+    def unit(self, inputs: Arrays, layer: str, stride: int, projects: bool) -> dict[str, Array]:
+        """A pre-activation bottleneck; its 3×3 convolution carries the stride."""
+        activated = self.norm_relu(inputs, f"{layer}/norm1")
+        residual = self.convolution(activated, f"{layer}/conv1")
+        residual = self.convolution(self.norm_relu(residual, f"{layer}/norm2"), f"{layer}/conv2", stride)
+        residual = self.convolution(self.norm_relu(residual, f"{layer}/norm3"), f"{layer}/conv3")
         # The shortcut is projected from the activated input, not from the raw one.
-        shortcut = convolution(activated, f"{layer}/projection", stride) if projects else inputs
+        shortcut = self.convolution(activated, f"{layer}/projection", stride) if projects else inputs
         return {name: shortcut[name] + x for name, x in residual.items()}
 
-    x = convolution({name: image.astype(dtype) for name, image in images.items()}, "stem", stride=2)
-    yield "root_block/conv", x
-    x = {name: max_pool(y) for name, y in x.items()}
-    yield "root_block", x
-    for stage, depth in enumerate(config.depths):
-        for index in range(depth):
-            tap = unit_name(stage, index)
-            x = unit(x, tap, stride=2 if stage > 0 and index == 0 else 1, projects=index == 0)
-            yield tap, x
-    x = norm_relu(x, "norm")
-    yield "pre_head", x
-    x = {name: y.mean(axis=(1, 2)) for name, y in x.items()}
-    yield "pooled", x
-    if config.num_labels:
-        kernel, bias = get("head/kernel"), get("head/bias")
-        yield "logits", {name: y @ kernel + bias for name, y in x.items()}
+    def convolution(self, inputs: Arrays, layer: str, stride: int = 1) -> dict[str, Array]:
+        kernel = self.weight(f"{layer}/kernel")
+        kernel = kernel if self.folded else standardize(kernel, self.config.ws_eps)
+        return {name: convolve(x, kernel, stride) for name, x in inputs.items()}
+
+    def norm_relu(self, inputs: Arrays, layer: str) -> dict[str, Array]:
+        scale, bias = self.weight(f"{layer}/scale"), self.weight(f"{layer}/bias")
+        groups = self.config.num_groups
+        return {name: np.maximum(group_norm(x, scale, bias, groups), 0) for name, x in inputs.items()}
+
+    def pool(self, x: Array) -> Array:
+        return max_pool(x)
+
+    def weight(self, name: str) -> Array:
+        return self.weights(name).astype(self.dtype, copy=False)
+
+
+def forward(
+    weights: Weights,
+    config: BitConfig,
+    images: Batches,
+    folded: bool = False,
+    dtype: type[np.floating[Any]] = np.float64,
+) -> Taps:
+    """Yield every tap of the network in order: its name, and its value for each of `images`.
+
+    `images` are `[N, H, W, num_channels]` in [-1, 1]. Taps are `root_block/conv`, `root_block`
+    (pooled), each unit's output `blockB/unitUU`, `pre_head` (after the last norm and ReLU), all
+    `[N, H, W, C]`, then `pooled` `[N, C]` and, if it has a head, `logits` `[N, num_labels]`.
+    """
+    return walk(Definition(weights, config, folded, dtype), config, images)
 
 
 def standardize(kernel: Array, eps: float) -> Array:
@@ -118,8 +144,12 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
 def max_pool(x: Array) -> Array:
     """3×3 with stride 2. The border is padded with zeros, which win over negative values there:
     no ReLU comes before (big_transfer, `ConstantPad2d(1, 0)` before `MaxPool2d`)."""
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    height, width = ((length - 1) // 2 + 1 for length in x.shape[1:3])
+    return pool_windows(np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+
+
+def pool_windows(padded: Array) -> Array:
+    """The maximum of every 3×3 window that fits, with stride 2."""
+    height, width = ((length - 1) // 2 for length in padded.shape[1:3])
     windows = (
         padded[:, row : row + 2 * height : 2, column : column + 2 * width : 2]
         for row in range(3)

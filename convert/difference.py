@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from convert import definition
+from convert.budgets import FLOAT64_BUDGET
 from convert.checkpoint import Checkpoint
-from convert.comparison import FLOAT64_BUDGET, INPUTS
 from convert.conversion import Progress
 from convert.errors import CheckpointError
+from convert.inputs import batches
 from convert.parameters import Parameter, parameters
-from convert.references import recorded
 from convert.taps import relative_l2, tap_names
 
 IDENTICAL, EQUAL, DIFFERENT, MISSING = "identical", "equal", "different", "missing"
@@ -109,8 +109,7 @@ def _compare_tensor(
 def _compare_taps(
     first: Checkpoint, second: Checkpoint, heads_too: bool, progress: Progress
 ) -> Iterator[TapDifference]:
-    channels, names = first.config.num_channels, tap_names(first.config)
-    images = {name: recorded.images(*numbers, channels=channels) for name, numbers in INPUTS.items()}
+    names, images = tap_names(first.config), batches(channels=first.config.num_channels)
     runs = [
         definition.forward(opened.weights, opened.config, images, folded=opened.layout.folded)
         for opened in (first, second)

@@ -17,7 +17,9 @@ from convert.files.atomic import new_file
 from convert.files.tensors import File, combined_sha256
 
 CONVERSION_NAME = "conversion.json"
-VERIFICATION_NAME = "verification.json"
+VERIFICATION_NAME, REPORT_NAME = "verification.json", "verification.html"
+REPORT_NAMES = (VERIFICATION_NAME, REPORT_NAME)
+"""What a verification writes, and cannot hold the hash of."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _files(values: dict[str, Any]) -> dict[str, File]:
 def foreign_names(folder: Path) -> list[str]:
     """What lies in a folder and is not of the conversion recorded there."""
     record = ConversionRecord.read(folder)
-    ours = {*record.files, CONVERSION_NAME, VERIFICATION_NAME} if record is not None else set()
+    ours = {*record.files, CONVERSION_NAME, *REPORT_NAMES} if record is not None else set()
     return sorted(path.name for path in folder.iterdir() if path.name not in ours or not path.is_file())
 
 

@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import groupby
+from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
 from convert.difference import DIFFERENT, EQUAL, IDENTICAL, MISSING, Difference
 from convert.inspection import Inspection
-from convert.taps import Check
+from convert.pixels import PixelCheck
+from convert.taps import Agreement, Check
 from convert.verification import Verification
 
 
 def by_run(checks: list[Check]) -> dict[str, list[Check]]:
     """The checks of each run, `definition float64` and so on, in order."""
-    return {
-        run: list(group) for run, group in groupby(checks, key=lambda check: f"{check.implementation} {check.dtype}")
-    }
+    runs: dict[str, list[Check]] = {}
+    for check in checks:
+        runs.setdefault(check.run, []).append(check)
+    return runs
+
+
+def worst(checks: Sequence[Check]) -> Check:
+    """The check that uses most of its budget; one that is over it before all others."""
+    return max(checks, key=lambda check: (not check.passed, check.error / (check.budget or 1), check.error))
 
 
 def tap_table(verification: Verification) -> Table:
-    """The error of every tap beside its budget, the larger of the inputs'; what is over it is marked."""
-    runs = by_run(verification.checks)
+    """For every tap and dtype the error that uses most of its budget, that, and whose it is; one over it is marked."""
+    dtypes = list(dict.fromkeys(check.dtype for check in verification.checks))
     table = Table(box=None, pad_edge=False, title=None)
-    table.add_column("tap")
-    for run in runs:
-        table.add_column(f"{run}\nerror / budget", justify="right")
+    table.add_column("tap", no_wrap=True)
+    for dtype in dtypes:
+        table.add_column(f"{dtype} error", justify="right", no_wrap=True)
+        table.add_column("budget", justify="right", no_wrap=True)
+        table.add_column("largest in", overflow="ellipsis", no_wrap=True)
     for tap in dict.fromkeys(check.tap for check in verification.checks):
         cells = []
-        for checks in runs.values():
-            worst = _worst([check for check in checks if check.tap == tap])
-            text = f"{worst.error:.1e} / {worst.budget:.1e}"
-            cells.append(text if worst.passed else f"[bold red]{text} ✗[/]")
+        for dtype in dtypes:
+            found = [check for check in verification.checks if (check.tap, check.dtype) == (tap, dtype)]
+            most = worst(found) if found else None
+            mark = "" if most is None or most.passed else " [bold red]✗[/]"
+            cells += ["", "", ""] if most is None else [f"{most.error:.1e}{mark}", f"{most.budget:.1e}", most.run]
         table.add_row(tap, *cells)
     return table
 
@@ -108,32 +118,24 @@ def _number(value: float | None) -> str:
 
 def summary(verification: Verification) -> list[str]:
     """The verdict, a line for each thing that was compared, and what was not."""
+    trials = verification.trials
     lines = [f"[red]✗[/] {escape(problem)}" for problem in verification.problems]
     if verification.tensors_proven:
         lines.append(f"[green]✓[/] {verification.tensors_proven} tensors give back the source's bytes")
     if verification.tensors_changed:
         changed = f"{verification.tensors_changed} tensors are bit for bit the source's, changed as asked"
         lines.append(f"[green]✓[/] {changed}")
-    for run, checks in by_run(verification.checks).items():
-        failed = [check for check in checks if not check.passed]
-        inputs = len({check.input for check in checks})
-        if failed:
-            first = failed[0]
-            lines.append(
-                f"[red]✗[/] {run}: {len(failed)} of {len(checks)} comparisons are off; the first tap that diverges is "
-                f"{first.tap} ({first.input} input, error {first.error:.1e}, budget {first.budget:.1e})"
-            )
-        else:
-            worst = _worst(checks)
-            lines.append(
-                f"[green]✓[/] {run}: {len(checks) // inputs} taps of {inputs} inputs, "
-                f"nearest to its budget at {worst.tap}: error {worst.error:.1e}, budget {worst.budget:.1e}"
-            )
+    lines += [_run_line(run, checks) for run, checks in by_run(verification.checks).items()]
+    lines += [f"[red]✗[/] {escape(finding.words)} ({finding.implementation})" for finding in trials.findings]
+    if trials.agreements:
+        lines.append(_agreement_line(trials.agreements))
+    lines += [_pixel_line(check) for check in verification.pixels]
     if verification.roundings:
         lines.append(f"  budgets allow for weights that were rounded to {' and '.join(verification.roundings)}")
     if verification.checks:
-        lines.append(f"  held to {verification.checks[0].reference}")
-    if (epsilon := verification.epsilon) and epsilon.relative_l2 is not None:
+        lines.append(f"  held to {trials.reference}")
+    lines += [f"  not run: {name}, {escape(reason)}" for name, reason in trials.not_run.items()]
+    if (epsilon := trials.epsilon) and epsilon.relative_l2 is not None:
         lines.append(
             f"  {epsilon.library} itself standardizes weights with epsilon {epsilon.epsilon:g} instead of "
             f"{epsilon.original:g}: its {epsilon.tap} of the {epsilon.input} input differ by "
@@ -142,6 +144,44 @@ def summary(verification: Verification) -> list[str]:
     return lines
 
 
-def _worst(checks: list[Check]) -> Check:
-    """The check that uses most of its budget."""
-    return max(checks, key=lambda check: check.error / check.budget if check.budget else float("inf"))
+def verdicts(verification: Verification) -> list[str]:
+    """The verdict or, where it is bad, both: of the model, and of the preprocessing."""
+    if verification.passed:
+        return ["[bold green]verified[/]"]
+    model = "[bold green]the model is verified[/]" if verification.model_passed else "[bold red]the model differs[/]"
+    pixels = [] if verification.pixels_passed else ["[bold red]the preprocessing differs[/]"]
+    return [model, *pixels, "[bold red]verification failed[/]"]
+
+
+def _run_line(run: str, checks: list[Check]) -> str:
+    failed = [check for check in checks if not check.passed]
+    inputs = len({check.input for check in checks})
+    if failed:
+        first = failed[0]
+        return (
+            f"[red]✗[/] {run}: {len(failed)} of {len(checks)} comparisons are off; the first tap that diverges is "
+            f"{first.tap} ({first.input} input, error {first.error:.1e}, budget {first.budget:.1e})"
+        )
+    most = worst(checks)
+    return (
+        f"[green]✓[/] {run}: {len(checks) // inputs} taps of {inputs} inputs, "
+        f"nearest to its budget at {most.tap}: error {most.error:.1e}, budget {most.budget:.1e}"
+    )
+
+
+def _agreement_line(agreements: list[Agreement]) -> str:
+    same = all(item.top1 == item.top5 == item.images for item in agreements)
+    images = {item.input: item.images for item in agreements}
+    return (
+        f"{'[green]✓[/]' if same else '[yellow]![/]'} the first class and the first five are "
+        f"{'the same' if same else 'not the same'} for {sum(images.values())} images in every run; first and second "
+        f"are {min(item.margin for item in agreements):.1e} apart or more, where the largest error of a logit is "
+        f"{max(item.largest_error for item in agreements):.1e}"
+    )
+
+
+def _pixel_line(check: PixelCheck) -> str:
+    if check.passed:
+        return f"[green]✓[/] preprocessing: the {check.input} image is at most {check.error:.2g} of 255 levels off"
+    why = f": {escape(check.explanation)}" if check.explanation else "; none of the usual mistakes explains it"
+    return f"[red]✗[/] preprocessing: the {check.input} image is {check.error:.3g} of 255 levels off{why}"

@@ -17,19 +17,43 @@ from numpy.typing import NDArray
 from bit.config import BitConfig
 from convert.parameters import unit_name
 
+FREE, FORCED = "free-running", "teacher-forced"
+"""The modes of a check, see `Check.mode`."""
+
 SAMPLE_SIZE = 512
 WHOLE = ("pooled", "logits")
 
 Array = NDArray[np.float64]
+Key = tuple[str, str]
+"""An input's name and a tap's."""
 Summary = Mapping[str, Array]
 """`{"": array}` for a tap kept whole, else its `stats` (mean, standard deviation, minimum, maximum)
 and a `sample` of 512 values."""
 
 
+def parts(config: BitConfig) -> dict[str, tuple[str, ...]]:
+    """The network in parts that run one after the other, with the taps of each.
+
+    A part is called as its last tap, which is what the next part is given.
+    """
+    units = [unit_name(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
+    return {
+        "root_block": ("root_block/conv", "root_block"),
+        **{unit: (unit,) for unit in units},
+        "pooled": ("pre_head", "pooled"),
+        **({"logits": ("logits",)} if config.num_labels else {}),
+    }
+
+
+def unit_place(name: str) -> tuple[int, int]:
+    """The stage and the layer, both from 0, of the unit that is called `blockB/unitUU`."""
+    block, unit = name.split("/")
+    return int(block.removeprefix("block")) - 1, int(unit.removeprefix("unit")) - 1
+
+
 def tap_names(config: BitConfig) -> list[str]:
     """Every tap of a network, in the order of the forward pass."""
-    units = [unit_name(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
-    return ["root_block/conv", "root_block", *units, "pre_head", "pooled", *(["logits"] if config.num_labels else [])]
+    return [tap for taps in parts(config).values() for tap in taps]
 
 
 def summarize(tap: str, array: NDArray[np.generic]) -> Summary:
@@ -72,7 +96,12 @@ class Check:
 
     reference: str
     implementation: str
+    side: str
+    """Whose weights it ran: `written`, or `source`."""
     dtype: str
+    mode: str
+    """`free-running`: each part was given what the one before made, so that errors add up as they
+    do for a user; `teacher-forced`: what the reference made, so that the error is of this part alone."""
     input: str
     tap: str
     error: float
@@ -82,3 +111,38 @@ class Check:
     @property
     def passed(self) -> bool:
         return math.isfinite(self.budget) and self.error <= self.budget
+
+    @property
+    def run(self) -> str:
+        """What it has in common with the checks of the other taps."""
+        where = " on the source" if self.side == "source" else ""
+        forced = ", teacher-forced" if self.mode == FORCED else ""
+        return f"{self.implementation}{where} {self.dtype}{forced}"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whether an implementation puts the images of one input into the classes that the reference does."""
+
+    implementation: str
+    side: str
+    dtype: str
+    input: str
+    images: int
+    top1: int
+    """Images whose most probable class is the reference's."""
+    top5: int
+    """Images whose five most probable classes are the reference's, in whatever order."""
+    margin: float
+    """The least difference of the reference's first two logits, which an error must not reach."""
+    largest_error: float
+    """The largest absolute error of a logit; a margin over twice that cannot be overturned."""
+
+
+def agreement(found: Array, expected: Array) -> tuple[int, int, float, float]:
+    """Of logits `[N, classes]`: images with the same first class and the same first five, margin, largest error."""
+    ranks, wanted = (np.argsort(-logits, axis=1, kind="stable")[:, :5] for logits in (found, expected))
+    same = [set(x) == set(y) for x, y in zip(ranks.tolist(), wanted.tolist(), strict=True)]
+    ordered = np.sort(expected, axis=1)
+    margin = float((ordered[:, -1] - ordered[:, -2]).min()) if expected.shape[1] > 1 else 0.0
+    return int((ranks[:, 0] == wanted[:, 0]).sum()), sum(same), margin, float(np.abs(found - expected).max())

@@ -7,38 +7,32 @@ import json
 import math
 import os
 import platform
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import convert
 from bit.config import BitConfig
+from convert.byte_comparison import compare_bytes
 from convert.checkpoint import Checkpoint
-from convert.comparison import TapComparison, compare_bytes
 from convert.conversion import Progress
 from convert.errors import CheckpointError
+from convert.files.atomic import new_file
 from convert.files.opening import kind
 from convert.files.tensors import File, combined_sha256, file_sha256
 from convert.parameters import parameters
+from convert.pixels import PixelCheck, compare_pixels, stated_processor, without_preprocessing
 from convert.plan import plan
-from convert.record import CONVERSION_NAME, VERIFICATION_NAME, ConversionRecord, write_json
+from convert.record import CONVERSION_NAME, REPORT_NAME, REPORT_NAMES, VERIFICATION_NAME, ConversionRecord, write_json
 from convert.references import recorded
+from convert.references.catalogue import WRITTEN
+from convert.subject import Subject
 from convert.taps import Check
-
-
-@dataclass(frozen=True)
-class Epsilon:
-    """How far the results of a layout's own library are from the original's, by its epsilon alone."""
-
-    library: str
-    epsilon: float
-    original: float
-    input: str
-    tap: str
-    relative_l2: float | None
+from convert.trials import Trials, run_trials
 
 
 @dataclass
@@ -59,66 +53,114 @@ class Verification:
     """The dtypes to which the weights were rounded since their origin, as the record says."""
     problems: list[str] = field(default_factory=list)
     """Files and tensors that are not what they should be."""
-    checks: list[Check] = field(default_factory=list)
+    trials: Trials = field(default_factory=Trials)
+    """What running the network showed."""
+    pixels: list[PixelCheck] = field(default_factory=list)
+    """What the preprocessing that is stated beside the weights makes of images."""
     warnings: list[str] = field(default_factory=list)
-    epsilon: Epsilon | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
-    def passed(self) -> bool:
+    def checks(self) -> list[Check]:
+        return self.trials.checks
+
+    @property
+    def model_passed(self) -> bool:
+        """Whether the files are as they should be, and the network computes what it should."""
         return not self.problems and bool(self.checks) and all(check.passed for check in self.checks)
 
+    @property
+    def pixels_passed(self) -> bool:
+        return all(check.passed for check in self.pixels)
+
+    @property
+    def passed(self) -> bool:
+        return self.model_passed and self.pixels_passed
+
     def to_dict(self) -> dict[str, Any]:
-        """The content of `verification.json`; an error or a budget that is not finite is null."""
-        checks = [
-            {
-                **asdict(check),
-                "error": check.error if math.isfinite(check.error) else None,
-                "budget": check.budget if math.isfinite(check.budget) else None,
-                "passed": check.passed,
-            }
-            for check in self.checks
-        ]
-        verifier = f"bit-convert {convert.__version__}"
-        return {"passed": self.passed, "verifier": verifier, **asdict(self), "checks": checks}
+        """The content of `verification.json`; a number that is not finite is null."""
+        values = asdict(self)
+        trials = values.pop("trials")
+        for check, row in zip(self.checks, trials["checks"], strict=True):
+            row["passed"] = check.passed
+        for pixel, row in zip(self.pixels, values["pixels"], strict=True):
+            row["passed"] = pixel.passed
+        said = {"passed": self.passed, "model_passed": self.model_passed, "pixels_passed": self.pixels_passed}
+        verifier = {"verifier": f"bit-convert {convert.__version__}"}
+        return dict(_finite({**said, **verifier, **values, **trials}))
+
+
+def _finite(value: Any) -> Any:
+    """As strict JSON has it, which knows no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def verify(
-    folder: Path, source: Checkpoint | None, progress: Progress, torch: bool = False, source_sha256: str | None = None
+    folder: Path,
+    source: Checkpoint | None,
+    progress: Progress,
+    references: Sequence[str] = (),
+    source_sha256: str | None = None,
+    records: Sequence[Path] = (recorded.SHIPPED,),
+    image: Path | None = None,
 ) -> Verification:
-    """Verify the conversion in `folder` and write `verification.json` there.
+    """Verify the conversion in `folder`, and write `verification.json` and `verification.html` there.
 
     `source` is what it was converted from, where that is at hand; `source_sha256` its hash, if it
-    was just computed. `torch` runs `bit`'s PyTorch model too. Raises `CheckpointError` for a
-    folder that cannot be judged.
+    was just computed. `references`, of `catalogue.REFERENCES`, are run beside the definition, and
+    then every part of the network is judged on its own as well. `records` are folders of recorded
+    outputs, `image` that of `published_outputs`. Raises `CheckpointError` for a folder that cannot be judged.
     """
     record = ConversionRecord.read(folder)
     if record is None:
         raise CheckpointError(f"{folder} holds no {CONVERSION_NAME}; only folders that bit convert wrote are verified")
-    records = recorded.find(record.origin.sha256)
+    known = recorded.find(record.origin.sha256, records)
     if source is not None and (source_sha256 or combined_sha256(source.file.digests())) != record.source.sha256:
         raise CheckpointError(f"{source.path} is not what {folder} was converted from: its SHA-256 is another")
-    if source is None and records is None:
+    if source is None and known is None:
         raise CheckpointError(
             f"no outputs are recorded for {record.name}, and what it was converted from, {record.source.path} "
             f"as seen from {folder}, is not at hand; name that with --source"
         )
     result = Verification(record.name, record.layout, record.architecture, record.classes)
-    result.environment, result.roundings = _environment(torch), record.origin.roundings
+    result.environment, result.roundings = _environment(), record.origin.roundings
     _compare_files(folder, record.files, result)
     if source is None:
         result.warnings.append("the bytes were not compared: what it was converted from is not at hand")
     try:
         with Checkpoint(folder, record.name) as written:
             _compare_record(record, written, result)
-            _compare_weights(record, source, written, records, torch, result, progress)
+            differing = _compare_weights(record, source, written, result, progress)
+            if differing is not None:
+                subject = Subject(WRITTEN, written, record.origin)
+                truth = None if source is None else Subject.source(source)
+                result.trials = run_trials(subject, truth, known, references, progress, differing, image=image)
+            if caveat := written.layout.caveat(written.config):
+                result.warnings.append(caveat)
     except CheckpointError as error:
         result.problems.append(str(error))
+    if known is None:
+        result.warnings.append(
+            f"no recorded output of the original code is available for {result.name}: the definition of the "
+            "network was run on the source and on the written file instead, and both were compared"
+        )
+    _write(folder, result, record)
+    return result
+
+
+def _write(folder: Path, result: Verification, record: ConversionRecord) -> None:
+    from convert.html_report import render
+
     try:
         write_json(folder / VERIFICATION_NAME, result.to_dict())
+        with new_file(folder / REPORT_NAME) as partial:
+            partial.write_text(render(result, record), "utf-8")
     except OSError as error:
-        result.warnings.append(f"{VERIFICATION_NAME} could not be written: {error.strerror}")
-    return result
+        result.warnings.append(f"the report could not be written: {error.strerror}")
 
 
 def _compare_record(record: ConversionRecord, written: Checkpoint, result: Verification) -> None:
@@ -138,67 +180,76 @@ def _compare_record(record: ConversionRecord, written: Checkpoint, result: Verif
     ]
     if layout.folded and not _has_its_graph(written, record.name):
         result.problems.append(f"{written.file.path.name} has another graph or other properties than this network")
-    companions = layout.companions(config, written.dtype, record.name)
-    for name in (written.file.path.name, *companions):
+    expected = layout.companions(config, written.dtype, record.name)
+    for name in (written.file.path.name, *expected):
         if name not in record.files:
             result.problems.append(f"{name} is not among the files that {CONVERSION_NAME} lists")
-    for name, expected in companions.items():
-        path = written.file.path.with_name(name)
-        said = None
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            said = json.loads(path.read_text("utf-8"))
-        if said != expected:
+    stated = {name: _json(written.file.path.with_name(name)) for name in expected}
+    result.pixels = list(_compare_preprocessing(stated, expected)) if config.num_channels == 3 else []
+    for name, content in expected.items():
+        said, meant = stated[name], content
+        if not result.pixels_passed:
+            said, meant = without_preprocessing(name, said), without_preprocessing(name, meant)
+        if said != meant:
             result.problems.append(f"{name} does not say what these weights imply")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a file says, nothing if it is damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError):
+        return dict(json.loads(path.read_text("utf-8")))
+    return {}
+
+
+def _compare_preprocessing(
+    stated: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]]
+) -> Iterator[PixelCheck]:
+    meant = stated_processor(expected)
+    if meant is None or not all(stated.values()):
+        return
+    try:
+        found = stated_processor(stated)
+        if found is not None:
+            yield from compare_pixels(found, meant)
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        yield PixelCheck("settings", math.inf, f"they cannot be ({error})")
 
 
 def _compare_weights(
     record: ConversionRecord,
     source: Checkpoint | None,
     written: Checkpoint,
-    records: recorded.Records | None,
-    torch: bool,
     result: Verification,
     progress: Progress,
-) -> None:
-    if source is not None:
-        expected = record.changes.config(source.config, written.layout)
-        if parameters(expected) != parameters(written.config) or expected.ws_eps != written.config.ws_eps:
-            result.problems.append(f"it is {_in_words(written.config)}, where its source gives {_in_words(expected)}")
-            return
-        if source.record is None and record.origin.sha256 != record.source.sha256:
-            result.problems.append(f"{CONVERSION_NAME} names another origin than its source")
-        if [step.row for step in plan(source, written.layout, record.changes)] != record.tensors:
-            result.problems.append(f"{CONVERSION_NAME} tells another way of the tensors than theirs")
-        compared = list(compare_bytes(source, written, record.changes, progress))
-        result.tensors_proven, result.tensors_changed = compared.count((True, None)), compared.count((False, None))
-        result.problems += [problem for _, problem in compared if problem is not None]
-        layout, labels = written.layout, written.config.id2label
-        if labels != expected.id2label:
-            if labels is None and not (layout.folded or layout.companions(written.config, written.dtype, record.name)):
-                result.warnings.append(f"the names of the classes are left behind, {layout.name} has no place for them")
-            else:
-                result.problems.append("the names of the classes are not those of the source")
-    if caveat := written.layout.caveat(written.config):
-        result.warnings.append(caveat)
-    _compare_function(TapComparison(written, source, records, record.origin, progress, result.checks), torch, result)
-
-
-def _compare_function(taps: TapComparison, torch: bool, result: Verification) -> None:
-    config, layout = taps.written.config, taps.written.layout
-    if taps.records is None:
-        result.warnings.append(
-            f"no recorded output of the original code is available for {result.name}: the definition of the "
-            "network was run on the source and on the written file instead, and both were compared"
-        )
-    taps.run_definition()
-    if layout.folded:
-        if find_spec("onnxruntime") is None:
-            raise CheckpointError("onnxruntime is not installed, so the graph was not run: pip install -e '.[onnx]'")
-        taps.run_onnxruntime()
-    elif torch:
-        taps.run_torch()
-    if layout.ws_eps != config.ws_eps and not layout.folded:
-        result.epsilon = Epsilon(layout.name, layout.ws_eps, config.ws_eps, *taps.measure_epsilon())
+) -> dict[str, NDArray[np.float64]] | None:
+    """Hold every tensor to the source's. Those that differ, by canonical name; None if there is nothing to run."""
+    if source is None:
+        return {}
+    expected = record.changes.config(source.config, written.layout)
+    if parameters(expected) != parameters(written.config) or expected.ws_eps != written.config.ws_eps:
+        result.problems.append(f"it is {_in_words(written.config)}, where its source gives {_in_words(expected)}")
+    if parameters(expected) != parameters(written.config):
+        return None
+    if source.record is None and record.origin.sha256 != record.source.sha256:
+        result.problems.append(f"{CONVERSION_NAME} names another origin than its source")
+    if [step.row for step in plan(source, written.layout, record.changes)] != record.tensors:
+        result.problems.append(f"{CONVERSION_NAME} tells another way of the tensors than theirs")
+    differing = {}
+    for compared in compare_bytes(source, written, record.changes, progress):
+        if compared.problem is not None:
+            result.problems.append(compared.problem)
+            differing[compared.name] = written.weights(compared.name)
+        elif compared.exact:
+            result.tensors_proven += 1
+        else:
+            result.tensors_changed += 1
+    layout, labels = written.layout, written.config.id2label
+    if labels != expected.id2label:
+        if labels is None and not (layout.folded or layout.companions(written.config, written.dtype, record.name)):
+            result.warnings.append(f"the names of the classes are left behind, {layout.name} has no place for them")
+        else:
+            result.problems.append("the names of the classes are not those of the source")
+    return differing
 
 
 def _has_its_graph(written: Checkpoint, name: str) -> bool:
@@ -217,7 +268,7 @@ def _in_words(config: BitConfig) -> str:
 
 def _compare_files(folder: Path, files: dict[str, File], result: Verification) -> None:
     for path in sorted(folder.iterdir()):
-        if path.name != VERIFICATION_NAME and path.is_file():
+        if path.name not in REPORT_NAMES and path.is_file():
             result.files[path.name] = file_sha256(path)
     for name, file in files.items():
         if name not in result.files:
@@ -232,14 +283,9 @@ def _compare_files(folder: Path, files: dict[str, File], result: Verification) -
             result.problems.append(f"{text}, and holds weights")
 
 
-def _environment(torch: bool) -> dict[str, str]:
-    environment = {
+def _environment() -> dict[str, str]:
+    return {
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }
-    if torch:
-        import torch as framework
-
-        environment["torch"] = f"{framework.__version__}, {framework.get_num_threads()} threads, CPU"
-    return environment

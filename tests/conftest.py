@@ -18,6 +18,13 @@ TINY = BitConfig(embedding_size=32, hidden_sizes=(128, 256), depths=(2, 1), num_
 """The narrowest BiT: 32 groups leave one channel a group."""
 
 
+@pytest.fixture(autouse=True)
+def undrawn_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the page of a verification empty but in its own tests: drawing it takes a second."""
+    if "html_report" not in request.node.path.name:
+        monkeypatch.setattr("convert.html_report.render", lambda *values: "")
+
+
 def quiet(what: str, done: int, total: int) -> None:
     """A progress that nobody watches."""
 

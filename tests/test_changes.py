@@ -143,7 +143,7 @@ def test_compensated_kernels_give_the_librarys_epsilon_googles_function(
         np.testing.assert_array_equal(written.weights("head/kernel"), source.weights("head/kernel"))
     result = verified(folder, synthetic("R14x1"))
     assert result.passed
-    assert result.epsilon is None, "the library computes Google's function, so nothing is to be warned of"
+    assert result.trials.epsilon is None, "the library computes Google's function, so nothing is to be warned of"
     assert max(error for error, _ in errors(result, "logits")) < most
 
 
@@ -154,7 +154,7 @@ def test_compensation_can_be_taken_back(tiny_npz: Path, tmp_path: Path) -> None:
     kept = convert(there, "google", tmp_path / "kept")
     result = verified(kept, there)
     assert result.passed
-    assert result.epsilon is not None, "without it Google's code computes something else, which is said"
+    assert result.trials.epsilon is not None, "without it Google's code computes something else, which is said"
 
 
 def test_a_layout_that_says_no_epsilon_keeps_it_in_the_record(tiny_npz: Path, tmp_path: Path) -> None:

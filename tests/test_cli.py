@@ -34,11 +34,12 @@ def test_convert_then_verify_then_convert_on(tiny_npz: Path, tmp_path: Path) -> 
         "conversion.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "verification.html",
         "verification.json",
     ]
     assert "verified" in result.stdout
-    assert "warning: no recorded output of the original code" in result.stderr
-    assert bit("verify", folder, cwd=tmp_path).returncode == 0
+    assert "held to recorded outputs of definition of bit-convert" in result.stdout
+    assert bit("verify", folder, "--quick", cwd=tmp_path).returncode == 0
     assert bit("convert", folder, "--to", "google", cwd=tmp_path).returncode == 0
     assert (tmp_path / "converted" / "tiny" / "google" / "tiny.npz").read_bytes() == tiny_npz.read_bytes()
 
@@ -60,7 +61,7 @@ def test_a_failed_verification_names_the_first_tap_and_exits_with_1(tmp_path: Pa
     state = load_file(path)
     state["bit.encoder.stages.1.layers.0.conv2.weight"] *= np.linspace(1, 2, 3, dtype=np.float32)
     save_file(state, path, metadata={"format": "pt"})
-    result = bit("verify", path.parent, "--no-torch", cwd=tmp_path)
+    result = bit("verify", path.parent, "--quick", cwd=tmp_path)
     assert result.returncode == 1
     assert "the first tap that diverges is block2/unit01" in result.stdout
     assert "model.safetensors has changed since it was written" in result.stdout
@@ -72,7 +73,7 @@ def test_json_is_all_that_is_printed(tiny_npz: Path, tmp_path: Path) -> None:
     answer = json.loads(bit("convert", tiny_npz, "--json", cwd=tmp_path).stdout)
     assert answer["verification"]["passed"] is True
     assert answer["conversion"]["architecture"] == TINY.architecture
-    assert json.loads(bit("verify", answer["folder"], "--json", cwd=tmp_path).stdout)["passed"] is True
+    assert json.loads(bit("verify", answer["folder"], "--quick", "--json", cwd=tmp_path).stdout)["passed"] is True
 
 
 def test_json_lists_every_problem(tmp_path: Path) -> None:
@@ -274,7 +275,7 @@ def test_a_terminal_without_unicode_still_gets_its_verdict(tiny_npz: Path, tmp_p
 
 def test_what_was_converted_can_be_verified_by_its_name(tmp_path: Path) -> None:
     assert bit("convert", "Synthetic-R14x1", "--to", "timm", "--no-verify", cwd=tmp_path).returncode == 0
-    result = bit("verify", "Synthetic-R14x1", "--to", "timm", "--no-torch", cwd=tmp_path)
+    result = bit("verify", "Synthetic-R14x1", "--to", "timm", "--quick", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.splitlines()[-1] == "verified"
 
@@ -282,7 +283,7 @@ def test_what_was_converted_can_be_verified_by_its_name(tmp_path: Path) -> None:
 def test_a_missing_weights_file_fails_the_verification(tmp_path: Path) -> None:
     assert bit("convert", "Synthetic-R14x1", "--no-verify", cwd=tmp_path).returncode == 0
     (tmp_path / "converted" / "Synthetic-R14x1" / "transformers" / "model.safetensors").unlink()
-    result = bit("verify", "Synthetic-R14x1", "--no-torch", cwd=tmp_path)
+    result = bit("verify", "Synthetic-R14x1", "--quick", cwd=tmp_path)
     assert result.returncode == 1
     assert "model.safetensors is missing" in result.stdout
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert import definition
-from convert.references.recorded import images
+from convert.inputs import images
 from convert.synthetic import parameter
 from convert.taps import tap_names
 

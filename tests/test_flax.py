@@ -13,8 +13,9 @@ from test_conversion import convert
 
 from bit import flax as bit_flax
 from bit.config import BitConfig
-from convert.comparison import FLOAT32_FACTOR, FLOAT64_BUDGET
+from convert.budgets import FLOAT32_FACTOR, FLOAT64_BUDGET
 from convert.files.tensors import file_sha256
+from convert.inputs import images
 from convert.layouts import LAYOUTS
 from convert.parameters import parameters
 from convert.references import recorded
@@ -42,7 +43,7 @@ def test_it_computes_what_google_recorded(
         model, params = bit_flax.load(folder)
         params = jax.tree.map(lambda value: np.asarray(value, dtype), params)
         for name, numbers in records.truth.inputs.items():
-            _, taps = model.apply({"params": params}, recorded.images(*numbers).astype(dtype))
+            _, taps = model.apply({"params": params}, images(*numbers).astype(dtype))
             # jax.jit hands dictionaries back in the order of their keys; unjitted, it is the network's.
             assert list(taps) == tap_names(BitConfig.from_architecture(architecture))
             for tap, value in taps.items():

@@ -17,10 +17,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from bit.config import BitConfig
 from bit.keras import BiT, load
+from convert.budgets import FLOAT32_FACTOR
 from convert.checkpoint import Checkpoint
-from convert.comparison import FLOAT32_FACTOR
 from convert.files.h5 import H5File
 from convert.files.tensors import file_sha256
+from convert.inputs import images
 from convert.layouts.keras import KERAS
 from convert.parameters import parameters
 from convert.references import recorded
@@ -48,13 +49,13 @@ def test_it_computes_what_google_recorded(synthetic: Callable[[str], Path], arch
     model = BiT(config)
     model.set_named_weights(values)
     for name, numbers in records.truth.inputs.items():
-        images = recorded.images(*numbers)
-        taps = model.taps(images)
+        batch = images(*numbers)
+        taps = model.taps(batch)
         assert list(taps) == tap_names(config)
         for tap, value in taps.items():
             error = summary_error(summarize(tap, np.asarray(value)), records.truth.taps[name, tap])
             assert error < FLOAT32_FACTOR * records.float32_error((name, tap)), f"{tap} of {name}"
-        np.testing.assert_allclose(np.asarray(model(images)), np.asarray(taps["logits"]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(model(batch)), np.asarray(taps["logits"]), rtol=1e-5, atol=1e-5)
 
 
 def test_the_layout_has_the_paths_at_which_keras_saves_the_model(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_converted_folder_loads_in_keras_and_what_keras_saves_converts_back(
     records = recorded.find(file_sha256(source))
     assert records is not None
     for name, numbers in records.truth.inputs.items():
-        error = summary_error({"": np.asarray(model(recorded.images(*numbers)))}, records.truth.taps[name, "logits"])
+        error = summary_error({"": np.asarray(model(images(*numbers)))}, records.truth.taps[name, "logits"])
         assert error < FLOAT32_FACTOR * records.float32_error((name, "logits"))
     model.save_weights(tmp_path / "Synthetic-R14x1.weights.h5")
     back = convert(tmp_path / "Synthetic-R14x1.weights.h5", "google", tmp_path / "back")

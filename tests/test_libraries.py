@@ -17,9 +17,10 @@ from timm.layers.std_conv import StdConv2d
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 
 from bit.config import BitConfig
+from convert.budgets import FLOAT64_BUDGET
 from convert.changes import Changes
-from convert.comparison import FLOAT64_BUDGET
 from convert.files.tensors import file_sha256
+from convert.inputs import images
 from convert.references import recorded
 from convert.taps import relative_l2, summarize, summary_error
 
@@ -85,7 +86,7 @@ def test_with_googles_epsilon_it_computes_what_google_recorded(library: str, fol
     assert records is not None
     model = set_epsilon(load(library, folder).double(), 1e-10)
     for name, numbers in records.truth.inputs.items():
-        pixels = torch.from_numpy(recorded.images(*numbers).transpose(0, 3, 1, 2)).double()
+        pixels = torch.from_numpy(images(*numbers).transpose(0, 3, 1, 2)).double()
         compared = 0
         for tap, value in taps(library, model, pixels):
             error = summary_error(summarize(tap, to_array(value)), records.truth.taps[name, tap])
@@ -97,11 +98,11 @@ def test_with_googles_epsilon_it_computes_what_google_recorded(library: str, fol
 def test_with_its_own_epsilon_it_differs_as_the_report_says(library: str, folder: Path, source: Path) -> None:
     from test_verification import verified
 
-    stated = verified(folder, source).epsilon
+    stated = verified(folder, source).trials.epsilon
     assert stated is not None
     records = recorded.find(file_sha256(source))
     assert records is not None
-    pixels = torch.from_numpy(recorded.images(*records.truth.inputs[stated.input]).transpose(0, 3, 1, 2)).double()
+    pixels = torch.from_numpy(images(*records.truth.inputs[stated.input]).transpose(0, 3, 1, 2)).double()
     logits = dict(taps(library, load(library, folder).double(), pixels))["logits"]
     found = relative_l2(logits.numpy(), records.truth.taps[stated.input, "logits"][""])
     assert found == pytest.approx(stated.relative_l2, rel=1e-6)

@@ -16,11 +16,12 @@ from test_conversion import convert, with_config
 from test_verification import forge, verified
 
 from convert import definition
+from convert.budgets import FLOAT32_FACTOR
 from convert.changes import Changes
 from convert.checkpoint import Checkpoint
-from convert.comparison import FLOAT32_FACTOR
 from convert.errors import CheckpointError
 from convert.files.tensors import file_sha256
+from convert.inputs import images
 from convert.onnx_graph import OPSET
 from convert.references import recorded
 from convert.synthetic import write_npz
@@ -39,7 +40,7 @@ def test_it_computes_what_google_recorded(synthetic: Callable[[str], Path], tmp_
     assert records is not None
     run = session(folder)
     for name, numbers in records.truth.inputs.items():
-        pixels = np.ascontiguousarray(recorded.images(*numbers).transpose(0, 3, 1, 2))
+        pixels = np.ascontiguousarray(images(*numbers).transpose(0, 3, 1, 2))
         (logits,) = run.run(None, {"pixel_values": pixels})
         error = relative_l2(logits, records.truth.taps[name, "logits"][""])
         assert error < FLOAT32_FACTOR * records.float32_error((name, "logits"))

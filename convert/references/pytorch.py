@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bit.config import BitConfig
 from convert.checkpoint import Checkpoint
+from convert.implementation import Implementation
 from convert.layouts.transformers import TRANSFORMERS
-from convert.parameters import parameters
+from convert.parameters import KINDS, parameters
+from convert.taps import unit_place
 from convert.transforms import Transform
 
 if TYPE_CHECKING:
@@ -21,47 +22,53 @@ if TYPE_CHECKING:
     from bit.model import BitForImageClassification
 
 
-def read_state(folder: Path) -> tuple[BitConfig, dict[str, Tensor]]:
-    """The configuration and the state dict of a checkpoint of any layout, in its own dtype."""
-    with Checkpoint(folder) as checkpoint:
-        return checkpoint.config, state_dict(checkpoint, checkpoint.dtype)
-
-
-def state_dict(checkpoint: Checkpoint, dtype: str) -> dict[str, Tensor]:
-    """The checkpoint's weights under the names of `bit`'s model, in the dtype of that name."""
-    import torch
-
-    state = {}
-    for parameter in parameters(checkpoint.config):
-        transform = Transform(parameter.axes, TRANSFORMERS.axes(parameter.place))
-        values = np.ascontiguousarray(transform(checkpoint.weights(parameter.name)))
-        state[TRANSFORMERS.key(parameter.place)] = torch.from_numpy(values).to(getattr(torch, dtype))
-    return state
-
-
-def load(checkpoint: Checkpoint, dtype: str) -> BitForImageClassification:
-    """The model with the checkpoint's weights, in `float32` or `float64`, ready to be run."""
+def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
+    """The model with the checkpoint's weights, in `float32` or `float64`."""
     import torch
 
     from bit.model import BitForImageClassification
+    from convert.references.streaming import StreamedNetwork
 
     with torch.device("meta"):
-        model = BitForImageClassification(checkpoint.config)
-    model.load_state_dict(state_dict(checkpoint, dtype), assign=True)
-    return model.eval()
+        network = BitForImageClassification(checkpoint.config)
+    places = {TRANSFORMERS.key(item.place): item.name for item in parameters(checkpoint.config)}
+
+    def read(key: str) -> Tensor:
+        return _tensor(checkpoint, places[key])
+
+    return StreamedNetwork("bit (PyTorch)", torch.__version__, network, read, _run_part, dtype)
 
 
-def forward(
-    model: BitForImageClassification, images: Mapping[str, NDArray[np.generic]]
-) -> Iterator[tuple[str, dict[str, NDArray[np.generic]]]]:
-    """Yield taps as `definition.forward` does, one batch of `images` (`[N, H, W, C]`) after the other."""
+def _run_part(network: BitForImageClassification, part: str, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if part == "root_block":
+        taps: dict[str, Tensor] = {}
+        network.bit.embedder(x, taps)
+        yield from taps.items()
+    elif part == "pooled":
+        x = network.bit.norm(x)
+        yield "pre_head", x
+        yield part, x.mean(dim=(2, 3))
+    elif part == "logits":
+        yield part, network.classifier(x)
+    else:
+        stage, layer = unit_place(part)
+        yield part, network.bit.encoder.stages[stage].layers[layer](x)  # type: ignore[index, operator]
+
+
+def read_state(folder: Path) -> tuple[BitConfig, dict[str, Tensor]]:
+    """The configuration and the state dict of a checkpoint of any layout, in its own dtype."""
     import torch
 
-    dtype = next(model.parameters()).dtype
-    for name, image in images.items():
-        with torch.inference_mode():
-            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))).to(dtype)
-            taps = model(pixels, output_taps=True).taps
-        for tap in list(taps):
-            value = taps.pop(tap).numpy()
-            yield tap, {name: value.transpose(0, 2, 3, 1) if value.ndim == 4 else value}
+    with Checkpoint(folder) as checkpoint:
+        dtype: torch.dtype = getattr(torch, checkpoint.dtype)
+        names = {TRANSFORMERS.key(item.place): item.name for item in parameters(checkpoint.config)}
+        return checkpoint.config, {key: _tensor(checkpoint, name).to(dtype) for key, name in names.items()}
+
+
+def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A parameter in float64, with the axes that PyTorch has for it."""
+    import torch
+
+    place = checkpoint.place(name)
+    transform = Transform(KINDS[place.kind], TRANSFORMERS.axes(place))
+    return torch.from_numpy(np.ascontiguousarray(transform(checkpoint.weights(name))))

@@ -1,36 +1,53 @@
-"""Outputs of the original code that were recorded for known checkpoints, see `reference_outputs/README.md`."""
+"""Outputs that were recorded for known checkpoints, see `reference_outputs/README.md`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from convert.taps import Summary, summary_error
+from convert.errors import CheckpointError
+from convert.files.atomic import new_file
+from convert.taps import Key, Summary, summary_error
 
-FOLDER = Path(__file__).parent.parent.parent / "reference_outputs"
-TRUTH = "pytorch-f64"
-FLOAT32 = ("pytorch-f32", "tf2-f32")
-"""The original code in float32: its distance from the truth is the rounding that it has itself."""
-
-Key = tuple[str, str]
-"""An input's name and a tap's."""
+SHIPPED = Path(__file__).parent.parent.parent / "reference_outputs"
+"""The records that come with the project."""
+CHECKPOINT_NAME = "checkpoint.json"
+"""In each folder of records, which file they are of."""
+TRUTH, FLOAT32 = "f64", "f32"
+"""Dtypes of runs: one in float64 is the truth, those in float32 show how far rounding takes one from it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one run of the original code computed."""
+    """What one run computed."""
 
     implementation: str
     framework: str
     inputs: Mapping[str, tuple[int, int, int, int]]
-    """By name: seed, count, height and width of the images, see `images`."""
+    """By name: seed, count, height and width of the images, see `inputs.images`."""
     taps: Mapping[Key, Summary]
+    dtype: str = TRUTH
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else was noted: architecture, environment."""
+
+    def write(self, path: Path) -> None:
+        """Write the record, in float64 throughout, whole or not at all."""
+        arrays = {}
+        for (name, tap), summary in self.taps.items():
+            for part, values in summary.items():
+                arrays[f"{name}/{tap}/{part}" if part else f"{name}/{tap}"] = np.ascontiguousarray(values)
+        said = {"implementation": self.implementation, "framework": self.framework, "dtype": self.dtype}
+        reference = {**said, **self.about, "inputs": {name: list(numbers) for name, numbers in self.inputs.items()}}
+        with new_file(path) as partial:
+            save_file(arrays, partial, metadata={"reference": json.dumps(reference)})
 
 
 @dataclass(frozen=True)
@@ -42,34 +59,34 @@ class Records:
     float32: tuple[Record, ...]
 
     def float32_error(self, key: Key) -> float:
-        """The larger error of the original code's own float32 runs at a tap."""
-        return max(summary_error(record.taps[key], self.truth.taps[key]) for record in self.float32)
+        """The larger error of the float32 runs at a tap."""
+        expected = self.truth.taps.get(key, {})
+        return max(summary_error(record.taps.get(key, {}), expected) for record in self.float32)
 
 
-def find(sha256: str, folder: Path = FOLDER) -> Records | None:
-    """The records of the checkpoint whose file has this SHA-256, if there are any."""
-    index = json.loads((folder / "checkpoints.json").read_text("utf-8"))
-    for name, checkpoint in index.items():
-        if checkpoint["sha256"] == sha256:
-            truth, *float32 = (_load(folder / name / f"{run}.safetensors") for run in (TRUTH, *FLOAT32))
-            return Records(name, truth, tuple(float32))
+def find(sha256: str, folders: Iterable[Path] = (SHIPPED,)) -> Records | None:
+    """The records of the checkpoint whose file has this SHA-256, if there are any.
+
+    Raises `CheckpointError` for records that cannot be read.
+    """
+    for folder in folders:
+        for about in sorted(folder.glob(f"*/{CHECKPOINT_NAME}")):
+            try:
+                stated = json.loads(about.read_text("utf-8"))
+                if stated["sha256"] == sha256:
+                    return _read(stated["name"], about.parent)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                raise CheckpointError(f"the records in {about.parent} are damaged ({error}); remove them") from None
     return None
 
 
-def images(seed: int, count: int, height: int, width: int, channels: int = 3) -> NDArray[np.float32]:
-    """`count` inputs `[N, H, W, C]` in [-1, 1]: a smooth field (a bilinear 8×8 grid) under noise.
-
-    With three channels these are the inputs of the records, bit for bit.
-    """
-    rng = np.random.RandomState(seed)
-    field = rng.uniform(-1, 1, (count, 9, 9, channels))
-    for axis, size in ((1, height), (2, width)):
-        position = np.arange(size) * 8 / size
-        left = position.astype(int)
-        weight = (position - left).reshape((-1, 1, 1) if axis == 1 else (-1, 1))
-        field = field.take(left, axis) * (1 - weight) + field.take(left + 1, axis) * weight
-    noise = rng.uniform(-1, 1, (count, height, width, channels))
-    return (0.75 * field + 0.25 * noise).astype(np.float32)
+def _read(name: str, folder: Path) -> Records:
+    records = [_load(path) for path in sorted(folder.glob("*.safetensors"))]
+    truth = [record for record in records if record.dtype == TRUTH]
+    float32 = tuple(record for record in records if record.dtype == FLOAT32)
+    if len(truth) != 1 or not float32:
+        raise ValueError(f"{len(truth)} runs in float64 and {len(float32)} in float32, where one and at least one are")
+    return Records(name, truth[0], float32)
 
 
 def _load(path: Path) -> Record:
@@ -80,5 +97,7 @@ def _load(path: Path) -> Record:
             source, _, tap = key.partition("/")
             part = next((part for part in ("stats", "sample") if tap.endswith(f"/{part}")), "")
             taps.setdefault((source, tap.removesuffix(f"/{part}") if part else tap), {})[part] = file.get_tensor(key)
-    inputs = {name: tuple(numbers) for name, numbers in about["inputs"].items()}
-    return Record(about["implementation"], about["framework"], inputs, taps)
+    inputs = {name: tuple(numbers) for name, numbers in about.pop("inputs").items()}
+    said = (about.pop(key) for key in ("implementation", "framework", "dtype"))
+    implementation, framework, dtype = said
+    return Record(implementation, framework, inputs, taps, dtype, about)

@@ -1,0 +1,103 @@
+"""How large the error of a tap may be: derived from what rounding does there, not chosen."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.conversion import Progress
+from convert.definition import Definition
+from convert.implementation import Batches, Implementation, Taps, run, walk
+from convert.references.recorded import Records
+from convert.subject import Subject
+from convert.taps import FORCED, FREE, Key, parts, relative_l2, summarize, summary_error, tap_names
+from convert.truth import Truth
+
+T = TypeVar("T")
+
+FLOAT64_BUDGET = 1e-9
+"""Implementations of one function agree to about 1e-13 in float64; the least of the semantic
+differences known, an epsilon of 1e-8 for 1e-10, shows as 4e-4."""
+FLOAT32_FACTOR = 4
+"""Times the larger error of the original code's own float32 runs at the same tap."""
+ROUNDING_FACTOR = 4
+"""Times what other errors of the size of the rounding do at the same tap."""
+
+
+class Budgets:
+    """The budgets of one checkpoint's taps; what must be measured for them is, once, when first asked for."""
+
+    def __init__(
+        self, subject: Subject, records: Records | None, truth: Truth | None, images: Batches, progress: Progress
+    ) -> None:
+        self.subject, self.records, self.truth, self.images = subject, records, truth, images
+        self.progress = progress
+        self._float32: dict[Key, float] = {}
+        self._rounding: dict[tuple[str, Key], float] = {}
+
+    def of(self, dtype: str, mode: str, key: Key) -> float:
+        """The largest relative L2 error that passes. In float32 only free-running errors have one."""
+        if dtype == "float64":
+            return FLOAT64_BUDGET + self._for_rounding(mode, key)
+        return FLOAT32_FACTOR * self._float32_error(key) + self._for_rounding(mode, key)
+
+    def _float32_error(self, key: Key) -> float:
+        """From the float32 runs that were recorded or, without any, from one of the definition."""
+        if not self.subject.keeps(key[1]):
+            return 0.0
+        if self.records is not None:
+            return self.records.float32_error(key)
+        self._float32 = self._float32 or dict(self._measure_float32())
+        return self._float32[key]
+
+    def _for_rounding(self, mode: str, key: Key) -> float:
+        """What rounding the weights may do to a tap: nothing where none was rounded."""
+        if not self.subject.origin.roundoff:
+            return 0.0
+        if not self._rounding:
+            self._rounding = dict(self._measure_rounding(FREE))
+            self._rounding |= dict(self._measure_rounding(FORCED)) if self.truth is not None else {}
+        return ROUNDING_FACTOR * self._rounding.get((mode, key), 0.0)
+
+    def _measure_float32(self) -> Iterator[tuple[Key, float]]:
+        """On the source, so that no fault of the written file makes room for itself."""
+        assert self.truth is not None, "there are records, or a source"
+        source = self.truth.subject
+        taps = walk(source.definition(np.float32), source.checkpoint.config, self.images)
+        for tap, values in self._watched("measuring what float32 does", taps):
+            for name, value in values.items():
+                yield (name, tap), relative_l2(value, self.truth[tap][name])
+
+    def _measure_rounding(self, mode: str) -> Iterator[tuple[tuple[str, Key], float]]:
+        """What it does to each tap when every weight gets another error within the roundoff, drawn by its name."""
+        right = self.subject.definition()
+        off = Definition(self._other_rounding, right.config, right.folded)
+        runs = zip(self._run(right, mode), self._run(off, mode), strict=True)
+        for (tap, expected), (_, found) in self._watched(f"measuring what rounding does, {mode}", runs):
+            for name, value in found.items():
+                yield (mode, (name, tap)), summary_error(summarize(tap, value), summarize(tap, expected[name]))
+
+    def _other_rounding(self, name: str) -> NDArray[np.float64]:
+        values, roundoff = self.subject.checkpoint.weights(name), self.subject.origin.roundoff
+        draw = np.random.default_rng(zlib.crc32(name.encode())).uniform(-roundoff, roundoff, values.shape)
+        rounded: NDArray[np.float64] = values * (1 + draw)
+        return rounded
+
+    def _run(self, implementation: Implementation, mode: str) -> Taps:
+        config = self.subject.checkpoint.config
+        if mode == FREE or self.truth is None:
+            yield from walk(implementation, config, self.images)
+            return
+        for part in parts(config):
+            yield from run(implementation, part, self.truth.inputs(part))
+
+    def _watched(self, what: str, items: Iterator[T]) -> Iterator[T]:
+        """The taps, each announced as progress."""
+        total = len(tap_names(self.subject.checkpoint.config))
+        for done, item in enumerate(items, 1):
+            self.progress(what, done, total)
+            yield item

@@ -1,0 +1,1 @@
+"""The subcommands of `bit`, one a file."""

@@ -1,0 +1,159 @@
+"""`bit convert`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from convert.commands.common import (
+    checkpoints_option,
+    chosen_references,
+    conclude,
+    full_option,
+    json_option,
+    layout_option,
+    mirror_option,
+    output_folder,
+    records_option,
+    references_option,
+    require,
+)
+from convert.dtypes import BY_NAME
+from convert.errors import CheckpointError
+from convert.layouts import LAYOUTS
+from convert.locate import user_path
+from convert.terminal import print_json, print_warning, progress_bar, write
+
+if TYPE_CHECKING:
+    from convert.checkpoint import Checkpoint
+    from convert.conversion import Progress
+
+
+@click.command("convert")
+@click.argument("checkpoint")
+@layout_option
+@click.option("--out", type=click.Path(path_type=Path), help="The new folder. [default: converted/NAME/LAYOUT]")
+@click.option("--force", is_flag=True, help="Replace an existing conversion.")
+@click.option("--no-verify", is_flag=True, help="Convert only; the folder then counts as unverified.")
+@full_option(False)
+@references_option
+@records_option
+@click.option(
+    "--head",
+    default="keep",
+    show_default=True,
+    help="keep, drop, or new:N for zeros of N classes, from which fine-tuning starts.",
+)
+@click.option("--dtype", type=click.Choice(list(BY_NAME)), help="Round every weight to it. [default: as it is]")
+@click.option(
+    "--ws-eps",
+    type=click.Choice(["keep", "compensate"]),
+    default="keep",
+    show_default=True,
+    help="compensate scales kernels so that a library with another epsilon computes the same; for inference.",
+)
+@click.option("--max-shard-size", help="Split the weights as transformers does, 5GB say.")
+@click.option(
+    "--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity, which no verification passes."
+)
+@checkpoints_option
+@mirror_option
+@json_option
+def convert_command(
+    checkpoint: str,
+    layout: str,
+    out: Path | None,
+    force: bool,
+    no_verify: bool,
+    full: bool,
+    references: tuple[str, ...],
+    records: Path,
+    head: str,
+    dtype: str | None,
+    ws_eps: str,
+    max_shard_size: str | None,
+    allow_nonfinite: bool,
+    checkpoints: Path,
+    mirror: str | None,
+    as_json: bool,
+) -> None:
+    """Convert CHECKPOINT to a folder of another layout and verify it.
+
+    CHECKPOINT is a file or folder of any layout, a published name such as BiT-M-R101x3,
+    hf:owner/name on the Hub, or Synthetic-R50x1: seeded weights, generated on the spot, for which
+    outputs of Google's own code are recorded.
+    """
+    from convert import conversion
+    from convert.changes import Changes
+    from convert.checkpoint import Checkpoint
+    from convert.files.atomic import NewFolder
+    from convert.locate import hub_name, locate
+    from convert.record import foreign_names
+    from convert.verification import verify
+
+    changes = Changes(head, dtype, ws_eps)
+    changes.check(LAYOUTS[layout])
+    conversion.check_sharding(LAYOUTS[layout], max_shard_size)
+    require(LAYOUTS[layout].container == "onnx", "onnx", "onnxruntime")
+    target = output_folder(checkpoint, layout, out)
+    folder = NewFolder(target, foreign_names, force)
+    with progress_bar() as progress:
+        path = locate(checkpoint, user_path(checkpoints), progress, mirror)
+        with Checkpoint(path, hub_name(checkpoint)) as source, contextlib.ExitStack() as stack:
+            if target.resolve() in source.file.path.resolve().parents:
+                raise CheckpointError(f"{target} holds {path}, what is to be converted; choose another --out")
+            stack.enter_context(folder)
+            record = conversion.write(
+                source, LAYOUTS[layout], folder, progress, changes, max_shard_size, allow_nonfinite
+            )
+            verification = None
+            if not no_verify:
+                chosen, sha256 = chosen_references(references, full), record.source.sha256
+                folders = _recorded(source, sha256, records, progress)
+                verification = verify(folder.path, source, progress, chosen, sha256, folders)
+            kept = verification is not None and not verification.passed and target.exists()
+            if not kept:
+                folder.commit()
+    if as_json:
+        result = verification and verification.to_dict()
+        print_json({"folder": str(target), "conversion": asdict(record), "verification": result})
+    else:
+        classes = f"{record.classes} classes" if record.classes else "no head"
+        size = sum(file.bytes for file in record.files.values()) / 1e6
+        write(
+            f"{target}: {record.architecture}, {classes}, {len(record.tensors)} tensors, {size:.1f} MB, from {path}\n",
+            sys.stdout,
+        )
+    for note in (*source.notes, source.assumption):
+        if note:
+            print_warning(note)
+    if any("scale" in row for row in record.tensors):
+        print_warning(
+            f"kernels were scaled for the epsilon of {layout}; that is meant for inference: "
+            "it changes their norm, and so the learning rate of fine-tuning"
+        )
+    if kept:
+        print_warning(f"the verification failed, so {target} was kept as it was")
+    if verification is None:
+        print_warning("not verified, as asked; bit verify does it")
+    else:
+        conclude(verification, as_json, table=False)
+
+
+def _recorded(source: Checkpoint, sha256: str, records: Path, progress: Progress) -> tuple[Path, ...]:
+    """The folders of records; what an original checkpoint computes is recorded if that was not done yet."""
+    from convert.recording import record
+    from convert.references.recorded import SHIPPED, find
+
+    folders = (SHIPPED, user_path(records))
+    if source.record is None and not source.layout.folded and find(sha256, folders) is None:
+        try:
+            record(source, folders[1], progress, frameworks=(), sha256=sha256)
+        except (CheckpointError, OSError) as error:
+            print_warning(f"nothing was recorded: {error}")
+    return folders

@@ -1,0 +1,52 @@
+"""A verification as one HTML page that needs nothing beside it: no script, no font, no network.
+
+Its policy forbids all of them and allows one style sheet, by its hash. Equal values give equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from pathlib import Path
+
+import convert
+from convert.error_plot import plots
+from convert.record import ConversionRecord
+from convert.report import by_run, worst
+from convert.verification import Verification
+
+TEMPLATE = "report.html.jinja"
+
+
+def render(verification: Verification, record: ConversionRecord) -> str:
+    """The content of `verification.html`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": number, "sha256": _sha256, "worst": worst}
+    return environment.get_template(TEMPLATE).render(
+        verification=verification,
+        record=record,
+        plots=plots(verification.checks),
+        runs=by_run(verification.checks),
+        verifier=f"bit-convert {convert.__version__}",
+    )
+
+
+def number(value: float | None, form: str = ".1e") -> str:
+    """An error or a budget."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:{form}}" if value else "0"
+
+
+def _sha256(text: str) -> str:
+    """As a content security policy states it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

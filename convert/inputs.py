@@ -1,0 +1,34 @@
+"""The images that every network is run on: seeded, so that anyone can make them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+INPUTS = {"square": (1, 2, 224, 224), "odd": (2, 1, 193, 257)}
+"""By name: seed, count, height and width. Those of the records; odd sizes show mistakes of padding and stride."""
+
+
+def batches(
+    inputs: Mapping[str, tuple[int, int, int, int]] = INPUTS, channels: int = 3
+) -> dict[str, NDArray[np.float32]]:
+    """The images of each input, see `images`."""
+    return {name: images(*numbers, channels=channels) for name, numbers in inputs.items()}
+
+
+def images(seed: int, count: int, height: int, width: int, channels: int = 3) -> NDArray[np.float32]:
+    """`count` inputs `[N, H, W, C]` in [-1, 1]: a smooth field (a bilinear 8×8 grid) under noise.
+
+    With three channels these are the inputs of the records, bit for bit.
+    """
+    rng = np.random.RandomState(seed)
+    field = rng.uniform(-1, 1, (count, 9, 9, channels))
+    for axis, size in ((1, height), (2, width)):
+        position = np.arange(size) * 8 / size
+        left = position.astype(int)
+        weight = (position - left).reshape((-1, 1, 1) if axis == 1 else (-1, 1))
+        field = field.take(left, axis) * (1 - weight) + field.take(left + 1, axis) * weight
+    noise = rng.uniform(-1, 1, (count, height, width, channels))
+    return (0.75 * field + 0.25 * noise).astype(np.float32)

@@ -1,0 +1,69 @@
+"""The implementations that a checkpoint can be held to, beside the definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convert.checkpoint import Checkpoint
+    from convert.implementation import Implementation
+
+SOURCE, WRITTEN = "source", "written"
+"""The two sides of a conversion."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One of them, as data: it is imported when it is loaded, and that in a process of its own."""
+
+    name: str
+    """Also of its module in this folder."""
+    dtypes: tuple[str, ...]
+    needs: tuple[str, ...]
+    """The packages that it imports."""
+    extra: str
+    """Which of the project's extras installs them."""
+    sides: tuple[str, ...]
+    """Whose weights it runs: of both `each` stands for either, otherwise the first that it can read."""
+    each: bool = False
+    layouts: tuple[str, ...] = ()
+    """Those that it reads by itself; where none is named, it is fed from any whose kernels are weights."""
+
+    @property
+    def missing(self) -> str | None:
+        """The package for want of which it cannot run."""
+        return next((package for package in self.needs if find_spec(package) is None), None)
+
+    def reads(self, checkpoint: Checkpoint) -> bool:
+        layout = checkpoint.layout
+        container = "npz" if layout.name == "google" else "safetensors"
+        if not self.layouts:
+            return not layout.folded
+        if layout.folded:
+            return layout.name in self.layouts
+        return layout.name in self.layouts and checkpoint.file.container.startswith(container)
+
+    def load(self, checkpoint: Checkpoint, dtype: str) -> Implementation:
+        """Import it, and open the network of the checkpoint. Raises what its library raises."""
+        implementation: Implementation = import_module(f"convert.references.{self.name}").load(checkpoint, dtype)
+        return implementation
+
+
+BOTH, F32 = ("float64", "float32"), ("float32",)
+
+REFERENCES = {
+    reference.name: reference
+    for reference in (
+        Reference("pytorch", BOTH, ("torch",), "torch", (WRITTEN,)),
+        Reference("flax", BOTH, ("jax", "flax"), "jax", (SOURCE, WRITTEN)),
+        Reference("keras", F32, ("tensorflow", "keras"), "tensorflow", (SOURCE, WRITTEN)),
+        Reference("timm", BOTH, ("torch", "timm"), "timm", (SOURCE, WRITTEN), True, ("google", "timm")),
+        Reference(
+            "transformers", BOTH, ("torch", "transformers"), "transformers", (SOURCE, WRITTEN), True, ("transformers",)
+        ),
+        Reference("onnxruntime", F32, ("onnx", "onnxruntime"), "onnx", (WRITTEN,), False, ("onnx",)),
+    )
+}

@@ -1,0 +1,108 @@
+"""`bit.keras` as a reference, fed from an opened checkpoint of any layout."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bit.keras import GroupNorm, Head, RootBlock, StandardizedConv, Unit, max_pool
+from convert.checkpoint import Checkpoint
+from convert.implementation import Batches, Implementation, Taps
+from convert.layouts.google import GOOGLE
+from convert.parameters import parameters
+from convert.taps import unit_place
+
+WEIGHTS: dict[Any, tuple[str, ...]] = {
+    GroupNorm: ("gamma", "beta"),
+    StandardizedConv: ("kernel",),
+}
+"""The layers that have weights, and what they call them."""
+
+
+def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
+    """The network with the checkpoint's weights, in `float32`, on the CPU."""
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    keras.config.set_floatx(dtype)
+    return _Keras(checkpoint, dtype)
+
+
+class _Keras:
+    name = "bit.keras (TensorFlow)"
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+        self.dtype, self._checkpoint = dtype, checkpoint
+        version = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
+        self.about = {"version": version, "device": "CPU", "TF32": "off"}
+        self._names = {_name(GOOGLE.key(item.place)): item.name for item in parameters(checkpoint.config)}
+
+    def run(self, part: str, inputs: Batches) -> Taps:
+        """The taps of a part, see `Implementation.run`."""
+        x = {name: tf.convert_to_tensor(np.asarray(value, self.dtype)) for name, value in inputs.items()}
+        config = self._checkpoint.config
+        if part == "root_block":
+            x = self._each(RootBlock(config), x)
+            yield "root_block/conv", _arrays(x)
+            yield part, _arrays({name: max_pool(value) for name, value in x.items()})
+        elif part == "pooled":
+            x = {name: tf.nn.relu(value) for name, value in self._each(GroupNorm(config.num_groups), x).items()}
+            yield "pre_head", _arrays(x)
+            yield part, _arrays({name: tf.reduce_mean(value, axis=(1, 2)) for name, value in x.items()})
+        elif part == "logits":
+            head = Head(config)
+            head(next(iter(x.values())))  # is built by its first call
+            for weight in head.weights:
+                weight.assign(self._checkpoint.weights(self._names[weight.path]))
+            yield part, _arrays({name: head(value) for name, value in x.items()})
+        else:
+            stage, layer = unit_place(part)
+            yield part, _arrays(self._each(Unit(config, stage, layer), x, f"block{stage + 1}/"))
+
+    def _each(self, layer: Any, x: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        """What the layer makes of each input; those inside are given their weights as they are called."""
+
+        def give(inner: Any, attribute: str) -> None:
+            values = self._checkpoint.weights(self._names[f"{prefix}{inner.path}/{attribute}"])
+            setattr(inner, attribute, tf.convert_to_tensor(values.astype(self.dtype)))
+
+        with _on_call(give):
+            return {name: layer(value) for name, value in x.items()}
+
+
+@contextlib.contextmanager
+def _on_call(give: Callable[[Any, str], None]) -> Iterator[None]:
+    """Within it layers have no weights but while they are called, which `give` then hands them one by one."""
+    kept = {kind: (kind.build, kind.call) for kind in WEIGHTS}
+
+    def bare(layer: Any, shape: Any) -> None:
+        """Nothing is made of its own."""
+
+    def called(layer: Any, x: Any) -> Any:
+        for attribute in WEIGHTS[type(layer)]:
+            give(layer, attribute)
+        result = kept[type(layer)][1](layer, x)
+        for attribute in WEIGHTS[type(layer)]:
+            delattr(layer, attribute)
+        return result
+
+    for kind in WEIGHTS:
+        kind.build, kind.call = bare, called
+    try:
+        yield
+    finally:
+        for kind, (build, call) in kept.items():
+            kind.build, kind.call = build, call
+
+
+def _name(key: str) -> str:
+    """Google's name in TF2 from that in its npz."""
+    return key.removeprefix("resnet/").replace("head/conv2d", "head/dense")
+
+
+def _arrays(values: dict[str, Any]) -> Batches:
+    return {name: np.asarray(value) for name, value in values.items()}

@@ -1,0 +1,84 @@
+"""PyTorch networks whose layers hold their weights only while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convert.implementation import Batches, Taps
+
+Read = Callable[[str], Tensor]
+"""Gives a parameter by the name that the network has for it."""
+RunPart = Callable[[Any, str, Tensor], Iterator[tuple[str, Tensor]]]
+"""Given the network, a part and its input `[N, C, H, W]` or `[N, C]`, yields the part's taps."""
+
+HOLD = 100_000_000
+"""Bytes of weights that may wait for the next input, so that they are not read again."""
+
+
+class StreamedNetwork:
+    """An `Implementation` made of a PyTorch network on the meta device, on the CPU."""
+
+    def __init__(self, name: str, version: str, network: nn.Module, read: Read, run_part: RunPart, dtype: str) -> None:
+        self.name, self.dtype = name, dtype
+        self._network, self._read, self._run_part = network.eval().requires_grad_(False), read, run_part
+        self._torch_dtype: torch.dtype = getattr(torch, dtype)
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self.about = {"version": version, "device": "CPU", "threads": str(torch.get_num_threads()), "TF32": "off"}
+        self._held: list[nn.Module] = []
+        for path, module in network.named_modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                module.register_forward_pre_hook(partial(self._load, path))
+                module.register_forward_hook(self._unload)
+
+    @torch.inference_mode()
+    def run(self, part: str, inputs: Batches) -> Taps:
+        """The taps of a part, see `Implementation.run`."""
+        runs = [
+            [(tap, name, _to_array(value)) for tap, value in self._run_part(self._network, part, self._tensor(x))]
+            for name, x in inputs.items()
+        ]
+        while self._held:
+            _empty(self._held.pop())
+        for of_tap in zip(*runs, strict=True):
+            yield of_tap[0][0], {name: value for _, name, value in of_tap}
+
+    def _tensor(self, x: np.ndarray[Any, Any]) -> Tensor:
+        x = x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+        return torch.from_numpy(np.array(x, self.dtype, order="C"))
+
+    def _load(self, path: str, module: nn.Module, inputs: object) -> None:
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.is_meta:
+                continue  # of the input before
+            value = self._read(f"{path}.{key}")
+            if value.shape != parameter.shape:
+                raise ValueError(f"{path}.{key} is {list(value.shape)}, {list(parameter.shape)} is expected")
+            module._parameters[key] = nn.Parameter(value.to(self._torch_dtype), requires_grad=False)
+
+    def _unload(self, module: nn.Module, inputs: object, output: object) -> None:
+        """Unless there is room for it until the next input of the same part."""
+        held = sum(_bytes(other) for other in self._held if other is not module)
+        if held + _bytes(module) > HOLD:
+            _empty(module)
+        elif module not in self._held:
+            self._held.append(module)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+
+
+def _empty(module: nn.Module) -> None:
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        module._parameters[key] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+
+def _to_array(value: Tensor) -> np.ndarray[Any, Any]:
+    return value.permute(0, 2, 3, 1).contiguous().numpy() if value.ndim == 4 else value.numpy()

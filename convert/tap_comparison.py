@@ -1,0 +1,159 @@
+"""Holding what an implementation computes to the references, tap by tap; the errors, as values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.budgets import Budgets
+from convert.conversion import Progress
+from convert.implementation import Batches, Implementation, run
+from convert.inputs import INPUTS, batches
+from convert.references.recorded import Records
+from convert.subject import Subject
+from convert.taps import (
+    FORCED,
+    FREE,
+    WHOLE,
+    Agreement,
+    Check,
+    Key,
+    Summary,
+    agreement,
+    parts,
+    relative_l2,
+    summarize,
+    summary_error,
+    tap_names,
+)
+from convert.truth import Truth
+
+
+@dataclass
+class TapComparison:
+    """Free-running errors are those from the records or, where there are none, from the truth.
+
+    Teacher-forced ones are always from the truth, and need one.
+    """
+
+    records: Records | None
+    truth: Truth | None
+    channels: int
+    progress: Progress
+    checks: list[Check] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.images: Batches = batches(self.records.truth.inputs if self.records else INPUTS, self.channels)
+        self.whole: dict[Key, NDArray[np.float64]] = {}
+        """The pooled features and logits that the last implementation gave free-running."""
+        self._budgets: dict[tuple[str, bool], Budgets] = {}
+
+    @property
+    def reference(self) -> str:
+        if self.records is None:
+            return "the definition on the source file"
+        return f"recorded outputs of {self.records.truth.implementation}"
+
+    @np.errstate(invalid="ignore", over="ignore")
+    def run(self, implementation: Implementation, subject: Subject, forced: bool = False) -> list[Check]:
+        """Check every tap of an implementation that runs the subject's weights; the checks of this run.
+
+        `forced` gives each part the truth's input too, in the same pass. A tap that is missing on
+        either side fails, and so do values that are not finite.
+        """
+        found: dict[tuple[str, Key], float] = {}
+        self.whole.clear()
+        state, config = self.images, subject.checkpoint.config
+        what = f"comparing {implementation.name} {implementation.dtype}"
+        for number, part in enumerate(parts(config), 1):
+            given = self.truth.inputs(part) if forced and self.truth is not None else None
+            for tap, values in run(implementation, part, _stacked(state, given)):
+                state = {name: value[: len(self.images[name])] for name, value in values.items()}
+                for name, value in values.items():
+                    count = len(self.images[name])
+                    found[FREE, (name, tap)] = self._free_error(subject, (name, tap), value[:count])
+                    if given is not None:
+                        found[FORCED, (name, tap)] = self._forced_error(subject, (name, tap), value[count:])
+            self.progress(what, number, len(parts(config)))
+        checks = self._judged(found, implementation, subject, forced)
+        self.checks += checks
+        return checks
+
+    def budgets(self, subject: Subject) -> Budgets:
+        key = subject.side, self.truth is not None
+        if key not in self._budgets:
+            self._budgets[key] = Budgets(subject, self.records, self.truth, self.images, self.progress)
+        return self._budgets[key]
+
+    def expected(self, subject: Subject) -> set[Key]:
+        """What the references hold of what this subject should compute."""
+        if self.records is not None:
+            known = set(self.records.truth.taps)
+        else:
+            assert self.truth is not None, "there are records, or a source"
+            known = {(name, tap) for name in self.images for tap in tap_names(self.truth.subject.checkpoint.config)}
+        kept = {key for key in known if subject.keeps(key[1])}
+        return kept | ({(name, "logits") for name in self.images} if subject.has_new_head else set())
+
+    def _free_error(self, subject: Subject, key: Key, value: NDArray[np.generic]) -> float:
+        tap = key[1]
+        if tap in WHOLE:
+            self.whole[key] = value.astype(np.float64)
+        if subject.has_new_head and tap == "logits":
+            return relative_l2(value, np.zeros((len(value), subject.checkpoint.config.num_labels)))
+        if not subject.keeps(tap):
+            return math.inf
+        if self.records is not None:
+            return summary_error(summarize(tap, value), self.records.truth.taps.get(key, {}))
+        return self._true_error(key, value)
+
+    def _forced_error(self, subject: Subject, key: Key, value: NDArray[np.generic]) -> float:
+        if subject.keeps(key[1]):
+            return self._true_error(key, value)
+        return relative_l2(value, np.zeros((len(value), subject.checkpoint.config.num_labels)))
+
+    def _true_error(self, key: Key, value: NDArray[np.generic]) -> float:
+        name, tap = key
+        if self.truth is None or tap not in self.truth:
+            return math.inf
+        return relative_l2(value, self.truth[tap][name])
+
+    def _judged(
+        self, found: dict[tuple[str, Key], float], implementation: Implementation, subject: Subject, forced: bool
+    ) -> list[Check]:
+        keys = {(name, tap) for name in self.images for tap in tap_names(subject.checkpoint.config)}
+        expected, budgets = self.expected(subject), self.budgets(subject)
+        checks = []
+        for mode in (FREE, FORCED) if forced and self.truth is not None else (FREE,):
+            reference = self.reference if mode == FREE else "the definition on the source file"
+            run = (reference, implementation.name, subject.side, implementation.dtype, mode)
+            order = [(name, tap) for tap in tap_names(subject.checkpoint.config) for name in self.images]
+            for key in dict.fromkeys((*order, *sorted(expected), *(key for _, key in found))):
+                error = found.get((mode, key), math.inf) if key in keys else math.inf
+                limit = budgets.of(implementation.dtype, mode, key) if key in expected and key in keys else 0.0
+                checks.append(Check(*run, *key, error, limit))
+        for (name, tap), logits in self.whole.items():
+            wanted = self._true_logits(subject, name) if tap == "logits" else None
+            if wanted is not None and wanted.shape == logits.shape and np.isfinite(logits).all():
+                about = (implementation.name, subject.side, implementation.dtype, name, len(logits))
+                self.agreements.append(Agreement(*about, *agreement(logits, wanted)))
+        return checks
+
+    def _true_logits(self, subject: Subject, name: str) -> NDArray[np.float64] | None:
+        if not subject.keeps("logits"):
+            return None
+        if self.records is not None:
+            summary: Summary = self.records.truth.taps.get((name, "logits"), {})
+            return summary.get("")
+        return self.truth["logits"][name] if self.truth is not None and "logits" in self.truth else None
+
+
+def _stacked(state: Batches, given: Batches | None) -> Batches:
+    """Both inputs of a part in one batch, so that its weights are read once; images do not see each other."""
+    if given is None:
+        return state
+    return {name: np.concatenate([value, given[name].astype(value.dtype)]) for name, value in state.items()}

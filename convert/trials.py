@@ -1,0 +1,192 @@
+"""The function of a conversion: every implementation that can run it, compared and, where it fails, diagnosed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert import published_outputs
+from convert.conversion import Progress
+from convert.diagnosis import Fault, Finding, diagnose
+from convert.errors import CheckpointError
+from convert.implementation import Implementation, walk
+from convert.references.catalogue import REFERENCES, SOURCE, Reference
+from convert.references.process import ReferenceProcess
+from convert.references.recorded import Records
+from convert.subject import Subject
+from convert.tap_comparison import TapComparison
+from convert.taps import FORCED, Agreement, Check, parts, relative_l2, tap_names
+from convert.truth import Truth
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """How far the results of a layout's own library are from the original's, by its epsilon alone."""
+
+    library: str
+    epsilon: float
+    original: float
+    input: str
+    tap: str
+    relative_l2: float | None
+
+
+@dataclass
+class Trials:
+    """What was compared, and what could not be."""
+
+    checks: list[Check] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+    ran: dict[str, dict[str, str]] = field(default_factory=dict)
+    """For each run its versions, device, threads and whether TF32 was off."""
+    not_run: dict[str, str] = field(default_factory=dict)
+    """For each reference that was not run, why."""
+    findings: list[Finding] = field(default_factory=list)
+    epsilon: Epsilon | None = None
+    reference: str = ""
+    """What free-running results were held to."""
+
+
+def run_trials(
+    written: Subject,
+    source: Subject | None,
+    records: Records | None,
+    references: Sequence[str],
+    progress: Progress,
+    differing: Mapping[str, NDArray[np.float64]] | None = None,
+    others: Sequence[Implementation] = (),
+    image: Path | None = None,
+) -> Trials:
+    """Run the definition on the written file, and each of the `references` on what it can read.
+
+    `others` are further implementations that run the written file; `image` is the one for which an
+    output of a real checkpoint is published.
+
+    At least one of `source` and `records` is there. With references, and with a source, every
+    part is judged on its own as well (teacher-forced). `differing` are parameters of the written
+    file, by canonical name, that are known not to be the source's. Raises `CheckpointError` if what
+    a layout must be run with is not installed.
+    """
+    with contextlib.ExitStack() as stack:
+        comparison = TapComparison(records, None, written.checkpoint.config.num_channels, progress)
+        trials = Trials(comparison.checks, comparison.agreements, reference=comparison.reference)
+        bench = _Bench(comparison, trials, source, stack, progress, dict(differing or {}))
+        if source is not None and (references or records is None):
+            bench.need_truth()
+            if records is not None:
+                bench.run(bench.need_truth(), source, forced=False)
+        forced = bool(references) and source is not None
+        bench.run(written.definition(), written, forced)
+        if (
+            written.checkpoint.layout.ws_eps != written.checkpoint.config.ws_eps
+            and not written.checkpoint.layout.folded
+        ):
+            trials.epsilon = bench.measure_epsilon(written)
+        if written.checkpoint.layout.folded:
+            references = list(dict.fromkeys((*references, "onnxruntime")))
+        for implementation in others:
+            bench.run(implementation, written, forced)
+        for name in references:
+            bench.run_reference(REFERENCES[name], written, source)
+        if references:
+            bench.run_published(written, image)
+    return trials
+
+
+@dataclass
+class _Bench:
+    comparison: TapComparison
+    trials: Trials
+    source: Subject | None
+    stack: contextlib.ExitStack
+    progress: Progress
+    differing: dict[str, NDArray[np.float64]]
+
+    def need_truth(self) -> Truth:
+        """The definition's taps on the source, computed when first needed."""
+        if self.comparison.truth is None:
+            assert self.source is not None
+            truth = Truth(self.source, self.comparison.images, self.progress)
+            self.comparison.truth = self.stack.enter_context(truth)
+        return self.comparison.truth
+
+    def run_reference(self, reference: Reference, written: Subject, source: Subject | None) -> None:
+        """On all that it can read, in every dtype that it has; or note why not."""
+        sides = {subject.side: subject for subject in (written, source) if subject is not None}
+        readable = [
+            sides[side] for side in reference.sides if side in sides and reference.reads(sides[side].checkpoint)
+        ]
+        if not readable:
+            self.trials.not_run[reference.name] = "it reads neither the written layout nor the source's"
+            return
+        if reference.missing is not None:
+            reason = f"{reference.missing} is not installed: pip install -e '.[{reference.extra}]'"
+            if readable[0].checkpoint.layout.folded:
+                raise CheckpointError(f"{reason}; without it the graph cannot be run")
+            self.trials.not_run[reference.name] = reason
+            return
+        for subject in readable if reference.each else readable[:1]:
+            with ReferenceProcess(reference, subject.checkpoint) as process:
+                for dtype in reference.dtypes:
+                    forced = dtype == "float64" and self.comparison.truth is not None
+                    self.run(process.load(dtype), subject, forced)
+
+    def run_published(self, written: Subject, image: Path | None) -> None:
+        preprocessing = None if self.source is None else self.source.checkpoint.file.path.parent
+        said = published_outputs.compare(written, image, preprocessing)
+        if isinstance(said, Check):
+            self.trials.checks.append(said)
+        else:
+            self.trials.not_run[published_outputs.REFERENCE] = said
+
+    def run(self, implementation: Implementation, subject: Subject, forced: bool) -> None:
+        before = len(self.trials.checks)
+        checks = self.comparison.run(implementation, subject, forced)
+        if self.source is not None and not all(check.passed for check in checks):
+            if not forced:
+                self.need_truth()
+                del self.trials.checks[before:]
+                checks = self.comparison.run(implementation, subject, forced=True)
+            self._diagnose(implementation, subject, checks)
+        for check in checks[:1]:
+            self.trials.ran[check.run] = dict(implementation.about)
+
+    def _diagnose(self, implementation: Implementation, subject: Subject, checks: Sequence[Check]) -> None:
+        faults = {}
+        for part, taps in parts(subject.checkpoint.config).items():
+            failed = [check for check in checks if check.mode == FORCED and check.tap in taps and not check.passed]
+            if failed and subject.keeps(part) and part in self.need_truth():
+                faults[part] = Fault(max(check.error for check in failed), max(check.budget for check in failed))
+        differing = {} if subject.side == SOURCE else self.differing
+        known = {(finding.part, finding.explanation) for finding in self.trials.findings}
+        for finding in diagnose(implementation, self.need_truth(), faults, differing):
+            if (finding.part, finding.explanation) not in known:
+                self.trials.findings.append(finding)
+
+    @np.errstate(invalid="ignore", over="ignore")
+    def measure_epsilon(self, written: Subject) -> Epsilon:
+        """How far the results of the layout's own library will be, whose epsilon is fixed.
+
+        On the smallest input, at the logits unless the head was changed. The definition must have
+        been run on the written file just before.
+        """
+        checkpoint, images = written.checkpoint, self.comparison.images
+        name, image = min(images.items(), key=lambda item: item[1].size)
+        tap = "logits" if written.origin.head == "keep" and checkpoint.config.num_labels else "pooled"
+        theirs, difference = checkpoint.layout.ws_eps, math.inf
+        definition = written.definition()
+        definition.config = checkpoint.config.replace(ws_eps=theirs)
+        total = len(tap_names(checkpoint.config))
+        taps = walk(definition, checkpoint.config, {name: image})
+        for done, (found, values) in enumerate(taps, 1):
+            self.progress(f"measuring epsilon {theirs:g}", done, total)
+            if found == tap and (name, tap) in self.comparison.whole:
+                difference = relative_l2(values[name], self.comparison.whole[name, tap])
+        finite = difference if math.isfinite(difference) else None
+        return Epsilon(checkpoint.layout.name, theirs, checkpoint.config.ws_eps, name, tap, finite)
