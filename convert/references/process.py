@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,8 +19,14 @@ from convert.errors import CheckpointError
 from convert.implementation import Batches, Implementation, Taps
 from convert.references.catalogue import REFERENCES, Reference
 
-ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
-"""What the frameworks are told before they are imported."""
+ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "KERAS_BACKEND": "tensorflow",
+    "CUDA_VISIBLE_DEVICES": "",
+    # glibc otherwise keeps freed arrays of up to 32 MB for itself.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 22),
+}
+"""What the process of a framework starts with."""
 
 
 class ReferenceProcess:
@@ -36,7 +42,8 @@ class ReferenceProcess:
         self._connection, theirs = context.Pipe()
         what = (reference.name, checkpoint.path.absolute(), checkpoint.name)
         self._process = context.Process(target=_serve, args=(theirs, self._words.name, *what), daemon=True)
-        self._process.start()
+        with _started_with(ENVIRONMENT):
+            self._process.start()
         theirs.close()
 
     def load(self, dtype: str) -> Implementation:
@@ -90,10 +97,24 @@ class _Remote:
             said = self.process.answer()
 
 
+@contextlib.contextmanager
+def _started_with(variables: Mapping[str, str]) -> Iterator[None]:
+    """Within it a process that is started gets these variables, beside those of this one."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _serve(connection: Connection, words: str, name: str, path: Path, checkpoint_name: str) -> None:
     """Do what is asked for until nobody asks any more. What the framework prints goes to the file `words`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
-    os.environ.update(ENVIRONMENT)
     log = os.open(words, os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

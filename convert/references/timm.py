@@ -73,11 +73,11 @@ class _OwnLoader:
         for name in self._order[start:]:
             owner, _, key = name.rpartition(".")
             module = network.get_submodule(owner)
+            count += module.get_parameter(key).numel()
+            if self._loaded and count > AT_ONCE:
+                break
             empty = torch.empty_like(module.get_parameter(key), device="cpu").fill_(torch.nan)
             module._parameters[key] = self._loaded[name] = nn.Parameter(empty, requires_grad=False)
-            count += empty.numel()
-            if count > AT_ONCE:
-                break
         network.load_pretrained(self._path)  # what stayed on the meta device takes nothing
 
 
