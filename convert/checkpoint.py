@@ -20,7 +20,7 @@ from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout, Located
 from convert.parameters import KINDS, Place, parameters
 from convert.record import ConversionRecord
-from convert.transforms import Transform
+from convert.transforms import Transform, Workspace
 
 SUFFIXES = (".weights.h5", ".pth.tar", ".safetensors.index.json", ".bin.index.json")
 """Endings of two words; of others the last goes."""
@@ -93,14 +93,21 @@ class Checkpoint:
         """Which parameter a canonical name means."""
         return self._places[name]
 
-    def weights(self, name: str) -> NDArray[np.float64]:
-        """One parameter by its canonical name, in float64, with its canonical axes."""
+    def weights(self, name: str, axes: str | None = None) -> NDArray[np.float64]:
+        """One parameter by its canonical name, in float64, with its canonical axes or those that are given."""
         place = self.place(name)
         tensor = self.tensor(place)
-        bits = np.empty(tensor.size, tensor.dtype.bits)
-        self.file.read(tensor, 0, bits)
-        stored = tensor.dtype.to_float64(bits).reshape(tensor.stored_shape)
-        return Transform(self.stored_axes(place), KINDS[place.kind])(stored)
+        transform = Transform(self.stored_axes(place), axes or KINDS[place.kind])
+        values = np.empty(transform.shape(tensor.stored_shape))
+        flat, position = values.reshape(-1), 0
+
+        def read(start: int, out: NDArray[np.generic]) -> None:
+            self.file.read(tensor, start, out)
+
+        for block in transform.blocks(tensor.stored_shape, tensor.dtype.bits, read, Workspace(slab_bytes=32 << 20)):
+            flat[position : position + block.size] = tensor.dtype.to_float64(block)
+            position += block.size
+        return values
 
     @property
     def dtype(self) -> str:

@@ -18,8 +18,8 @@ Taps = Iterator[tuple[str, Batches]]
 """Each tap's name and its value for every input."""
 
 
-AT_ONCE = 40_000_000
-"""Bytes that a part is given at once; between its layers several times as many are needed."""
+AT_ONCE, STEM_AT_ONCE = 40_000_000, 1_000_000
+"""Bytes that a part is given at once; several times as many lie between its layers, of the stem's forty times."""
 
 
 class Implementation(Protocol):
@@ -47,7 +47,7 @@ class Implementation(Protocol):
 
 def run(implementation: Implementation, part: str, inputs: Batches) -> Taps:
     """The taps of a part, images that are large there one or a few at a time; images do not see each other."""
-    pieces = list(_pieces(inputs))
+    pieces = list(_pieces(inputs, STEM_AT_ONCE if part == "root_block" else AT_ONCE))
     if len(pieces) == 1:
         yield from implementation.run(part, inputs)
         return
@@ -56,13 +56,13 @@ def run(implementation: Implementation, part: str, inputs: Batches) -> Taps:
         yield taps[0][0], {name: np.concatenate([v[name] for v in found if name in v]) for name in inputs}
 
 
-def _pieces(inputs: Batches) -> Iterator[Batches]:
-    """The images in groups, each as large as memory should hold at once, in order."""
+def _pieces(inputs: Batches, at_once: int) -> Iterator[Batches]:
+    """The images in groups of so many bytes, in order."""
     group: dict[str, list[NDArray[np.generic]]] = {}
     size = 0
     for name, images in inputs.items():
         for image in images:
-            if group and size + image.nbytes > AT_ONCE:
+            if group and size + image.nbytes > at_once:
                 yield {key: np.stack(values) for key, values in group.items()}
                 group, size = {}, 0
             group.setdefault(name, []).append(image)

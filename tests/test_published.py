@@ -33,7 +33,7 @@ def test_it_converts_and_verifies(synthetic: Callable[[str], Path], tmp_path: Pa
     source = synthetic(architecture)
     folder = convert(source, "transformers", tmp_path / "out")
     with Checkpoint(source) as checkpoint:
-        result = verify(folder, checkpoint, quiet, torch=architecture == "R50x1")
+        result = verify(folder, checkpoint, quiet, ("pytorch",) if architecture == "R50x1" else ())
     assert result.passed
     assert result.tensors_proven == 9 * sum(checkpoint.config.depths) + 9
     assert max(check.error for check in result.checks if check.dtype == "float64") < 1e-11
@@ -46,7 +46,7 @@ def test_the_model_in_pytorch_computes_the_same(
     synthetic: Callable[[str], Path], tmp_path: Path, architecture: str
 ) -> None:
     folder = convert(synthetic(architecture), "transformers", tmp_path / "out")
-    result = verify(folder, None, quiet, torch=True)
+    result = verify(folder, None, quiet, references=("pytorch",))
     assert result.passed
     assert {(check.implementation, check.dtype) for check in result.checks} == {
         ("definition", "float64"),

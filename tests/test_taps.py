@@ -39,4 +39,4 @@ def test_a_large_tap_is_kept_as_statistics_and_a_sample() -> None:
 
 def test_an_error_that_is_no_number_does_not_pass() -> None:
     assert not Check("r", "i", "written", "float64", "free-running", "square", "logits", float("nan"), 1e-9).passed
-    assert Check("r", "i", "float64", "square", "logits", 1e-9, 1e-9).passed
+    assert Check("r", "i", "written", "float64", "free-running", "square", "logits", 1e-9, 1e-9).passed

@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bit.config import BitConfig
 from convert.checkpoint import Checkpoint
 from convert.implementation import Implementation
 from convert.layouts.transformers import TRANSFORMERS
-from convert.parameters import KINDS, parameters
+from convert.parameters import parameters
 from convert.taps import unit_place
-from convert.transforms import Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +66,4 @@ def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     """A parameter in float64, with the axes that PyTorch has for it."""
     import torch
 
-    place = checkpoint.place(name)
-    transform = Transform(KINDS[place.kind], TRANSFORMERS.axes(place))
-    return torch.from_numpy(np.ascontiguousarray(transform(checkpoint.weights(name))))
+    return torch.from_numpy(checkpoint.weights(name, TRANSFORMERS.axes(checkpoint.place(name))))

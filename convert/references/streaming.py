@@ -17,7 +17,7 @@ Read = Callable[[str], Tensor]
 RunPart = Callable[[Any, str, Tensor], Iterator[tuple[str, Tensor]]]
 """Given the network, a part and its input `[N, C, H, W]` or `[N, C]`, yields the part's taps."""
 
-HOLD = 100_000_000
+HOLD = 50_000_000
 """Bytes of weights that may wait for the next input, so that they are not read again."""
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from timm.layers.std_conv import StdConv2d
 from timm.models.resnetv2 import ResNetV2
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bit.config import BitConfig
 from convert.checkpoint import Checkpoint
@@ -18,9 +22,6 @@ from convert.implementation import Implementation
 from convert.references.stored import StoredTensors
 from convert.references.streaming import Read, StreamedNetwork
 from convert.taps import unit_place
-
-AT_ONCE = 40_000_000
-"""So many weights are taken from an npz at a time; timm's loader reads the whole file for them."""
 
 
 def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
@@ -30,7 +31,7 @@ def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
     """
     network = _build(checkpoint.config)
     if checkpoint.layout.name == "google":
-        read: Read = _OwnLoader(checkpoint.config, str(checkpoint.file.path))
+        read: Read = _OwnLoader(network, str(checkpoint.file.path))
     else:
         stored = StoredTensors(checkpoint.file.path)
         if differing := stored.keys ^ set(network.state_dict()):
@@ -53,32 +54,34 @@ def _build(config: BitConfig) -> ResNetV2:
         )
 
 
-class _OwnLoader:
-    """Parameters of a network, loaded by timm's `load_pretrained` from Google's npz, some at a time."""
+class _OwnLoader(TorchFunctionMode):
+    """What timm's `load_pretrained` copies out of Google's npz into each parameter, kept on the disk.
 
-    def __init__(self, config: BitConfig, path: str) -> None:
-        self._config, self._path = config, path
-        self._order = [name for name, _ in _build(config).named_parameters()]
-        self._loaded: dict[str, Tensor] = {}
+    The network itself stays on the meta device, where nothing is copied to. Takes as much of the
+    temporary folder as the weights have.
+    """
+
+    def __init__(self, network: ResNetV2, path: str) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory(prefix="bit-timm-")
+        self._names = {id(parameter): name for name, parameter in network.named_parameters()}
+        with self:
+            network.load_pretrained(path)
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        if function is not Tensor.copy_:
+            return function(*arguments, **(options or {}))
+        parameter, value = arguments
+        np.save(self._path(self._names[id(parameter)]), value.numpy())
+        return parameter
 
     def __call__(self, key: str) -> Tensor:
-        if key not in self._loaded:
-            self._load(self._order.index(key))
-        return self._loaded[key]
+        return torch.from_numpy(np.load(self._path(key)))
 
-    def _load(self, start: int) -> None:
-        self._loaded.clear()
-        network = _build(self._config)
-        count = 0
-        for name in self._order[start:]:
-            owner, _, key = name.rpartition(".")
-            module = network.get_submodule(owner)
-            count += module.get_parameter(key).numel()
-            if self._loaded and count > AT_ONCE:
-                break
-            empty = torch.empty_like(module.get_parameter(key), device="cpu").fill_(torch.nan)
-            module._parameters[key] = self._loaded[name] = nn.Parameter(empty, requires_grad=False)
-        network.load_pretrained(self._path)  # what stayed on the meta device takes nothing
+    def _path(self, key: str) -> Path:
+        return Path(self._folder.name) / f"{key}.npy"
 
 
 def _run_part(network: Any, part: str, x: Tensor) -> Iterator[tuple[str, Tensor]]:
