@@ -92,8 +92,7 @@ def run_trials(
             references = list(dict.fromkeys((*references, "onnxruntime")))
         for implementation in others:
             bench.run(implementation, written, forced)
-        for name in references:
-            bench.run_reference(REFERENCES[name], written, source)
+        bench.run_references([REFERENCES[name] for name in references], written, source)
         if references:
             bench.run_published(written, image)
     return trials
@@ -116,26 +115,36 @@ class _Bench:
             self.comparison.truth = self.stack.enter_context(truth)
         return self.comparison.truth
 
-    def run_reference(self, reference: Reference, written: Subject, source: Subject | None) -> None:
-        """On all that it can read, in every dtype that it has; or note why not."""
+    def run_references(self, references: Sequence[Reference], written: Subject, source: Subject | None) -> None:
+        """Each on all that it can read, in every dtype that it has."""
+        runs = [(item, subject) for item in references for subject in self._subjects(item, written, source)]
+        with contextlib.ExitStack() as ahead:
+            waiting: ReferenceProcess | None = None
+            for number, (reference, subject) in enumerate(runs):
+                with waiting or ReferenceProcess(reference, subject.checkpoint) as process:
+                    if number + 1 < len(runs):  # it imports its framework meanwhile
+                        following, its = runs[number + 1]
+                        waiting = ahead.enter_context(ReferenceProcess(following, its.checkpoint))
+                    for dtype in reference.dtypes:
+                        forced = dtype == "float64" and self.comparison.truth is not None
+                        self.run(process.load(dtype), subject, forced)
+
+    def _subjects(self, reference: Reference, written: Subject, source: Subject | None) -> list[Subject]:
+        """What the reference can run; if nothing, it is noted why."""
         sides = {subject.side: subject for subject in (written, source) if subject is not None}
         readable = [
             sides[side] for side in reference.sides if side in sides and reference.reads(sides[side].checkpoint)
         ]
         if not readable:
             self.trials.not_run[reference.name] = "it reads neither the written layout nor the source's"
-            return
+            return []
         if reference.missing is not None:
             reason = f"{reference.missing} is not installed: pip install -e '.[{reference.extra}]'"
             if readable[0].checkpoint.layout.folded:
                 raise CheckpointError(f"{reason}; without it the graph cannot be run")
             self.trials.not_run[reference.name] = reason
-            return
-        for subject in readable if reference.each else readable[:1]:
-            with ReferenceProcess(reference, subject.checkpoint) as process:
-                for dtype in reference.dtypes:
-                    forced = dtype == "float64" and self.comparison.truth is not None
-                    self.run(process.load(dtype), subject, forced)
+            return []
+        return readable if reference.each else readable[:1]
 
     def run_published(self, written: Subject, image: Path | None) -> None:
         preprocessing = None if self.source is None else self.source.checkpoint.file.path.parent

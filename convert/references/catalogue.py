@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,9 +47,13 @@ class Reference:
             return layout.name in self.layouts
         return layout.name in self.layouts and checkpoint.file.container.startswith(container)
 
+    def module(self) -> ModuleType:
+        """The module with its `load`, imported with its framework."""
+        return import_module(f"convert.references.{self.name}")
+
     def load(self, checkpoint: Checkpoint, dtype: str) -> Implementation:
-        """Import it, and open the network of the checkpoint. Raises what its library raises."""
-        implementation: Implementation = import_module(f"convert.references.{self.name}").load(checkpoint, dtype)
+        """The network of the checkpoint. Raises what its library raises."""
+        implementation: Implementation = self.module().load(checkpoint, dtype)
         return implementation
 
 

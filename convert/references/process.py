@@ -119,6 +119,7 @@ def _serve(connection: Connection, words: str, name: str, path: Path, checkpoint
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
+        REFERENCES[name].module()
         with Checkpoint(path, checkpoint_name) as checkpoint:
             while True:
                 try:
