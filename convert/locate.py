@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bit.config import PUBLISHED, BitConfig
 from convert import synthetic, zoo
-from convert.download import download
 from convert.errors import CheckpointError
 
 SYNTHETIC = {f"Synthetic-{architecture}": architecture for architecture in (*PUBLISHED, "R14x1")}
@@ -40,7 +39,8 @@ def locate(checkpoint: str, folder: Path, progress: Callable[[str, int, int], No
 
     `checkpoint` is a path, `Synthetic-R50x1` and the like, a name in `zoo.published`, which is
     fetched from Google's bucket or from `mirror`, or `hf:owner/name`, with `@` and a branch, tag or
-    commit if it is not the main one. Raises `CheckpointError` for anything else.
+    commit if it is not the main one. Raises `CheckpointError` for anything else, and for a fetched
+    file that was changed since.
     """
     path = user_path(checkpoint)
     if checkpoint and path.exists():
@@ -55,8 +55,9 @@ def locate(checkpoint: str, folder: Path, progress: Callable[[str, int, int], No
             synthetic.write_npz(kept, BitConfig.from_architecture(SYNTHETIC[checkpoint]))
         return kept
     if checkpoint in names:
-        if not kept.exists():
-            download(f"{(mirror or zoo.BUCKET).rstrip('/')}/{names[checkpoint]}", kept, progress)
+        from convert.download import download
+
+        download(f"{(mirror or zoo.BUCKET).rstrip('/')}/{names[checkpoint]}", kept, progress)
         return kept
     known = {name.lower(): name for name in (*names, *SYNTHETIC)}
     near = difflib.get_close_matches(checkpoint.lower(), known, n=3)
