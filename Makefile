@@ -14,7 +14,7 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify record inspect test test-all faults bench bench-convert bench-model lint clean
+.PHONY: help setup convert verify list record inspect test test-all faults bench bench-convert bench-model lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,6 +27,9 @@ convert: $(CORE) ## convert MODEL to the layout TO, in the folder OUT, and verif
 
 verify: $(CORE) ## verify the conversion of MODEL to TO, or the folder OUT, again
 	@$(VENV)/bin/bit verify "$${OUT:-$$MODEL}" --to "$$TO" $(ARGS)
+
+list: $(CORE) ## list the checkpoints that Google published (ARGS=R50x1, ARGS="--task dtd")
+	@$(VENV)/bin/bit list $(ARGS)
 
 record: $(CORE) ## record what MODEL computes, to hold its conversions to
 	@$(VENV)/bin/bit record "$$MODEL" $(ARGS)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from bit.config import BitConfig
+from bit.image_processing import PROFILES
 from convert.dtypes import BY_NAME, DType
 from convert.errors import CheckpointError
 from convert.layouts.layout import Layout
@@ -23,6 +24,8 @@ class Changes:
     """What every weight is rounded to; None keeps each as it is."""
     ws_eps: str = "keep"
     """`compensate` scales kernels so that a library with another epsilon computes the same function."""
+    profile: str | None = None
+    """Whose way to prepare images is written, one of `PROFILES`; None: the layout's own."""
 
     def __post_init__(self) -> None:
         if self.head not in ("keep", "drop") and not re.fullmatch(r"new:[1-9][0-9]{0,6}", self.head):
@@ -31,6 +34,8 @@ class Changes:
             raise CheckpointError(f"the dtype {self.dtype!r} is none of {', '.join(BY_NAME)}")
         if self.ws_eps not in ("keep", "compensate"):
             raise CheckpointError(f"ws_eps is {self.ws_eps!r}: keep or compensate")
+        if self.profile is not None and self.profile not in PROFILES:
+            raise CheckpointError(f"the profile {self.profile!r} is none of {', '.join(PROFILES)}")
 
     @property
     def new_head(self) -> bool:
@@ -40,16 +45,22 @@ class Changes:
         """Raise `CheckpointError` for what the layout cannot be written with."""
         if layout.folded and self.dtype not in (None, "float32"):
             raise CheckpointError(f"{layout.name} is written in float32; leave --dtype out")
+        if layout.profile is None and self.profile is not None:
+            raise CheckpointError(f"{layout.name} says nothing of how images are prepared; leave --profile out")
 
     def config(self, source: BitConfig, layout: Layout) -> BitConfig:
         """What a network of `source` is when it was written in `layout` with these changes."""
         config = source
         if self.head != "keep":
             classes = int(self.head.removeprefix("new:")) if self.new_head else 0
-            config = config.replace(num_labels=classes, id2label=None)
+            config = config.replace(num_labels=classes, id2label=None, problem_type=None)
         if self.ws_eps == "compensate" and not layout.folded:
             config = config.replace(ws_eps=layout.ws_eps)
         return config
+
+    def profile_of(self, layout: Layout) -> str:
+        """Whose way to prepare images is written; nothing for a layout that has no place for it."""
+        return self.profile or layout.profile or ""
 
     def dtype_of(self, source: DType, layout: Layout) -> DType:
         if layout.folded:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit.config import CONFIG_NAME, BitConfig
+from convert import labels, zoo
 from convert.architecture import bind, check_name, found_in_words, infer
 from convert.errors import CheckpointError
 from convert.files.opening import open_weights
@@ -139,8 +140,9 @@ class Checkpoint:
             if self.path.is_dir() or self.record is not None:
                 raise CheckpointError(f"{CONFIG_NAME} beside it does not fit: {error}") from None
             self.notes.append(f"{CONFIG_NAME} beside it does not fit, and is not read ({error})")
-        if labels := self.file.labels:
-            self.config = self.config.replace(id2label=dict(enumerate(labels)))
+        if named := self.file.labels:
+            self.config = self.config.replace(id2label=dict(enumerate(named)))
+        self.config = self._with_published_labels()
         if self.record is not None:
             self.config = self.config.replace(ws_eps=self.record.ws_eps)
         elif self.layout.ws_eps != self.config.ws_eps and "ws_eps" not in values:
@@ -148,6 +150,22 @@ class Checkpoint:
                 f"nothing says with which epsilon these weights were trained: taken to be Google's, with "
                 f"{self.config.ws_eps:g}, where {self.layout.library} has {self.layout.ws_eps:g}"
             )
+
+    def _with_published_labels(self) -> BitConfig:
+        """The configuration, with what `zoo` knows of the head of that name where nothing else is stated.
+
+        Only the head that was published is meant: one of another number of classes is another, and so
+        is one that a conversion put in its place.
+        """
+        published, config = zoo.published().get(self.name), self.config
+        another = self.record is not None and self.record.origin.head != "keep"
+        if published is None or published.classes != config.num_labels or another:
+            return config
+        named = published.labels if config.id2label is None else None
+        return config.replace(
+            id2label=labels.id2label(named) if named else config.id2label,
+            problem_type=config.problem_type or published.problem_type,
+        )
 
     def _unprefixed(self) -> dict[str, str]:
         """The file's names without what stands before all of them, with the full ones."""

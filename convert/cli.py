@@ -13,6 +13,7 @@ from convert.commands.classify import classify_command
 from convert.commands.compare import compare_command
 from convert.commands.convert import convert_command
 from convert.commands.inspect import inspect_command
+from convert.commands.list import list_command
 from convert.commands.record import record_command
 from convert.commands.verify import verify_command
 from convert.errors import CheckpointError
@@ -68,5 +69,13 @@ def main() -> None:
     """Convert BiT weights between libraries, and prove that nothing changed."""
 
 
-for command in (convert_command, verify_command, record_command, inspect_command, compare_command, classify_command):
+for command in (
+    list_command,
+    convert_command,
+    verify_command,
+    record_command,
+    inspect_command,
+    compare_command,
+    classify_command,
+):
     main.add_command(command)

@@ -58,13 +58,13 @@ def write(
     too little space.
     """
     steps, folder = plan(checkpoint, layout, changes), output.path
-    config = changes.config(checkpoint.config, layout)
+    config, profile = changes.config(checkpoint.config, layout), changes.profile_of(layout)
     total, done = sum(step.target.nbytes for step in steps), 0
     _check_space(output, total)
     name = layout.weights_name.format(name=checkpoint.name)
     parts, index = _split(layout, steps, name, max_shard_size)
     dtype = common_dtype(step.target.dtype.name for step in steps)
-    for companion, content in layout.companions(config, dtype, checkpoint.name).items():
+    for companion, content in layout.companions(config, dtype, checkpoint.name, profile).items():
         write_json(folder / companion, content)
     if index is not None:
         write_json(folder / f"{name}{INDEX_SUFFIX}", index)
@@ -76,7 +76,7 @@ def write(
             def advance(count: int, before: int = before) -> None:
                 progress("converting", before + count, total)
 
-            writer = _writer(layout, folder / part, part_steps, config, checkpoint)
+            writer = _writer(layout, folder / part, part_steps, config, checkpoint.name, profile)
             hashes[part] = _stream(checkpoint, part_steps, folder / part, writer, advance, allow_nonfinite)
             done += sum(step.target.nbytes for step in part_steps)
     files = source_files.result()
@@ -86,7 +86,7 @@ def write(
         classes=config.num_labels,
         ws_eps=config.ws_eps,
         layout=layout.name,
-        changes=changes,
+        changes=replace(changes, profile=profile or None),
         origin=_origin(checkpoint, files, changes, steps),
         source=Source(
             path=os.path.relpath(checkpoint.path.resolve(), output.target.resolve()),
@@ -148,7 +148,7 @@ def _origin(checkpoint: Checkpoint, files: dict[str, File], changes: Changes, st
     return replace(origin, head=head, roundings=(*origin.roundings, *coarsest))
 
 
-def _writer(layout: Layout, path: Path, steps: list[Step], config: BitConfig, checkpoint: Checkpoint) -> Writer:
+def _writer(layout: Layout, path: Path, steps: list[Step], config: BitConfig, name: str, profile: str) -> Writer:
     tensors = [step.target for step in steps]
     match layout.container:
         case "npz":
@@ -161,7 +161,7 @@ def _writer(layout: Layout, path: Path, steps: list[Step], config: BitConfig, ch
             from convert.files.onnx import OnnxWriter
             from convert.onnx_graph import network
 
-            return OnnxWriter(path, tensors, network(config, checkpoint.name))
+            return OnnxWriter(path, tensors, network(config, name, profile))
     return SafetensorsWriter(path, tensors)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class CheckpointError(ValueError):
@@ -14,3 +15,10 @@ class CheckpointError(ValueError):
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.problems = tuple(problems)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """How a message ends that refuses `word`: with the nearest of what is known; nothing if none is near."""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=3)
+    return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from bit.config import PUBLISHED, BitConfig
 from convert import synthetic, zoo
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, did_you_mean
 
 SYNTHETIC = {f"Synthetic-{architecture}": architecture for architecture in (*PUBLISHED, "R14x1")}
 """Names of seeded checkpoints, for which outputs are recorded, with their architectures."""
@@ -47,21 +46,21 @@ def locate(checkpoint: str, folder: Path, progress: Callable[[str, int, int], No
         return path
     if (match := HUB.fullmatch(checkpoint)) is not None:
         return _from_hub(match["repository"], match["revision"], progress)
-    kept = folder / f"{checkpoint}.npz"
-    names = zoo.published()
     if checkpoint in SYNTHETIC:
+        kept = folder / f"{checkpoint}.npz"
         if not kept.exists():
             progress("generating seeded weights", 0, 0)
             synthetic.write_npz(kept, BitConfig.from_architecture(SYNTHETIC[checkpoint]))
         return kept
-    if checkpoint in names:
+    known = zoo.published()
+    if checkpoint in known:
         from convert.download import download
 
-        download(f"{(mirror or zoo.BUCKET).rstrip('/')}/{names[checkpoint]}", kept, progress)
+        address = known[checkpoint].address
+        kept = folder / Path(address).name
+        download(f"{(mirror or zoo.BUCKET).rstrip('/')}/{address}", kept, progress)
         return kept
-    known = {name.lower(): name for name in (*names, *SYNTHETIC)}
-    near = difflib.get_close_matches(checkpoint.lower(), known, n=3)
-    hint = f"; did you mean {' or '.join(known[name] for name in near)}?" if near else ""
+    hint = did_you_mean(checkpoint, (*known, *SYNTHETIC))
     raise CheckpointError(f"there is no file {checkpoint!r}, and no published checkpoint of that name{hint}")
 
 

@@ -16,10 +16,10 @@ from onnx import helper
 
 import convert
 from bit.config import BitConfig
-from bit.image_processing import BitImageProcessor
 from convert.definition import NORM_EPS
 from convert.files.onnx import LABELS
 from convert.parameters import STEM_SIZE, unit_name
+from convert.preprocessing import preprocessor
 
 OPSET = 17
 IR_VERSION = 8
@@ -27,12 +27,12 @@ IR_VERSION = 8
 INPUT = "pixel_values"
 
 
-def network(config: BitConfig, name: str) -> onnx.ModelProto:
+def network(config: BitConfig, name: str, profile: str) -> onnx.ModelProto:
     """The model without its weights; these are initializers named as the layout `onnx` has it.
 
     Input `pixel_values` `[batch, num_channels, height, width]` in [-1, 1], float32; output `logits`
     `[batch, num_labels]`, or `pooled` `[batch, C]` where there is no head. The checkpoint's `name`,
-    its labels and the preprocessing, Google's, are in the model's properties.
+    its labels and how `profile` prepares images are in the model's properties.
     """
     build = _Builder(config)
     output, size = build.forward()
@@ -51,7 +51,7 @@ def network(config: BitConfig, name: str) -> onnx.ModelProto:
     properties = {
         "name": name,
         "architecture": config.architecture,
-        "preprocessing": json.dumps(BitImageProcessor.from_profile("google").to_dict()),
+        "preprocessing": json.dumps(preprocessor(profile, name)),
     }
     if config.id2label is not None:
         properties[LABELS] = json.dumps([label for _, label in sorted(config.id2label.items())])

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import zipfile
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
+from convert.files.opening import kind
 from convert.remote import RemoteFile, record_path
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ class Partial:
             stated = getattr(self.remote, name)
             if stated not in (None, b64encode(self._hashes[name].digest()).decode()):
                 return f"other bytes than its {called} states"
-        return None if zipfile.is_zipfile(self.part) else "something else than an npz file"
+        expected = self.path.suffix.removeprefix(".")
+        return None if kind(self.part) == expected else f"something else than an {expected} file"
 
     def finish(self) -> None:
         """Give the complete file its name, and record its SHA-256. Raises `OSError`."""

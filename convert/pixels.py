@@ -6,6 +6,7 @@ Judged apart from the network: other pixels than those of training cost accuracy
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ SIZES = {"landscape": (3, 300, 400), "small": (4, 90, 77)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Those of ResNet v1 in torchvision and timm (`timm.data.constants`)."""
 
-OF_TIMM = {"input_size", "pool_size", "crop_pct", "interpolation", "mean", "std"}
+OF_TIMM = {"input_size", "pool_size", "crop_pct", "crop_mode", "interpolation", "mean", "std"}
 """What of timm's `pretrained_cfg` is preprocessing."""
 
 Pixels = NDArray[np.float32]
@@ -65,10 +66,13 @@ def stated_processor(companions: Mapping[str, Mapping[str, Any]]) -> BitImagePro
     if evaluation is None:
         return None
     size = evaluation["input_size"][1]
+    square = evaluation.get("crop_mode") == "squash"
     return BitImageProcessorPil(
-        size={"shortest_edge": int(size / evaluation["crop_pct"])},
+        size={"height": size, "width": size}
+        if square
+        else {"shortest_edge": math.floor(size / evaluation["crop_pct"])},
         crop_size={"height": size, "width": size},
-        do_center_crop=True,
+        do_center_crop=not square,
         resample={"bilinear": BILINEAR, "bicubic": BICUBIC}[evaluation["interpolation"]],
         image_mean=evaluation["mean"],
         image_std=evaluation["std"],

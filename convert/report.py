@@ -1,4 +1,4 @@
-"""A verification as text for the terminal."""
+"""What was found out, as text for the terminal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from convert.inspection import Inspection
 from convert.pixels import PixelCheck
 from convert.taps import Agreement, Check
 from convert.verification import Verification
+from convert.zoo import VTAB, Published
 
 
 def by_run(checks: list[Check]) -> dict[str, list[Check]]:
@@ -109,6 +110,33 @@ def difference_lines(found: Difference) -> list[str]:
             else []
         ),
         "[bold green]equal[/]" if found.equal else "[bold red]different[/]",
+    ]
+
+
+def zoo_table(chosen: list[Published], together: bool) -> Table:
+    """Published checkpoints, a row each; `together`: the files of each task of VTAB-1k in one."""
+    table = Table(box=None, pad_edge=False, title=None)
+    for column in ("name", "trained on", "classes", "input", "top-1 %"):
+        left = column in ("name", "trained on")
+        table.add_column(column, no_wrap=column == "name", justify="left" if left else "right")
+    rows = {f"BiT-M-*-{item.task}" if together and VTAB in item.data else item.name: item for item in chosen}
+    for name, item in rows.items():
+        table.add_row(
+            f"{name} [yellow]![/]" if item.defects else name,
+            ", ".join(item.data),
+            str(item.classes),
+            str(item.evaluation.size),
+            *(f"{found.value:.2f}" for found in item.accuracies[-1:]),
+        )
+    return table
+
+
+def zoo_lines(chosen: list[Published], together: bool) -> list[str]:
+    """What is wrong with some of them, and how many there are."""
+    return [
+        *(f"[yellow]![/] {item.name}: {defect}" for item in chosen for defect in item.defects),
+        f"{len(chosen)} checkpoint{'s' if len(chosen) > 1 else ''}"
+        + ("; bit list with a name that has a * lists what it stands for" if together else ""),
     ]
 
 

@@ -178,9 +178,10 @@ def _compare_record(record: ConversionRecord, written: Checkpoint, result: Verif
     result.problems += [
         f"{CONVERSION_NAME} has other {claim} than the weights" for claim, (said, is_) in claims.items() if said != is_
     ]
-    if layout.folded and not _has_its_graph(written, record.name):
+    profile = record.changes.profile_of(layout)
+    if layout.folded and not _has_its_graph(written, record.name, profile):
         result.problems.append(f"{written.file.path.name} has another graph or other properties than this network")
-    expected = layout.companions(config, written.dtype, record.name)
+    expected = layout.companions(config, written.dtype, record.name, profile)
     for name in (written.file.path.name, *expected):
         if name not in record.files:
             result.problems.append(f"{name} is not among the files that {CONVERSION_NAME} lists")
@@ -243,22 +244,23 @@ def _compare_weights(
             result.tensors_proven += 1
         else:
             result.tensors_changed += 1
-    layout, labels = written.layout, written.config.id2label
-    if labels != expected.id2label:
-        if labels is None and not (layout.folded or layout.companions(written.config, written.dtype, record.name)):
-            result.warnings.append(f"the names of the classes are left behind, {layout.name} has no place for them")
-        else:
+    if written.config.id2label != expected.id2label:
+        if written.layout.labelled:
             result.problems.append("the names of the classes are not those of the source")
+        else:
+            result.warnings.append(
+                f"the names of the classes are left behind, {written.layout.name} has no place for them"
+            )
     return differing
 
 
-def _has_its_graph(written: Checkpoint, name: str) -> bool:
+def _has_its_graph(written: Checkpoint, name: str, profile: str) -> bool:
     """Whether an ONNX file is, but for its weights, what the converter makes of its configuration."""
     from convert.files.onnx import OnnxFile
     from convert.onnx_graph import network
 
     assert isinstance(written.file, OnnxFile)
-    return written.file.without_weights() == network(written.config, name)
+    return written.file.without_weights() == network(written.config, name, profile)
 
 
 def _in_words(config: BitConfig) -> str:

@@ -177,7 +177,8 @@ def test_the_command_says_what_it_changed(tiny_npz: Path, tmp_path: Path) -> Non
     assert "34 tensors are bit for bit the source's, changed as asked" in result.stdout
     assert "meant for inference" in result.stderr
     record = json.loads((tmp_path / "converted" / "tiny" / "timm" / "conversion.json").read_text())
-    assert record["changes"] == {"head": "new:3", "dtype": "bfloat16", "ws_eps": "compensate"}
+    changes = {"head": "new:3", "dtype": "bfloat16", "ws_eps": "compensate", "profile": "timm"}
+    assert record["changes"] == changes
     assert (record["classes"], record["ws_eps"]) == (3, 1e-8)
     assert [row["scale"] for row in record["tensors"] if "scale" in row] == [10.0] * 12
 

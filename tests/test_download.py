@@ -17,7 +17,6 @@ from convert.download import download
 from convert.errors import CheckpointError
 from convert.locate import locate
 from convert.remote import record_path
-from convert.zoo import published
 
 SIZE = len(archive(1))
 OFFSETS = {"before the first byte": 0, "after it": 1, "middle": SIZE // 2, "last byte": SIZE - 1}
@@ -279,9 +278,8 @@ def test_a_file_that_changed_since_it_was_fetched_is_refused(bucket: Bucket, tmp
     assert len(bucket.requests) == 1
 
 
-def test_the_published_checkpoints_are_known_by_name() -> None:
-    names = published()
-    assert len(names) == 12 + 6 + 1 + 285 + 4
-    assert names["BiT-M-R152x4"] == "BiT-M-R152x4.npz"
-    assert names["BiT-M-R101x3-run2-dsprites-xpos"] == "vtab/BiT-M-R101x3-run2-dsprites-xpos.npz"
-    assert names["R152x2_T_384"] == "distill/R152x2_T_384.npz"
+def test_a_published_h5_file_is_fetched_by_its_full_name(tmp_path: Path) -> None:
+    content = b"\x89HDF\r\n\x1a\n" + bytes(1000)
+    with serving(Bucket(content=content)) as bucket:
+        assert locate("BiT-M-R50x1.h5", tmp_path, quiet, bucket.address) == tmp_path / "BiT-M-R50x1.h5"
+    assert (tmp_path / "BiT-M-R50x1.h5").read_bytes() == content

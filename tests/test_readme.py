@@ -20,7 +20,7 @@ def layout_table() -> str:
     config = BitConfig()
     lines = ["| layout | whose names | files | kernels | head | norms | epsilon |", "|---|---|---|---|---|---|---|"]
     for layout in LAYOUTS.values():
-        names = [layout.weights_name.format(name="NAME"), *layout.companions(config, "float32", "NAME")]
+        names = [layout.weights_name.format(name="NAME"), *layout.companions(config, "float32", "NAME", "google")]
         axes = (layout.rows[kind].axes for kind in ("unit/conv1/kernel", "head/kernel", "norm/scale"))
         shapes = (f"`[{', '.join(letters)}]`" for letters in axes)
         epsilon = "standardized" if layout.folded else f"{layout.ws_eps:g}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bit.image_processing import PROFILES
 from convert.commands.common import (
     checkpoints_option,
     chosen_references,
@@ -57,6 +58,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="compensate scales kernels so that a library with another epsilon computes the same; for inference.",
 )
+@click.option(
+    "--profile",
+    type=click.Choice(list(PROFILES)),
+    help="Whose way to prepare images is written. [default: google; timm for the layout timm]",
+)
 @click.option("--max-shard-size", help="Split the weights as transformers does, 5GB say.")
 @click.option(
     "--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity, which no verification passes."
@@ -76,6 +82,7 @@ def convert_command(
     head: str,
     dtype: str | None,
     ws_eps: str,
+    profile: str | None,
     max_shard_size: str | None,
     allow_nonfinite: bool,
     checkpoints: Path,
@@ -96,7 +103,7 @@ def convert_command(
     from convert.record import foreign_names
     from convert.verification import verify
 
-    changes = Changes(head, dtype, ws_eps)
+    changes = Changes(head, dtype, ws_eps, profile)
     changes.check(LAYOUTS[layout])
     conversion.check_sharding(LAYOUTS[layout], max_shard_size)
     require(LAYOUTS[layout].container == "onnx", "onnx", "onnxruntime")

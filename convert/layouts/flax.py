@@ -7,7 +7,7 @@ from convert.layouts.layout import Layout, Row
 from convert.layouts.transformers import stated
 
 
-def configuration(config: BitConfig, dtype: str, name: str) -> dict[str, dict[str, Any]]:
+def configuration(config: BitConfig, dtype: str, name: str, profile: str) -> dict[str, dict[str, Any]]:
     """The `config.json` that `bit`'s own models for JAX and TensorFlow are built from."""
     return {CONFIG_NAME: {**config.to_dict(), "dtype": dtype}}
 

@@ -15,6 +15,7 @@ GOOGLE = Layout(
     container="npz",
     weights_name="{name}.npz",
     ws_eps=1e-10,
+    labelled=False,
     spellings=NUMBERED,
     rows={
         "stem/kernel": Row("resnet/root_block/standardized_conv2d/kernel", "hwio"),

@@ -42,6 +42,7 @@ GOOGLE_TF2 = Layout(
     container="h5",
     weights_name="{name}.h5",
     ws_eps=1e-10,
+    labelled=False,
     spellings={**NUMBERED, **BUILT_OTHERWISE},
     attributes=_attributes,
     rows={

@@ -14,6 +14,7 @@ from convert.transforms import Transform
 
 Attributes = Mapping[str, Mapping[str, Any]]
 """By the path of a group, its attributes; the root is `/`."""
+Companions = Callable[[BitConfig, str, str, str], dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,11 @@ class Layout:
     """The weight-standardization epsilon of the library that owns the layout."""
     caveat: Callable[[BitConfig], str | None] = lambda config: None
     """What a user of the library should know about this network in it."""
-    companions: Callable[[BitConfig, str, str], dict[str, dict[str, Any]]] = lambda config, dtype, name: {}
-    """The JSON files that the library wants beside the weights, from the configuration, the dtype's name
-    and the checkpoint's."""
+    companions: Companions = lambda config, dtype, name, profile: {}
+    """The JSON files that the library wants beside the weights, from the configuration and the names of
+    the dtype, the checkpoint and the profile."""
+    profile: str | None = None
+    """Whose way to prepare images it states unless another is asked for; None: it states none."""
     stated: Callable[[BitConfig, Mapping[str, Any]], BitConfig] = lambda config, values: config
     """The configuration that the arrays imply, with what only the library's `config.json` says.
 
@@ -55,6 +58,8 @@ class Layout:
     """Regular expressions for parts of names that some files spell otherwise, with what the table has."""
     attributes: Callable[[Sequence[str]], Attributes] = lambda keys: {}
     """What an h5 file says of its groups, from the names of its arrays."""
+    labelled: bool = True
+    """Whether it has a place for the names of the classes."""
     shards: bool = False
     """Whether the library reads weights in several files with an index."""
     folded: bool = False

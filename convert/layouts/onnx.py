@@ -10,6 +10,7 @@ ONNX = Layout(
     container="onnx",
     weights_name="model.onnx",
     ws_eps=1e-10,
+    profile="google",
     folded=True,
     rows={
         "stem/kernel": Row("stem/kernel", "oihw"),

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bit.config import CONFIG_NAME, PUBLISHED, BitConfig
-from convert import zoo
 from convert.layouts.layout import Layout, Row
+from convert.preprocessing import evaluated_by
+from convert.zoo import evaluation
 
 # timm's own entries exist for the published architectures alone.
 MODELS = {architecture: f"resnetv2_{architecture[1:]}_bit" for architecture in PUBLISHED}
@@ -24,21 +25,22 @@ def _caveat(config: BitConfig) -> str | None:
     )
 
 
-def _companions(config: BitConfig, dtype: str, name: str) -> dict[str, dict[str, Any]]:
-    """`config.json` as timm's `save_config_for_hf` writes it; the input is that of timm's own entries."""
-    evaluation = zoo.evaluation(name)
+def _companions(config: BitConfig, dtype: str, name: str, profile: str) -> dict[str, dict[str, Any]]:
+    """`config.json` as timm's `save_config_for_hf` writes it."""
+    tag, how = evaluation(name).tag, evaluated_by(profile, name)
     return {
         CONFIG_NAME: {
             "architecture": MODELS.get(config.architecture, UNKNOWN),
             "num_classes": config.num_labels,
             "num_features": config.hidden_sizes[-1],
             "pretrained_cfg": {
-                **({"tag": evaluation.tag} if evaluation.tag else {}),
+                **({"tag": tag} if tag else {}),
                 "num_classes": config.num_labels,
-                "input_size": [config.num_channels, evaluation.size, evaluation.size],
-                "pool_size": [-(-evaluation.size // 32)] * 2,
-                "crop_pct": evaluation.crop_pct,
-                "interpolation": evaluation.interpolation,
+                "input_size": [config.num_channels, how.size, how.size],
+                "pool_size": [-(-how.size // 32)] * 2,
+                "crop_pct": how.crop_pct,
+                **({"crop_mode": "squash"} if how.square else {}),
+                "interpolation": how.interpolation,
                 "mean": [0.5] * config.num_channels,
                 "std": [0.5] * config.num_channels,
                 "first_conv": "stem.conv",
@@ -81,6 +83,7 @@ TIMM = Layout(
     ws_eps=1e-8,
     caveat=_caveat,
     companions=_companions,
+    profile="timm",
     stated=_stated,
     rows={
         "stem/kernel": Row("stem.conv.weight", "oihw"),

@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from bit.config import CONFIG_NAME, BitConfig
-from bit.image_processing import PREPROCESSOR_NAME, BitImageProcessor
+from bit.image_processing import PREPROCESSOR_NAME
 from convert.layouts.layout import Layout, Row
+from convert.preprocessing import preprocessor
 
 
-def _companions(config: BitConfig, dtype: str, name: str) -> dict[str, dict[str, Any]]:
-    """The configuration, and how Google evaluates: a square of 480, no crop, mean and deviation 0.5."""
+def _companions(config: BitConfig, dtype: str, name: str, profile: str) -> dict[str, dict[str, Any]]:
+    """The configuration, and how images are prepared."""
     return {
         CONFIG_NAME: {
             "architectures": ["BitForImageClassification" if config.num_labels else "BitModel"],
             **config.to_dict(),
             "dtype": dtype,
         },
-        PREPROCESSOR_NAME: BitImageProcessor.from_profile("google").to_dict(),
+        PREPROCESSOR_NAME: preprocessor(profile, name),
     }
 
 
@@ -34,7 +35,7 @@ def stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
             raise ValueError(f"{field.name} is {found!r}, where a BiT of these arrays has {implied!r}")
     if ("id2label" in values or "num_labels" in values) and told.num_labels != config.num_labels:
         raise ValueError(f"it says {told.num_labels} classes, the head has {config.num_labels}")
-    return config.replace(id2label=told.id2label, ws_eps=told.ws_eps)
+    return config.replace(id2label=told.id2label, problem_type=told.problem_type, ws_eps=told.ws_eps)
 
 
 _UNIT = "bit.encoder.stages.{stage}.layers.{layer}."
@@ -47,6 +48,7 @@ TRANSFORMERS = Layout(
     shards=True,
     ws_eps=1e-8,
     companions=_companions,
+    profile="google",
     stated=stated,
     rows={
         "stem/kernel": Row("bit.embedder.convolution.weight", "oihw"),
