@@ -1,11 +1,12 @@
-# `make` alone lists the targets. MODEL, TO, OUT and ARGS are handed to the command `bit`.
+# `make` alone lists the targets. MODEL, TO, OUT, REPO and ARGS are handed to the command `bit`.
 PYTHON ?= python3
 MODEL ?= Synthetic-R50x1
 TO ?= transformers
 OUT ?=
+REPO ?=
 ARGS ?=
 # Handed on through the environment, so that names may hold spaces and quotes.
-export MODEL TO OUT
+export MODEL TO OUT REPO
 
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -14,11 +15,11 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify list record inspect test test-all faults bench bench-convert bench-model lint clean
+.PHONY: help setup convert verify push list record inspect test test-all faults bench bench-convert bench-model lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
-	@echo "  MODEL=$$MODEL  TO=$$TO  OUT=$${OUT:-converted/MODEL/TO}  ARGS=options of bit"
+	@echo "  MODEL=$$MODEL  TO=$$TO  OUT=$${OUT:-converted/MODEL/TO}  REPO=owner/name  ARGS=options of bit"
 
 setup: $(DEV) ## install every framework and tool into .venv (about 8 GB)
 
@@ -27,6 +28,9 @@ convert: $(CORE) ## convert MODEL to the layout TO, in the folder OUT, and verif
 
 verify: $(CORE) ## verify the conversion of MODEL to TO, or the folder OUT, again
 	@$(VENV)/bin/bit verify "$${OUT:-$$MODEL}" --to "$$TO" $(ARGS)
+
+push: $(CORE) ## push that folder to REPO on the Hugging Face Hub (ARGS=--dry-run only says what)
+	@$(VENV)/bin/bit push "$${OUT:-$$MODEL}" "$$REPO" --to "$$TO" $(ARGS)
 
 list: $(CORE) ## list the checkpoints that Google published (ARGS=R50x1, ARGS="--task dtd")
 	@$(VENV)/bin/bit list $(ARGS)

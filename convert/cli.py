@@ -10,13 +10,15 @@ import click
 
 import convert
 from convert.commands.classify import classify_command
+from convert.commands.common import FAILED
 from convert.commands.compare import compare_command
 from convert.commands.convert import convert_command
 from convert.commands.inspect import inspect_command
 from convert.commands.list import list_command
+from convert.commands.push import push_command
 from convert.commands.record import record_command
 from convert.commands.verify import verify_command
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, VerificationError
 from convert.terminal import print_json, write
 
 BAD_INPUT = 2
@@ -42,7 +44,7 @@ class Commands(click.Group):
             hint = "; see bit --help" if isinstance(error, click.UsageError) else ""
             _refuse(error.format_message().rstrip(".") + hint)
         except CheckpointError as error:
-            _refuse(str(error), error.problems)
+            _refuse(str(error), error.problems, FAILED if isinstance(error, VerificationError) else BAD_INPUT)
         except OSError as error:
             message = error.strerror or str(error)
             _refuse(f"{error.filename}: {message}" if error.filename else message)
@@ -56,11 +58,11 @@ def _terminate(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _refuse(message: str, problems: tuple[str, ...] = ()) -> NoReturn:
+def _refuse(message: str, problems: tuple[str, ...] = (), status: int = BAD_INPUT) -> NoReturn:
     if "--json" in sys.argv:
         print_json({"error": message, "problems": problems})
     write("error: " + " ".join(message.split()) + "\n", sys.stderr)
-    sys.exit(BAD_INPUT)
+    sys.exit(status)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -73,6 +75,7 @@ for command in (
     list_command,
     convert_command,
     verify_command,
+    push_command,
     record_command,
     inspect_command,
     compare_command,

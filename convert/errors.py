@@ -17,6 +17,10 @@ class CheckpointError(ValueError):
         self.problems = tuple(problems)
 
 
+class VerificationError(CheckpointError):
+    """What is to be used, or was sent, is not what was verified."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """How a message ends that refuses `word`: with the nearest of what is known; nothing if none is near."""
     names = {name.lower(): name for name in known}

@@ -11,6 +11,7 @@ from rich.table import Table
 from convert.difference import DIFFERENT, EQUAL, IDENTICAL, MISSING, Difference
 from convert.inspection import Inspection
 from convert.pixels import PixelCheck
+from convert.publish import Publication
 from convert.taps import Agreement, Check
 from convert.verification import Verification
 from convert.zoo import VTAB, Published
@@ -47,6 +48,25 @@ def tap_table(verification: Verification) -> Table:
             cells += ["", "", ""] if most is None else [f"{most.error:.1e}{mark}", f"{most.budget:.1e}", most.run]
         table.add_row(tap, *cells)
     return table
+
+
+def publication_lines(publication: Publication) -> list[str]:
+    """What was pushed, or would be, in lines for the terminal."""
+    commit, pull_request = (publication.commit or "")[:12], publication.pull_request
+    where = pull_request or publication.url
+    if publication.state == "identical":
+        return [f"{escape(where)} holds exactly this already, at commit {commit}; nothing was sent"]
+    planned, size = publication.state == "planned", sum(file.bytes for file in publication.files.values()) / 1e6
+    kind = "private" if publication.private else "public"
+    lines = [
+        *([f"{escape(publication.repository)} would be made, {kind}"] if planned and publication.creates else []),
+        *(f"  send    {publication.files[name].sha256}  {escape(name)}" for name in publication.sent),
+        *(f"  delete  {escape(name)}" for name in publication.deleted),
+    ]
+    if planned:
+        return [*lines, f"{escape(where)} would hold {len(publication.files)} files, {size:.1f} MB; nothing was sent"]
+    hashes = f"[green]✓[/] {len(publication.files)} files, {size:.1f} MB: the Hub's hashes are those of the files"
+    return [*lines, hashes, f"{escape(where)}: {kind}, commit {commit}"]
 
 
 def inspection_lines(found: Inspection) -> list[str]:

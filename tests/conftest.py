@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from bit.config import BitConfig
 from convert.synthetic import write_npz
+
+if TYPE_CHECKING:
+    from hub import HubServer
 
 settings.register_profile("seeded", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("seeded")
@@ -49,3 +55,38 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return file
 
     return path
+
+
+@pytest.fixture(scope="session")
+def verified_tiny(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A verified conversion of `tiny_npz` for transformers, not to be changed."""
+    from test_conversion import convert
+    from test_verification import verified
+
+    folder = convert(tiny_npz, "transformers", tmp_path_factory.mktemp("verified") / "tiny")
+    assert verified(folder, tiny_npz).passed
+    return folder
+
+
+@pytest.fixture
+def folder(verified_tiny: Path, tmp_path: Path) -> Path:
+    """A converted and verified folder, to be pushed."""
+    return shutil.copytree(verified_tiny, tmp_path / "tiny")
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    """A Hub on the loopback that knows one account."""
+    from hub import hub
+    from pushing import TOKEN, account
+
+    with hub() as running:
+        running.tokens[TOKEN] = account()
+        yield running
+
+
+@pytest.fixture
+def pushes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Xet, and without the seconds between attempts."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)

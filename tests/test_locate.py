@@ -20,16 +20,16 @@ def test_a_repository_converts_under_its_own_name(tiny_npz: Path, tmp_path: Path
     folder = convert(tiny_npz, layout, tmp_path / "out")
     (folder / "conversion.json").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"the same again, as a pickle")
-    with hub({"me/tiny": folder}) as environment:
+    with hub({"me/tiny": folder}) as server:
         arguments = ("convert", "hf:me/tiny", "--to", "google")
-        result = bit(*arguments, cwd=tmp_path, HF_HOME=str(tmp_path / "cache"), **environment)
+        result = bit(*arguments, cwd=tmp_path, HF_HOME=str(tmp_path / "cache"), **server.environment)
     assert result.returncode == 0, result.stderr
     assert bits_of(tmp_path / "converted" / "tiny" / "google") == bits_of(tiny_npz)
 
 
 def test_what_is_not_on_the_hub_gets_one_line(tmp_path: Path) -> None:
-    with hub({}) as environment:
-        result = bit("inspect", "hf:me/nothing", cwd=tmp_path, HF_HOME=str(tmp_path / "cache"), **environment)
+    with hub({}) as server:
+        result = bit("inspect", "hf:me/nothing", cwd=tmp_path, HF_HOME=str(tmp_path / "cache"), **server.environment)
     assert_refused(result, "hf:me/nothing could not be fetched: ", tmp_path)
 
 
@@ -50,8 +50,8 @@ def test_a_model_loads_from_a_repository(tiny_npz: Path, tmp_path: Path, layout:
     folder = convert(tiny_npz, layout, tmp_path / "out")
     (folder / "conversion.json").unlink()
     program = "from bit import BitForImageClassification as M; print(M.from_pretrained('me/tiny').config.depths)"
-    with hub({"me/tiny": folder}) as environment:
-        environment |= {**os.environ, "HF_HOME": str(tmp_path / "cache"), **environment}
+    with hub({"me/tiny": folder}) as server:
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), **server.environment}
         found = subprocess.run(
             [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
         )

@@ -82,6 +82,18 @@ def output_folder(checkpoint: str, layout: str, out: Path | None) -> Path:
     return Path("converted") / name / layout
 
 
+def converted_folder(folder: str, layout: str) -> Path:
+    """A converted folder, named itself or by the checkpoint that it was converted from."""
+    from convert.record import ConversionRecord
+
+    path = user_path(folder)
+    if ConversionRecord.read(path) is None and (converted := output_folder(folder, layout, None)).is_dir():
+        path = converted
+    if not path.is_dir():
+        raise CheckpointError(f"there is no folder {folder!r}")
+    return path
+
+
 def conclude(verification: Verification, as_json: bool, table: bool) -> None:
     """Print the verdict, and exit with 1 unless it passed."""
     from convert.report import summary, tap_table, verdicts

@@ -12,14 +12,13 @@ import click
 from convert.commands.common import (
     chosen_references,
     conclude,
+    converted_folder,
     full_option,
     json_option,
     layout_option,
-    output_folder,
     records_option,
     references_option,
 )
-from convert.errors import CheckpointError
 from convert.locate import user_path
 from convert.terminal import print_json, progress_bar
 
@@ -56,15 +55,10 @@ def verify_command(
 
     The CHECKPOINT that was converted may be named instead, with --to for its layout.
     """
-    from convert.record import ConversionRecord
     from convert.references.recorded import SHIPPED
     from convert.verification import verify
 
-    path = user_path(folder)
-    if ConversionRecord.read(path) is None and (converted := output_folder(folder, layout, None)).is_dir():
-        path = converted
-    if not path.is_dir():
-        raise CheckpointError(f"there is no folder {folder!r}")
+    path = converted_folder(folder, layout)
     chosen = chosen_references(references, full)
     with progress_bar() as progress, _source_of(path, source and user_path(source)) as opened:
         folders, image = (SHIPPED, user_path(records)), user_path(coco_image)
