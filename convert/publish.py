@@ -79,9 +79,9 @@ def publish(
     commit from being made: the branch is then as it was.
     """
     passed = verified(folder, progress)
-    contents = _contents(passed, extra or {})
     hub = Hub(repository, revision, api)
     hub.check_permission(create_pr)
+    contents = _contents(passed, extra or {}, hub.repository)
     remote = hub.look()
     _check(hub, remote, private, create_pr)
     plan = Publication(
@@ -104,11 +104,11 @@ def publish(
     return _send(hub, remote, contents, message or _message(passed), create_pr, plan, progress)
 
 
-def _contents(passed: Verified, extra: Mapping[str, bytes]) -> dict[str, Content]:
+def _contents(passed: Verified, extra: Mapping[str, bytes], repository: str) -> dict[str, Content]:
     """Every file to be published. Raises `CheckpointError` for an extra one that would replace a verified one."""
     more = dict(extra)
     if CARD_NAME not in passed.files and CARD_NAME not in more:
-        more[CARD_NAME] = card(passed.record, passed.verification).encode()
+        more[CARD_NAME] = card(passed.record, passed.verification, repository).encode()
     if taken := set(more) & set(passed.files):
         raise CheckpointError(f"{min(taken)} is in the folder already, and was verified as it is")
     return {**passed.files, **{name: Content.of(data) for name, data in more.items()}}
