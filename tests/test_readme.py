@@ -46,8 +46,9 @@ def test_the_python_blocks_run_as_printed(
 
 def test_every_make_target_is_listed() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text("utf-8")
-    targets = re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)
-    assert f"`{' '.join(target for target in targets if target != 'help')}`" in README
+    targets = re.findall(r"^([a-z-]+):.*## (.*)", makefile, re.MULTILINE)
+    rows = [f"| `{target}` | {what} |" for target, what in targets if target != "help"]
+    assert "\n".join(rows) in README
 
 
 def test_every_file_that_is_linked_exists() -> None:
