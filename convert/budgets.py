@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from convert.definition import Definition
 from convert.implementation import Batches, Implementation, Taps, run, walk
 from convert.references.recorded import Records
 from convert.subject import Subject
-from convert.taps import FORCED, FREE, Key, parts, relative_l2, summarize, summary_error, tap_names
+from convert.taps import FREE, Key, parts, relative_l2, summarize, summary_error, tap_names
 from convert.truth import Truth
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ FLOAT32_FACTOR = 4
 """Times the larger error of the original code's own float32 runs at the same tap."""
 ROUNDING_FACTOR = 4
 """Times what other errors of the size of the rounding do at the same tap."""
+MOST_FOR_ROUNDING = 0.25
+"""What would need more room than this is no longer the same function, and has none."""
 
 
 class Budgets:
@@ -56,12 +59,24 @@ class Budgets:
 
     def _for_rounding(self, mode: str, key: Key) -> float:
         """What rounding the weights may do to a tap: nothing where none was rounded."""
-        if not self.subject.origin.roundoff:
+        if not self._roundoff(mode):
             return 0.0
-        if not self._rounding:
-            self._rounding = dict(self._measure_rounding(FREE))
-            self._rounding |= dict(self._measure_rounding(FORCED)) if self.truth is not None else {}
-        return ROUNDING_FACTOR * self._rounding.get((mode, key), 0.0)
+        if not any(measured == mode for measured, _ in self._rounding):
+            self._rounding |= dict(self._measure_rounding(mode))
+        budget = ROUNDING_FACTOR * self._rounding.get((mode, key), 0.0)
+        return budget if budget <= MOST_FOR_ROUNDING else 0.0
+
+    def _roundoff(self, mode: str) -> float:
+        """The largest relative error of a weight by rounding since what the results are held to was computed."""
+        origin = self.subject.origin
+        if self.truth is None or (mode == FREE and self.records is not None):
+            return origin.roundoff
+        return replace(origin, roundings=origin.roundings[len(self.truth.subject.origin.roundings) :]).roundoff
+
+    @property
+    def _unaltered(self) -> Subject:
+        """The source if it is at hand, so that no fault of the written file makes room for itself."""
+        return self.subject if self.truth is None else self.truth.subject
 
     def _measure_float32(self) -> Iterator[tuple[Key, float]]:
         """On the source, so that no fault of the written file makes room for itself."""
@@ -74,21 +89,22 @@ class Budgets:
 
     def _measure_rounding(self, mode: str) -> Iterator[tuple[tuple[str, Key], float]]:
         """What it does to each tap when every weight gets another error within the roundoff, drawn by its name."""
-        right = self.subject.definition()
-        off = Definition(self._other_rounding, right.config, right.folded)
+        right, roundoff = self._unaltered.definition(), self._roundoff(mode)
+
+        def rounded_otherwise(name: str) -> NDArray[np.float64]:
+            values = right.weights(name)
+            draw = np.random.default_rng(zlib.crc32(name.encode())).uniform(-roundoff, roundoff, values.shape)
+            altered: NDArray[np.float64] = values * (1 + draw)
+            return altered
+
+        off = Definition(rounded_otherwise, right.config, right.folded)
         runs = zip(self._run(right, mode), self._run(off, mode), strict=True)
         for (tap, expected), (_, found) in self._watched(f"measuring what rounding does, {mode}", runs):
             for name, value in found.items():
                 yield (mode, (name, tap)), summary_error(summarize(tap, value), summarize(tap, expected[name]))
 
-    def _other_rounding(self, name: str) -> NDArray[np.float64]:
-        values, roundoff = self.subject.checkpoint.weights(name), self.subject.origin.roundoff
-        draw = np.random.default_rng(zlib.crc32(name.encode())).uniform(-roundoff, roundoff, values.shape)
-        rounded: NDArray[np.float64] = values * (1 + draw)
-        return rounded
-
     def _run(self, implementation: Implementation, mode: str) -> Taps:
-        config = self.subject.checkpoint.config
+        config = self._unaltered.checkpoint.config
         if mode == FREE or self.truth is None:
             yield from walk(implementation, config, self.images)
             return

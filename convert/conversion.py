@@ -87,7 +87,7 @@ def write(
         ws_eps=config.ws_eps,
         layout=layout.name,
         changes=replace(changes, profile=profile or None),
-        origin=_origin(checkpoint, files, changes, steps),
+        origin=origin_of(checkpoint, files, changes, steps),
         source=Source(
             path=os.path.relpath(checkpoint.path.resolve(), output.target.resolve()),
             layout=checkpoint.layout.name,
@@ -130,7 +130,7 @@ def _split(
     return {part: [by_key[key] for key in keys] for part, keys in names.items()}, index
 
 
-def _origin(checkpoint: Checkpoint, files: dict[str, File], changes: Changes, steps: list[Step]) -> Origin:
+def origin_of(checkpoint: Checkpoint, files: dict[str, File], changes: Changes, steps: list[Step]) -> Origin:
     """What the weights were before any conversion. Raises `CheckpointError` for a file that was changed since."""
     origin = Origin(checkpoint.name, combined_sha256(files))
     if checkpoint.record is not None:

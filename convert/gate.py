@@ -13,7 +13,7 @@ import convert
 from convert.conversion import Progress
 from convert.errors import CheckpointError, VerificationError
 from convert.files.tensors import file_sha256
-from convert.record import CONVERSION_NAME, REPORT_NAMES, VERIFICATION_NAME, ConversionRecord
+from convert.record import CONVERSION_NAME, REPORT_NAME, REPORT_NAMES, VERIFICATION_NAME, ConversionRecord
 
 CARD_NAME = "README.md"
 BESIDE = {*REPORT_NAMES, CARD_NAME}
@@ -109,6 +109,8 @@ def _faults(report: dict[str, Any]) -> list[str]:
         faults.append(f"{VERIFICATION_NAME} was not written by {verifier}")
     if not isinstance(checks, list) or not checks:
         return [*faults, f"{VERIFICATION_NAME} holds no comparison"]
+    pixels = report.get("pixels")
+    checks = [*checks, *(pixels if isinstance(pixels, list) else [None])]
     failed = sum(not _passed(check) for check in checks)
     if failed:
         faults.append(f"{failed} of {len(checks)} comparisons in {VERIFICATION_NAME} are over their budget")
@@ -136,5 +138,8 @@ def _changes(report: dict[str, Any], files: dict[str, Content]) -> list[str]:
         for name, content in files.items()
         if name in stated and stated[name] != content.sha256
     ]
+    page = files.get(REPORT_NAME)
+    if page is None or report.get("report") != page.sha256:
+        changed.append(f"{REPORT_NAME} is not the page that was written then")
     added = [f"{name} was not there then" for name in sorted(set(files) - set(stated) - BESIDE)]
     return [*missing, *changed, *added]

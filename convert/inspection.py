@@ -102,7 +102,7 @@ def inspect(checkpoint: Checkpoint, progress: Progress) -> Inspection:
         bytes=checkpoint.nbytes,
         files=files,
         sha256=sha256,
-        recorded_outputs=recorded.find(checkpoint.record.origin.sha256 if checkpoint.record else sha256) is not None,
+        recorded_outputs=_has_records(checkpoint.record.origin.sha256 if checkpoint.record else sha256),
         ws_eps=config.ws_eps,
         zero_head=zero_head,
         nonfinite=tuple(nonfinite),
@@ -111,3 +111,9 @@ def inspect(checkpoint: Checkpoint, progress: Progress) -> Inspection:
         epsilon_costs=tuple(costs),
         notes=(*checkpoint.notes, *([checkpoint.assumption] if checkpoint.assumption else [])),
     )
+
+
+def _has_records(sha256: str) -> bool:
+    """Whether outputs of the original code are recorded."""
+    records = recorded.find(sha256)
+    return records is not None and not records.own

@@ -122,10 +122,12 @@ def _suspects(image: NDArray[np.uint8], right: BitImageProcessorPil) -> Iterator
         "the image is resized bicubically": {"resample": BICUBIC},
         "the image is not resized": {"do_resize": False},
         "the image is not cropped": {"do_center_crop": False},
-        **{f"size and crop are those of {name}": dict(settings) for name, settings in PROFILES.items()},
     }
     for explanation, settings in changes.items():
         yield explanation, dataclasses.replace(right, **settings)(image)["pixel_values"][0]
+    for name in PROFILES:
+        made = BitImageProcessorPil.from_profile(name, image_mean=right.image_mean, image_std=right.image_std)
+        yield f"size and crop are those of {name}", made(image)["pixel_values"][0]
     pixels = right(image)["pixel_values"][0]
     yield "the channels are in the order BGR", pixels[::-1]
     yield "height and width are exchanged", pixels.swapaxes(1, 2)

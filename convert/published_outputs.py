@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bit.image_processing import BitImageProcessorPil
+from bit.image_processing import PREPROCESSOR_NAME, BitImageProcessorPil
 from convert.definition import forward
 from convert.errors import CheckpointError
 from convert.subject import Subject
@@ -32,10 +32,13 @@ def compare(written: Subject, image: Path | None, preprocessing: Path | None) ->
     checkpoint = written.checkpoint
     if written.origin.name != NAME or not written.keeps("logits"):
         return "these are other weights"
+    changed = checkpoint.record is not None and checkpoint.record.changes.ws_eps != "keep"
+    if written.origin.roundings or checkpoint.layout.folded or changed:
+        return "its weights were changed"
     if image is None or not image.is_file():
         return f"{image or IMAGE}, an image of COCO's val2017, is not there"
-    if preprocessing is None:
-        return "what it was converted from is not at hand"
+    if preprocessing is None or not (preprocessing / PREPROCESSOR_NAME).is_file():
+        return f"what it was converted from is not at hand with its {PREPROCESSOR_NAME}"
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -47,4 +50,6 @@ def compare(written: Subject, image: Path | None, preprocessing: Path | None) ->
     *_, (_, logits) = forward(checkpoint.weights, config, {IMAGE: pixels}, checkpoint.layout.folded)
     error = relative_l2(logits[IMAGE][0, :3], LOGITS)
     budget = TOLERANCE * math.sqrt(len(LOGITS)) / float(np.linalg.norm(LOGITS))
-    return Check(REFERENCE, "definition", written.side, "float64", FREE, IMAGE, "logits", error, budget)
+    return Check(
+        REFERENCE, f"definition, epsilon {EPSILON:g}", written.side, "float64", FREE, IMAGE, "logits", error, budget
+    )

@@ -105,7 +105,8 @@ class ConversionRecord:
         hashes = (record.origin.sha256, *(file.sha256 for file in (*record.source.files.values(), *files.values())))
         if not all(isinstance(text, str) and text.isprintable() for text in (*texts, *files)):
             raise CheckpointError(f"{path} is damaged (a name or path is none)")
-        known = all(isinstance(name, str) and name in BY_NAME for name in record.origin.roundings)
+        roundings = record.origin.roundings
+        known = len(roundings) <= 9 and all(isinstance(name, str) and name in BY_NAME for name in roundings)
         if type(record.ws_eps) is not float or not 0 < record.ws_eps < 1 or not known or not record.source.files:
             raise CheckpointError(f"{path} is damaged (its epsilon, a rounding or its source is none)")
         if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes):

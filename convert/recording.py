@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from convert.inputs import INPUTS, batches
 from convert.record import write_json
 from convert.references.catalogue import REFERENCES
 from convert.references.process import ReferenceProcess
-from convert.references.recorded import CHECKPOINT_NAME, FLOAT32, SHIPPED, TRUTH, Record, find
+from convert.references.recorded import CHECKPOINT_NAME, FLOAT32, RECORDER, SHIPPED, TRUTH, Record, find
 from convert.subject import Subject
 from convert.taps import Key, Summary, summarize, tap_names
 
@@ -46,7 +48,7 @@ def record(
         raise CheckpointError(f"{checkpoint.path} was converted; record what it was made from")
     sha256 = sha256 or combined_sha256(checkpoint.file.digests())
     known = find(sha256, [folder, SHIPPED])
-    if known is not None and "recorder" not in known.truth.about:
+    if known is not None and not known.own:
         raise CheckpointError(f"outputs of the original code are recorded for {checkpoint.path} already")
     target = _place(folder, checkpoint.name, sha256)
     subject, about = Subject.source(checkpoint), _about(checkpoint, sha256)
@@ -69,9 +71,9 @@ def record(
 def _place(folder: Path, name: str, sha256: str) -> Path:
     """The folder of the records: called as the checkpoint, unless another checkpoint of that name has it."""
     plain = folder / name
-    known = find(sha256, [folder])
-    if plain.exists() and (known is None or known.name != name):
-        return folder / f"{name}-{sha256[:8]}"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        stated = json.loads((plain / CHECKPOINT_NAME).read_text("utf-8"))
+        return plain if stated["sha256"] == sha256 else folder / f"{name}-{sha256[:8]}"
     return plain
 
 
@@ -86,7 +88,7 @@ def _about(checkpoint: Checkpoint, sha256: str) -> dict[str, Any]:
         "classes": checkpoint.config.num_labels,
         "ws_eps": checkpoint.config.ws_eps,
         "sha256": sha256,
-        "recorder": f"bit-convert {convert.__version__}",
+        "recorder": RECORDER,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from bit.config import BitConfig
 from convert.definition import Array, Arrays, Definition, pool_windows
 from convert.parameters import parameters
 from convert.taps import relative_l2
@@ -85,9 +86,14 @@ def functions(right: Definition) -> Iterator[Suspect]:
     for explanation, kind in FUNCTIONS.items():
         yield Suspect(explanation, kind(weights, config, folded))
     for groups in GROUPS:
-        if groups != config.num_groups and all(width % (4 * groups) == 0 for width in config.hidden_sizes):
+        if groups != config.num_groups and _can_have(config, groups):
             explanation = f"norms have {groups} groups instead of {config.num_groups}"
             yield Suspect(explanation, Definition(weights, config.replace(num_groups=groups), folded))
+
+
+def _can_have(config: BitConfig, groups: int) -> bool:
+    widths = (config.embedding_size, *config.hidden_sizes, *(size // 4 for size in config.hidden_sizes))
+    return all(width % groups == 0 for width in widths)
 
 
 def with_weights(right: Definition, explanation: str, replaced: Mapping[str, Callable[[], Array]]) -> Suspect:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,13 +72,12 @@ class TapComparison:
         what = f"comparing {implementation.name} {implementation.dtype}"
         for number, part in enumerate(parts(config), 1):
             given = self.truth.inputs(part) if forced and self.truth is not None else None
-            for tap, values in run(implementation, part, _stacked(state, given)):
-                state = {name: value[: len(self.images[name])] for name, value in values.items()}
+            for tap, values, alone in _both(implementation, part, state, given):
+                state = values
                 for name, value in values.items():
-                    count = len(self.images[name])
-                    found[FREE, (name, tap)] = self._free_error(subject, (name, tap), value[:count])
-                    if given is not None:
-                        found[FORCED, (name, tap)] = self._forced_error(subject, (name, tap), value[count:])
+                    found[FREE, (name, tap)] = self._free_error(subject, (name, tap), value)
+                for name, value in alone.items():
+                    found[FORCED, (name, tap)] = self._forced_error(subject, (name, tap), value)
             self.progress(what, number, len(parts(config)))
         checks = self._judged(found, implementation, subject, forced)
         self.checks += checks
@@ -152,8 +152,24 @@ class TapComparison:
         return self.truth["logits"][name] if self.truth is not None and "logits" in self.truth else None
 
 
-def _stacked(state: Batches, given: Batches | None) -> Batches:
-    """Both inputs of a part in one batch, so that its weights are read once; images do not see each other."""
-    if given is None:
-        return state
-    return {name: np.concatenate([value, given[name].astype(value.dtype)]) for name, value in state.items()}
+def _both(
+    implementation: Implementation, part: str, state: Batches, given: Batches | None
+) -> Iterator[tuple[str, Batches, Batches]]:
+    """Each tap of a part, made of the `state` and, apart, of what is `given`.
+
+    Both go in one batch where they can, so that the part's weights are read once; images do not
+    see each other.
+    """
+    if isinstance(implementation, Truth):
+        yield from ((tap, values, {}) for tap, values in implementation.run(part, state))
+    elif given is None:
+        yield from ((tap, values, {}) for tap, values in run(implementation, part, state))
+    elif any(value.shape != given[name].shape for name, value in state.items()):  # of a network gone wrong
+        pairs = zip(run(implementation, part, state), run(implementation, part, given), strict=True)
+        yield from ((tap, values, alone) for (tap, values), (_, alone) in pairs)
+    else:
+        stacked = {name: np.concatenate([value, given[name].astype(value.dtype)]) for name, value in state.items()}
+        for tap, values in run(implementation, part, stacked):
+            counts = {name: len(state[name]) for name in values}
+            free = {name: value[: counts[name]] for name, value in values.items()}
+            yield tap, free, {name: value[counts[name] :] for name, value in values.items()}

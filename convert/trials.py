@@ -77,7 +77,7 @@ def run_trials(
         comparison = TapComparison(records, None, written.checkpoint.config.num_channels, progress)
         trials = Trials(comparison.checks, comparison.agreements, reference=comparison.reference)
         bench = _Bench(comparison, trials, source, stack, progress, dict(differing or {}))
-        if source is not None and (references or records is None):
+        if source is not None and (references or records is None or written.origin.roundings):
             bench.need_truth()
             if records is not None:
                 bench.run(bench.need_truth(), source, forced=False)
@@ -155,12 +155,13 @@ class _Bench:
             self.trials.not_run[published_outputs.REFERENCE] = said
 
     def run(self, implementation: Implementation, subject: Subject, forced: bool) -> None:
-        before = len(self.trials.checks)
+        before, agreements = len(self.trials.checks), len(self.trials.agreements)
         checks = self.comparison.run(implementation, subject, forced)
-        if self.source is not None and not all(check.passed for check in checks):
+        failed = not all(check.passed for check in checks)
+        if failed and self.source is not None and implementation is not self.comparison.truth:
             if not forced:
                 self.need_truth()
-                del self.trials.checks[before:]
+                del self.trials.checks[before:], self.trials.agreements[agreements:]
                 checks = self.comparison.run(implementation, subject, forced=True)
             self._diagnose(implementation, subject, checks)
         for check in checks[:1]:

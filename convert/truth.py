@@ -47,7 +47,8 @@ class Truth:
     def inputs(self, part: str) -> Batches:
         """What the part is given: the last tap of the one before, or the images."""
         names = list(self._parts)
-        return self[names[names.index(part) - 1]] if names.index(part) else self.images
+        index = names.index(part) if part in names else len(names)  # of a head that was added since
+        return self[names[index - 1]] if index else self.images
 
     def run(self, part: str, inputs: Batches) -> Taps:
         for tap in self._parts[part]:

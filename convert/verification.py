@@ -19,7 +19,7 @@ import convert
 from bit.config import BitConfig
 from convert.byte_comparison import compare_bytes
 from convert.checkpoint import Checkpoint
-from convert.conversion import Progress
+from convert.conversion import Progress, origin_of
 from convert.errors import CheckpointError
 from convert.files.atomic import new_file
 from convert.files.opening import kind
@@ -107,18 +107,21 @@ def verify(
     source_sha256: str | None = None,
     records: Sequence[Path] = (recorded.SHIPPED,),
     image: Path | None = None,
+    required: Sequence[str] = (),
 ) -> Verification:
     """Verify the conversion in `folder`, and write `verification.json` and `verification.html` there.
 
     `source` is what it was converted from, where that is at hand; `source_sha256` its hash, if it
     was just computed. `references`, of `catalogue.REFERENCES`, are run beside the definition, and
-    then every part of the network is judged on its own as well. `records` are folders of recorded
-    outputs, `image` that of `published_outputs`. Raises `CheckpointError` for a folder that cannot be judged.
+    then every part of the network is judged on its own as well; the `required` must run. `records` are
+    folders of recorded outputs, `image` that of `published_outputs`. Raises `CheckpointError` for a
+    folder that cannot be judged.
     """
     record = ConversionRecord.read(folder)
     if record is None:
         raise CheckpointError(f"{folder} holds no {CONVERSION_NAME}; only folders that bit convert wrote are verified")
-    known = recorded.find(record.origin.sha256, records)
+    original = source is not None and source.record is None
+    known = recorded.find(record.origin.sha256, records, source.config.ws_eps if source and original else None)
     if source is not None and (source_sha256 or combined_sha256(source.file.digests())) != record.source.sha256:
         raise CheckpointError(f"{source.path} is not what {folder} was converted from: its SHA-256 is another")
     if source is None and known is None:
@@ -143,10 +146,15 @@ def verify(
                 result.warnings.append(caveat)
     except CheckpointError as error:
         result.problems.append(str(error))
-    if known is None:
+    result.problems += [
+        f"{name} was asked for, and not run: {reason}"
+        for name, reason in result.trials.not_run.items()
+        if name in required
+    ]
+    if known is None or known.own:
         result.warnings.append(
-            f"no recorded output of the original code is available for {result.name}: the definition of the "
-            "network was run on the source and on the written file instead, and both were compared"
+            f"no recorded output of the original code is available for {result.name}: it is held to what the "
+            "definition of the network computes on the source"
         )
     _write(folder, result, record)
     return result
@@ -156,9 +164,11 @@ def _write(folder: Path, result: Verification, record: ConversionRecord) -> None
     from convert.html_report import render
 
     try:
-        write_json(folder / VERIFICATION_NAME, result.to_dict())
+        (folder / REPORT_NAME).unlink(missing_ok=True)
         with new_file(folder / REPORT_NAME) as partial:
             partial.write_text(render(result, record), "utf-8")
+        report = {"report": file_sha256(folder / REPORT_NAME)}
+        write_json(folder / VERIFICATION_NAME, {**result.to_dict(), **report})
     except OSError as error:
         result.warnings.append(f"the report could not be written: {error.strerror}")
 
@@ -212,7 +222,7 @@ def _compare_preprocessing(
         found = stated_processor(stated)
         if found is not None:
             yield from compare_pixels(found, meant)
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
         yield PixelCheck("settings", math.inf, f"they cannot be ({error})")
 
 
@@ -231,9 +241,10 @@ def _compare_weights(
         result.problems.append(f"it is {_in_words(written.config)}, where its source gives {_in_words(expected)}")
     if parameters(expected) != parameters(written.config):
         return None
-    if source.record is None and record.origin.sha256 != record.source.sha256:
+    steps = plan(source, written.layout, record.changes)
+    if origin_of(source, record.source.files, record.changes, steps) != record.origin:
         result.problems.append(f"{CONVERSION_NAME} names another origin than its source")
-    if [step.row for step in plan(source, written.layout, record.changes)] != record.tensors:
+    if [step.row for step in steps] != record.tensors:
         result.problems.append(f"{CONVERSION_NAME} tells another way of the tensors than theirs")
     differing = {}
     for compared in compare_bytes(source, written, record.changes, progress):

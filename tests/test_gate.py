@@ -45,6 +45,8 @@ def test_a_changed_byte_after_the_verification_is_refused(server: HubServer, fol
         (lambda report: report["checks"][3].update(error=True, budget=True), "1 of .* over their budget"),
         (lambda report: report["checks"][3].update(passed=False), "1 of .* over their budget"),
         (lambda report: report["checks"].append("fine"), "1 of .* over their budget"),
+        (lambda report: report["pixels"][0].update(error=9.0), "1 of .* over their budget"),
+        (lambda report: report.pop("pixels"), "1 of .* over their budget"),
         (lambda report: report.update(verifier="bit-convert 0.0.1"), "was not written by bit-convert"),
         (lambda report: report.update(files={}), "lists no files"),
         (lambda report: report["files"].pop("config.json"), "config.json was not there then"),
@@ -80,8 +82,16 @@ def test_a_folder_that_was_not_verified_is_refused(server: HubServer, folder: Pa
         push(server, folder)
 
 
-def test_a_report_to_look_at_and_a_card_of_ones_own_are_pushed_too(server: HubServer, folder: Path) -> None:
+def test_another_page_than_the_verification_wrote_is_refused(server: HubServer, folder: Path) -> None:
     (folder / "verification.html").write_text("<p>passed</p>")
+    with pytest.raises(VerificationError, match=r"verification\.html is not the page that was written then"):
+        push(server, folder)
+    (folder / "verification.html").unlink()
+    with pytest.raises(VerificationError, match=r"verification\.html is not the page"):
+        push(server, folder)
+
+
+def test_a_card_of_ones_own_is_pushed_too(server: HubServer, folder: Path) -> None:
     (folder / "README.md").write_text("---\nlicense: mit\n---\nmine\n")
     push(server, folder)
     assert content(server.repositories[REPOSITORY]) == local(folder)

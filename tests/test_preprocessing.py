@@ -64,7 +64,9 @@ def test_the_profile_is_recorded_and_the_file_held_to_it(tiny_npz: Path, tmp_pat
     assert verified(folder, tiny_npz).passed
     path.write_text(json.dumps(preprocessor("google", "tiny")))
     forge(folder, path.name)
-    assert verified(folder, tiny_npz).problems == ["preprocessor_config.json does not say what these weights imply"]
+    result = verified(folder, tiny_npz)
+    assert (result.model_passed, result.pixels_passed) == (True, False)
+    assert result.pixels[0].explanation == "size and crop are those of google"
 
 
 @pytest.mark.parametrize(

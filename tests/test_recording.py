@@ -112,3 +112,9 @@ def test_converting_records_by_itself_and_bit_record_adds_frameworks(tiny_npz: P
     (tmp_path / "tiny.npz").unlink()
     result = bit("verify", "converted/tiny/transformers", "--quick", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_records_of_another_epsilon_are_not_used(tiny_npz: Path, tmp_path: Path) -> None:
+    recorded(tiny_npz, tmp_path)
+    assert find(file_sha256(tiny_npz), [tmp_path], 1e-10) is not None
+    assert find(file_sha256(tiny_npz), [tmp_path], 1e-8) is None

@@ -100,6 +100,7 @@ def convert_command(
     from convert.checkpoint import Checkpoint
     from convert.files.atomic import NewFolder
     from convert.locate import hub_name, locate
+    from convert.published_outputs import IMAGE
     from convert.record import foreign_names
     from convert.verification import verify
 
@@ -122,7 +123,8 @@ def convert_command(
             if not no_verify:
                 chosen, sha256 = chosen_references(references, full), record.source.sha256
                 folders = _recorded(source, sha256, records, progress)
-                verification = verify(folder.path, source, progress, chosen, sha256, folders)
+                image = user_path(checkpoints) / IMAGE
+                verification = verify(folder.path, source, progress, chosen, sha256, folders, image, references)
             kept = verification is not None and not verification.passed and target.exists()
             if not kept:
                 folder.commit()
@@ -158,7 +160,7 @@ def _recorded(source: Checkpoint, sha256: str, records: Path, progress: Progress
     from convert.references.recorded import SHIPPED, find
 
     folders = (SHIPPED, user_path(records))
-    if source.record is None and not source.layout.folded and find(sha256, folders) is None:
+    if source.record is None and not source.layout.folded and find(sha256, folders, source.config.ws_eps) is None:
         try:
             record(source, folders[1], progress, frameworks=(), sha256=sha256)
         except (CheckpointError, OSError) as error:

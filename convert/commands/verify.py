@@ -62,7 +62,7 @@ def verify_command(
     chosen = chosen_references(references, full)
     with progress_bar() as progress, _source_of(path, source and user_path(source)) as opened:
         folders, image = (SHIPPED, user_path(records)), user_path(coco_image)
-        verification = verify(path, opened, progress, chosen, records=folders, image=image)
+        verification = verify(path, opened, progress, chosen, records=folders, image=image, required=references)
     if as_json:
         print_json(verification.to_dict())
     conclude(verification, as_json, table=True)

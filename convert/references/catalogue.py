@@ -40,12 +40,16 @@ class Reference:
 
     def reads(self, checkpoint: Checkpoint) -> bool:
         layout = checkpoint.layout
-        container = "npz" if layout.name == "google" else "safetensors"
         if not self.layouts:
             return not layout.folded
-        if layout.folded:
+        if layout.name not in self.layouts or layout.folded:
             return layout.name in self.layouts
-        return layout.name in self.layouts and checkpoint.file.container.startswith(container)
+        plain = all(layout.key(place) == key for place, key in checkpoint.keys.items())
+        if layout.name == "google":  # whose npz NumPy alone reads, and timm for RGB
+            fits = checkpoint.dtype != "bfloat16" and checkpoint.config.num_channels == 3
+            return plain and fits and checkpoint.file.container == "npz"
+        described = (checkpoint.file.path.parent / "config.json").is_file() and not checkpoint.notes
+        return plain and described and checkpoint.file.container == "safetensors"
 
     def module(self) -> ModuleType:
         """The module with its `load`, imported with its framework."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+import convert
 from convert.errors import CheckpointError
 from convert.files.atomic import new_file
 from convert.taps import Key, Summary, summary_error
@@ -21,6 +22,7 @@ SHIPPED = Path(__file__).parent.parent.parent / "reference_outputs"
 """The records that come with the project."""
 CHECKPOINT_NAME = "checkpoint.json"
 """In each folder of records, which file they are of."""
+RECORDER = f"bit-convert {convert.__version__}"
 TRUTH, FLOAT32 = "f64", "f32"
 """Dtypes of runs: one in float64 is the truth, those in float32 show how far rounding takes one from it."""
 
@@ -58,26 +60,37 @@ class Records:
     truth: Record
     float32: tuple[Record, ...]
 
+    @property
+    def own(self) -> bool:
+        """Whether they are of `bit record`, not of the original code."""
+        return "recorder" in self.truth.about
+
     def float32_error(self, key: Key) -> float:
         """The larger error of the float32 runs at a tap."""
         expected = self.truth.taps.get(key, {})
         return max(summary_error(record.taps.get(key, {}), expected) for record in self.float32)
 
 
-def find(sha256: str, folders: Iterable[Path] = (SHIPPED,)) -> Records | None:
+def find(sha256: str, folders: Iterable[Path] = (SHIPPED,), ws_eps: float | None = None) -> Records | None:
     """The records of the checkpoint whose file has this SHA-256, if there are any.
 
-    Raises `CheckpointError` for records that cannot be read.
+    Those of `bit record` must be of this version and, if it is given, of that epsilon. Raises
+    `CheckpointError` for records that cannot be read.
     """
     for folder in folders:
         for about in sorted(folder.glob(f"*/{CHECKPOINT_NAME}")):
             try:
                 stated = json.loads(about.read_text("utf-8"))
-                if stated["sha256"] == sha256:
-                    return _read(stated["name"], about.parent)
+                found = _read(stated["name"], about.parent) if stated["sha256"] == sha256 else None
+                if found is not None and (not found.own or _is_current(found.truth.about, ws_eps)):
+                    return found
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 raise CheckpointError(f"the records in {about.parent} are damaged ({error}); remove them") from None
     return None
+
+
+def _is_current(about: Mapping[str, Any], ws_eps: float | None) -> bool:
+    return about["recorder"] == RECORDER and ws_eps in (None, about["ws_eps"])
 
 
 def _read(name: str, folder: Path) -> Records:
