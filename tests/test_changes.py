@@ -24,7 +24,7 @@ from convert.verification import Verification
 
 
 def errors(result: Verification, tap: str) -> list[tuple[float, float]]:
-    return [(check.error, check.budget) for check in result.checks if check.tap == tap]
+    return [(check.error, check.budget) for check in result.checks if check.tap == tap and check.side == "written"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
