@@ -17,6 +17,7 @@ from convert.layouts.timm import MODELS
 from convert.locate import SYNTHETIC
 from convert.preprocessing import evaluated_by, preprocessor
 from convert.record import ConversionRecord
+from convert.templates import template
 from convert.zoo import BIT, CIFAR_10, ILSVRC, Accuracy, Published, published
 
 TEMPLATE = "card.md.jinja"
@@ -49,20 +50,11 @@ def card(record: ConversionRecord, verification: dict[str, Any], repository: str
     `verification` is the content of `verification.json`. Equal values give equal text. What is said
     of data and accuracy is what `zoo` knows of the checkpoint's name.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"text": text, "code": code, "python": _python}
+    filters = {"text": text, "code": code, "python": _python}
     layout, origin = LAYOUTS[record.layout], record.origin
     known, profile = _published(record), record.changes.profile or "google"
     head_kept, agreements = origin.head == "keep", verification.get("agreements", [])
-    return environment.get_template(TEMPLATE).render(
+    return template(TEMPLATE, filters, keep_trailing_newline=True).render(
         metadata=_metadata(record, known, repository),
         record=record,
         repository=repository,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from pathlib import Path
 
 import convert
 from convert.error_plot import plots
 from convert.record import ConversionRecord
 from convert.report import by_run, worst
+from convert.templates import template
 from convert.verification import Verification
 
 TEMPLATE = "report.html.jinja"
@@ -21,17 +21,8 @@ TEMPLATE = "report.html.jinja"
 
 def render(verification: Verification, record: ConversionRecord) -> str:
     """The content of `verification.html`."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"number": number, "sha256": _sha256, "worst": worst}
-    return environment.get_template(TEMPLATE).render(
+    filters = {"number": number, "sha256": _sha256, "worst": worst}
+    return template(TEMPLATE, filters, autoescape=True).render(
         verification=verification,
         record=record,
         plots=plots(verification.checks),

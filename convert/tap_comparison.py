@@ -75,9 +75,11 @@ class TapComparison:
             for tap, values, alone in _both(implementation, part, state, given):
                 state = values
                 for name, value in values.items():
-                    found[FREE, (name, tap)] = self._free_error(subject, (name, tap), value)
+                    found[FREE, (name, tap)] = self._error(FREE, subject, (name, tap), value)
+                    if tap in WHOLE:
+                        self.whole[name, tap] = value.astype(np.float64)
                 for name, value in alone.items():
-                    found[FORCED, (name, tap)] = self._forced_error(subject, (name, tap), value)
+                    found[FORCED, (name, tap)] = self._error(FORCED, subject, (name, tap), value)
             self.progress(what, number, len(parts(config)))
         checks = self._judged(found, implementation, subject, forced)
         self.checks += checks
@@ -99,25 +101,13 @@ class TapComparison:
         kept = {key for key in known if subject.keeps(key[1])}
         return kept | ({(name, "logits") for name in self.images} if subject.has_new_head else set())
 
-    def _free_error(self, subject: Subject, key: Key, value: NDArray[np.generic]) -> float:
-        tap = key[1]
-        if tap in WHOLE:
-            self.whole[key] = value.astype(np.float64)
-        if subject.has_new_head and tap == "logits":
-            return relative_l2(value, np.zeros((len(value), subject.checkpoint.config.num_labels)))
-        if not subject.keeps(tap):
-            return math.inf
-        if self.records is not None:
-            return summary_error(summarize(tap, value), self.records.truth.taps.get(key, {}))
-        return self._true_error(key, value)
-
-    def _forced_error(self, subject: Subject, key: Key, value: NDArray[np.generic]) -> float:
-        if subject.keeps(key[1]):
-            return self._true_error(key, value)
-        return relative_l2(value, np.zeros((len(value), subject.checkpoint.config.num_labels)))
-
-    def _true_error(self, key: Key, value: NDArray[np.generic]) -> float:
+    def _error(self, mode: str, subject: Subject, key: Key, value: NDArray[np.generic]) -> float:
         name, tap = key
+        if not subject.keeps(tap):
+            zeros = np.zeros((len(value), subject.checkpoint.config.num_labels))
+            return relative_l2(value, zeros) if subject.has_new_head else math.inf
+        if mode == FREE and self.records is not None:
+            return summary_error(summarize(tap, value), self.records.truth.taps.get(key, {}))
         if self.truth is None or tap not in self.truth:
             return math.inf
         return relative_l2(value, self.truth[tap][name])

@@ -65,12 +65,10 @@ def run_trials(
 ) -> Trials:
     """Run the definition on the written file, and each of the `references` on what it can read.
 
-    `others` are further implementations that run the written file; `image` is the one for which an
-    output of a real checkpoint is published.
-
     At least one of `source` and `records` is there. With references, and with a source, every
     part is judged on its own as well (teacher-forced). `differing` are parameters of the written
-    file, by canonical name, that are known not to be the source's. Raises `CheckpointError` if what
+    file, by canonical name, that are known not to be the source's; `others` further implementations
+    that run the written file; `image` that of `published_outputs`. Raises `CheckpointError` if what
     a layout must be run with is not installed.
     """
     with contextlib.ExitStack() as stack:
@@ -83,16 +81,14 @@ def run_trials(
                 bench.run(bench.need_truth(), source, forced=False)
         forced = bool(references) and source is not None
         bench.run(written.definition(), written, forced)
-        if (
-            written.checkpoint.layout.ws_eps != written.checkpoint.config.ws_eps
-            and not written.checkpoint.layout.folded
-        ):
+        layout = written.checkpoint.layout
+        if layout.ws_eps != written.checkpoint.config.ws_eps and not layout.folded:
             trials.epsilon = bench.measure_epsilon(written)
-        if written.checkpoint.layout.folded:
+        if layout.folded:
             references = list(dict.fromkeys((*references, "onnxruntime")))
         for implementation in others:
             bench.run(implementation, written, forced)
-        bench.run_references([REFERENCES[name] for name in references], written, source)
+        bench.run_references([REFERENCES[name] for name in references], written)
         if references:
             bench.run_published(written, image)
     return trials
@@ -115,9 +111,9 @@ class _Bench:
             self.comparison.truth = self.stack.enter_context(truth)
         return self.comparison.truth
 
-    def run_references(self, references: Sequence[Reference], written: Subject, source: Subject | None) -> None:
+    def run_references(self, references: Sequence[Reference], written: Subject) -> None:
         """Each on all that it can read, in every dtype that it has."""
-        runs = [(item, subject) for item in references for subject in self._subjects(item, written, source)]
+        runs = [(item, subject) for item in references for subject in self._subjects(item, written)]
         with contextlib.ExitStack() as ahead:
             waiting: ReferenceProcess | None = None
             for number, (reference, subject) in enumerate(runs):
@@ -129,9 +125,9 @@ class _Bench:
                         forced = dtype == "float64" and self.comparison.truth is not None
                         self.run(process.load(dtype), subject, forced)
 
-    def _subjects(self, reference: Reference, written: Subject, source: Subject | None) -> list[Subject]:
+    def _subjects(self, reference: Reference, written: Subject) -> list[Subject]:
         """What the reference can run; if nothing, it is noted why."""
-        sides = {subject.side: subject for subject in (written, source) if subject is not None}
+        sides = {subject.side: subject for subject in (written, self.source) if subject is not None}
         readable = [
             sides[side] for side in reference.sides if side in sides and reference.reads(sides[side].checkpoint)
         ]

@@ -16,6 +16,7 @@ from test_conversion import convert
 
 from bit.config import BitConfig
 from convert.checkpoint import Checkpoint
+from convert.errors import CheckpointError
 from convert.implementation import walk
 from convert.inputs import images
 from convert.record import ConversionRecord
@@ -67,7 +68,7 @@ def _file_outcome(fault: Fault, source: Checkpoint, folder: Path) -> Outcome:
         try:
             with Checkpoint(folder) as written:
                 usual = _usual(source, Subject(WRITTEN, written, _origin(folder)).definition())
-        except Exception:
+        except CheckpointError:  # it does not load
             usual = "caught"
     pixels = [check for check in result.pixels if not check.passed]
     if pixels:
