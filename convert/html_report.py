@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Callable
+from typing import Any
 
 import convert
 from convert.error_plot import plots
@@ -21,7 +23,7 @@ TEMPLATE = "report.html.jinja"
 
 def render(verification: Verification, record: ConversionRecord) -> str:
     """The content of `verification.html`."""
-    filters = {"number": number, "sha256": _sha256, "worst": worst}
+    filters: dict[str, Callable[..., Any]] = {"number": number, "sha256": _sha256, "worst": worst}
     return template(TEMPLATE, filters, autoescape=True).render(
         verification=verification,
         record=record,
