@@ -63,8 +63,12 @@ def part_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
-def until_there_is_a_part(path: Path) -> None:
-    while not (part_of(path).exists() and part_of(path).stat().st_size):
+def until_there_is(path: Path, least: int, child: subprocess.Popen[str]) -> None:
+    """Wait until the child has got that many bytes; it must not end without them."""
+    while not (part_of(path).exists() and part_of(path).stat().st_size >= least):
+        assert child.poll() in (None, 0), child.communicate()
+        if path.exists():
+            return
         time.sleep(0.001)
 
 
@@ -82,7 +86,7 @@ def test_after_a_kill_at_any_moment_the_next_process_goes_on(bucket: Bucket, tmp
         path = tmp_path / str(run) / "a.npz"
         bucket.requests.clear()
         child = process(bucket, path)
-        until_there_is_a_part(path)
+        until_there_is(path, 1, child)
         time.sleep(moments.uniform(0, 0.13))
         child.kill()
         child.communicate()
@@ -110,8 +114,7 @@ def test_one_file_arrives_through_many_kills(bucket: Bucket, path: Path) -> None
     for place in places:
         bucket.faults = [Fault(stall=place)]
         child = process(bucket, path)
-        while not (part_of(path).exists() and part_of(path).stat().st_size == place):
-            time.sleep(0.001)
+        until_there_is(path, place, child)
         child.kill()
         child.communicate()
     finish(bucket, path)
@@ -130,7 +133,7 @@ def test_of_two_processes_one_downloads(bucket: Bucket, path: Path) -> None:
 def test_who_waits_goes_on_where_a_killed_process_was(bucket: Bucket, path: Path) -> None:
     bucket.faults = [Fault(stall=1000)]
     first = process(bucket, path)
-    until_there_is_a_part(path)
+    until_there_is(path, 1, first)
     second = process(bucket, path)
     assert second.stdout is not None
     assert second.stdout.readline() == "waiting for another process that fetches a.npz 0 0\n"

@@ -37,12 +37,15 @@ class ReferenceProcess:
 
     def __init__(self, reference: Reference, checkpoint: Checkpoint) -> None:
         self._reference = reference
-        self._words = tempfile.NamedTemporaryFile(prefix="bit-reference-")  # noqa: SIM115 (closed with the process)
+        self._folder = tempfile.TemporaryDirectory(prefix="bit-reference-")
+        self._words = Path(self._folder.name) / "words"
+        self._words.touch()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         what = (reference.name, checkpoint.path.absolute(), checkpoint.name)
-        self._process = context.Process(target=_serve, args=(theirs, self._words.name, *what), daemon=True)
-        with _started_with(ENVIRONMENT):
+        self._process = context.Process(target=_serve, args=(theirs, self._words, *what), daemon=True)
+        # What it leaves behind when it is killed goes with the folder.
+        with _started_with({**ENVIRONMENT, "TMPDIR": self._folder.name}):
             self._process.start()
         theirs.close()
 
@@ -61,7 +64,7 @@ class ReferenceProcess:
             kind, said = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join()
-            last = Path(self._words.name).read_text("utf-8", "replace").strip().splitlines()[-1:]
+            last = self._words.read_text("utf-8", "replace").strip().splitlines()[-1:]
             reason = "".join(last) or f"it ended with status {self._process.exitcode}"
             raise CheckpointError(f"{self._reference.name} could not be run: {reason}") from None
         if kind == "failed":
@@ -77,7 +80,7 @@ class ReferenceProcess:
         self._process.kill()
         self._process.join()
         self._connection.close()
-        self._words.close()
+        self._folder.cleanup()
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def _started_with(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, words: str, name: str, path: Path, checkpoint_name: str) -> None:
+def _serve(connection: Connection, words: Path, name: str, path: Path, checkpoint_name: str) -> None:
     """Do what is asked for until nobody asks any more. What the framework prints goes to the file `words`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
     log = os.open(words, os.O_WRONLY | os.O_APPEND)
