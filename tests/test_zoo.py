@@ -151,7 +151,8 @@ def test_bit_list_as_json_has_everything(tmp_path: Path) -> None:
 
 def test_make_list_hands_its_arguments_on() -> None:
     makefile = Path(__file__).parent.parent
-    result = subprocess.run(["make", "-n", "list", "ARGS=R50x1"], cwd=makefile, capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "-n", "list", "ARGS=R50x1"]
+    result = subprocess.run(command, cwd=makefile, capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == ".venv/bin/bit list R50x1", result.stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from bit.flax import GroupNorm, StandardizedConv, Stem, Unit, max_pool
 from convert.checkpoint import Checkpoint
@@ -56,6 +58,8 @@ class _Flax:
             yield part, self._each(head, x, "conv_head")
         else:
             stage, layer = unit_place(part)
+            if layer == 0:  # the shapes of the stage before do not come again
+                jax.clear_caches()
             yield part, self._each(Unit(config, stage, layer == 0), x, part)
 
     def _each(self, module: nn.Module, x: Batches, path: str) -> dict[str, Any]:
@@ -65,19 +69,24 @@ class _Flax:
             layer = context.module
             if "params" in layer.variables or not isinstance(layer, LAYERS):
                 return call(*arguments, **options)
-            return _compiled(layer.clone(parent=None, name=None))(self._weights(path, layer.path), *arguments)
+            result = _compiled(layer.clone(parent=None, name=None))(self._weights(path, layer.path), *arguments)
+            return jax.block_until_ready(result)  # before the next layer's weights are read
 
         with nn.intercept_methods(intercept):
             return {name: np.asarray(module.apply({}, value)) for name, value in x.items()}
 
     def _weights(self, part: str, inside: tuple[str, ...]) -> dict[str, jax.Array]:
         """The parameters of one layer by the names that it has for them."""
-        path, found = "/".join((part, *inside)), {}
-        for key in (key for key in self._names if key.rpartition("/")[0] == path):
-            place = self._checkpoint.place(self._names[key])
-            values = self._checkpoint.weights(self._names[key], FLAX.axes(place)).astype(self.dtype, copy=False)
-            found[key.rpartition("/")[2]] = jnp.array(values)
+        path = "/".join((part, *inside))
+        keys = [key for key in self._names if key.rpartition("/")[0] == path]
+        found = {key.rpartition("/")[2]: jax.device_put(self._read(self._names[key])) for key in keys}
+        jax.block_until_ready(found)
+        gc.collect(0)  # only then does JAX let go of the arrays that it has copied
         return found
+
+    def _read(self, name: str) -> NDArray[np.generic]:
+        values = self._checkpoint.weights(name, FLAX.axes(self._checkpoint.place(name)))
+        return values.astype(self.dtype, copy=False)
 
 
 @cache

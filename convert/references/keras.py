@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
     tf.config.set_visible_devices([], "GPU")
     tf.config.experimental.enable_tensor_float_32_execution(False)
     keras.config.set_floatx(dtype)
+    gc.freeze()  # so that what there is by now need not be searched after every part
     return _Keras(checkpoint, dtype)
 
 
@@ -39,7 +41,9 @@ class _Keras:
         self.dtype, self._checkpoint = dtype, checkpoint
         version = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
         self.about = {"version": version, "device": "CPU", "TF32": "off"}
-        self._names = {_name(GOOGLE.key(item.place)): item.name for item in parameters(checkpoint.config)}
+        known = parameters(checkpoint.config)
+        self._names = {_name(GOOGLE.key(item.place)): item.name for item in known}
+        self._shapes = {item.name: item.shape for item in known}
 
     def run(self, part: str, inputs: Batches) -> Taps:
         """The taps of a part, see `Implementation.run`."""
@@ -67,11 +71,19 @@ class _Keras:
         """What the layer makes of each input; those inside are given their weights as they are called."""
 
         def give(inner: Any, attribute: str) -> None:
-            values = self._checkpoint.weights(self._names[f"{prefix}{inner.path}/{attribute}"])
-            setattr(inner, attribute, tf.convert_to_tensor(values.astype(self.dtype)))
+            setattr(inner, attribute, self._weight(f"{prefix}{inner.path}/{attribute}"))
 
         with _on_call(give):
-            return {name: layer(value) for name, value in x.items()}
+            results = {name: layer(value) for name, value in x.items()}
+        gc.collect()  # Keras leaves them in cycles
+        return results
+
+    def _weight(self, path: str) -> Any:
+        """A parameter by its path; zeros while Keras only finds out shapes, in a graph that would keep the values."""
+        name = self._names[path]
+        if not tf.executing_eagerly():
+            return tf.zeros(self._shapes[name], self.dtype)
+        return tf.convert_to_tensor(self._checkpoint.weights(name).astype(self.dtype))
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
     import torch
 
     from bit.model import BitForImageClassification
-    from convert.references.streaming import StreamedNetwork
+    from convert.references.streaming import NoWeights, StreamedNetwork
 
-    with torch.device("meta"):
+    with NoWeights():
         network = BitForImageClassification(checkpoint.config)
     places = {TRANSFORMERS.key(item.place): item.name for item in parameters(checkpoint.config)}
 

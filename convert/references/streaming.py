@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from convert.implementation import Batches, Taps
 
@@ -19,6 +20,21 @@ RunPart = Callable[[Any, str, Tensor], Iterator[tuple[str, Tensor]]]
 
 HOLD = 50_000_000
 """Bytes of weights that may wait for the next input, so that they are not read again."""
+
+
+class NoWeights(TorchFunctionMode):
+    """Within it networks are made on the meta device, and nothing is drawn for them.
+
+    PyTorch would import its compiler to draw numbers there: 150 MB.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        if function in (Tensor.normal_, Tensor.uniform_):
+            return arguments[0]
+        with torch.device("meta"):
+            return function(*arguments, **(options or {}))
 
 
 class StreamedNetwork:

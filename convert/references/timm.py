@@ -20,7 +20,7 @@ from bit.config import BitConfig
 from convert.checkpoint import Checkpoint
 from convert.implementation import Implementation
 from convert.references.stored import StoredTensors
-from convert.references.streaming import Read, StreamedNetwork
+from convert.references.streaming import NoWeights, Read, StreamedNetwork
 from convert.taps import unit_place
 
 
@@ -42,7 +42,7 @@ def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
 
 def _build(config: BitConfig) -> ResNetV2:
     """As timm's entries `resnetv2_*_bit` build it, of any size."""
-    with torch.device("meta"):
+    with NoWeights():
         return ResNetV2(
             layers=list(config.depths),
             channels=config.hidden_sizes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
@@ -13,7 +12,7 @@ from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 from convert.checkpoint import Checkpoint
 from convert.implementation import Implementation
 from convert.references.stored import StoredTensors
-from convert.references.streaming import StreamedNetwork
+from convert.references.streaming import NoWeights, StreamedNetwork
 from convert.taps import unit_place
 
 
@@ -23,7 +22,7 @@ def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
     Raises `ValueError` unless the file has the network's parameters and no others.
     """
     folder = checkpoint.file.path.parent
-    with torch.device("meta"):
+    with NoWeights():
         config = transformers.BitConfig.from_pretrained(folder)
         network = transformers.BitForImageClassification(config)
     stored = StoredTensors(checkpoint.file.path)
