@@ -15,7 +15,7 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify push list record inspect test test-all faults bench bench-convert bench-model lint clean
+.PHONY: help setup convert verify push list record inspect test test-all faults bench bench-convert bench-model bench-verify lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -50,13 +50,16 @@ test-all: $(DEV) ## the tests that take gigabytes, too; one needs the package ch
 faults: $(DEV) ## plant 26 faults into conversions, and print what is found beside allclose(atol=1e-3)
 	PYTHONPATH=tests $(VENV)/bin/python tests/planted.py
 
-bench: bench-convert bench-model ## both of the next
+bench: bench-convert bench-model bench-verify ## all of the next
 
 bench-convert: $(DEV) ## converting: time and memory against cp + sync + sha256 and other ways to convert
 	$(VENV)/bin/python tests/bench_convert.py $(ARGS)
 
 bench-model: $(DEV) ## running: bit against timm, transformers and others
 	$(VENV)/bin/python tests/bench_model.py $(ARGS)
+
+bench-verify: $(DEV) ## verifying: time and memory of the command and of every reference's process
+	$(VENV)/bin/python tests/bench_verify.py $(ARGS)
 
 lint: $(DEV) ## ruff and mypy
 	$(VENV)/bin/ruff check .

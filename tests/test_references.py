@@ -61,6 +61,16 @@ def test_all_references_agree_on_r14x1(synthetic: Synthetic, tmp_path: Path) -> 
     assert_all_agree(fully_verified(synthetic("R14x1"), convert(synthetic("R14x1"), "transformers", tmp_path / "out")))
 
 
+def test_what_a_reference_wrote_for_itself_goes_with_it(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Checkpoint(tiny_npz) as checkpoint, ReferenceProcess(REFERENCES["timm"], checkpoint) as process:
+        process.load("float64")
+        assert list(tmp_path.rglob("*.npy")), "what timm's own loader read"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("architecture", ["R50x1", "R101x1", "R50x3", "R101x3", "R152x2", "R152x4"])
 def test_all_references_agree(synthetic: Synthetic, tmp_path: Path, architecture: str) -> None:

@@ -51,6 +51,12 @@ class ReferenceProcess:
             self._process.start()
         theirs.close()
 
+    @property
+    def identifier(self) -> int:
+        """The system's number of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def load(self, dtype: str) -> Implementation:
         """The network in `float32` or `float64`, in the place of one that was loaded before."""
         return _Remote(self, **self.ask(("load", dtype)))
