@@ -126,9 +126,7 @@ def main() -> None:
             )
     caught, named = sum(outcome.caught for outcome in found), sum(outcome.named for outcome in found)
     missed = sum(outcome.allclose == "missed" for outcome in found)
-    print(
-        f"\n{len(found)} faults: {caught} caught, {named} named; the usual check misses {missed} of those in the model"
-    )
+    print(f"\n{len(found)} faults: {caught} caught, {named} named; the usual check misses {missed}")
     sys.exit(caught < len(found))
 
 
