@@ -20,6 +20,7 @@ from convert.taps import FORCED
 from convert.verification import Verification, verify
 
 Synthetic = Callable[[str], Path]
+LARGE = ("R101x1", "R50x3", "R101x3", "R152x2", "R152x4")
 RUNS = {
     "definition on the source float64",
     "definition float64",
@@ -57,10 +58,6 @@ def assert_all_agree(result: Verification) -> None:
     assert not result.trials.findings
 
 
-def test_all_references_agree_on_r14x1(synthetic: Synthetic, tmp_path: Path) -> None:
-    assert_all_agree(fully_verified(synthetic("R14x1"), convert(synthetic("R14x1"), "transformers", tmp_path / "out")))
-
-
 def test_what_a_reference_wrote_for_itself_goes_with_it(
     tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,8 +68,9 @@ def test_what_a_reference_wrote_for_itself_goes_with_it(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("architecture", ["R50x1", "R101x1", "R50x3", "R101x3", "R152x2", "R152x4"])
+@pytest.mark.parametrize(
+    "architecture", ["R14x1", "R50x1", *(pytest.param(architecture, marks=pytest.mark.long) for architecture in LARGE)]
+)
 def test_all_references_agree(synthetic: Synthetic, tmp_path: Path, architecture: str) -> None:
     source = synthetic(architecture)
     assert_all_agree(fully_verified(source, convert(source, "transformers", tmp_path / "out")))
