@@ -30,7 +30,7 @@ def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
     tf.config.set_visible_devices([], "GPU")
     tf.config.experimental.enable_tensor_float_32_execution(False)
     keras.config.set_floatx(dtype)
-    gc.freeze()  # so that what there is by now need not be searched after every part
+    gc.freeze()  # so that what there is by now need not be searched after every layer
     return _Keras(checkpoint, dtype)
 
 
@@ -74,9 +74,7 @@ class _Keras:
             setattr(inner, attribute, self._weight(f"{prefix}{inner.path}/{attribute}"))
 
         with _on_call(give):
-            results = {name: layer(value) for name, value in x.items()}
-        gc.collect()  # Keras leaves them in cycles
-        return results
+            return {name: layer(value) for name, value in x.items()}
 
     def _weight(self, path: str) -> Any:
         """A parameter by its path; zeros while Keras only finds out shapes, in a graph that would keep the values."""
@@ -100,6 +98,7 @@ def _on_call(give: Callable[[Any, str], None]) -> Iterator[None]:
         result = kept[type(layer)][1](layer, x)
         for attribute in WEIGHTS[type(layer)]:
             delattr(layer, attribute)
+        gc.collect()  # Keras leaves them in cycles
         return result
 
     for kind in WEIGHTS:
