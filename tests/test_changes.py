@@ -19,6 +19,7 @@ from bit.config import BitConfig
 from convert.changes import Changes
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError
+from convert.files.tensors import file_sha256
 from convert.layouts import LAYOUTS, READABLE
 from convert.verification import Verification
 
@@ -153,7 +154,7 @@ def test_compensated_kernels_give_the_librarys_epsilon_googles_function(
 def test_compensation_can_be_taken_back(tiny_npz: Path, tmp_path: Path) -> None:
     there = convert(tiny_npz, "timm", tmp_path / "there", changes=Changes(dtype="float64", ws_eps="compensate"))
     back = convert(there, "google", tmp_path / "back", changes=Changes(dtype="float32", ws_eps="compensate"))
-    assert (back / "tiny.npz").read_bytes() == tiny_npz.read_bytes()
+    assert file_sha256(back / "tiny.npz") == file_sha256(tiny_npz)
     kept = convert(there, "google", tmp_path / "kept")
     result = verified(kept, there)
     assert result.passed

@@ -18,6 +18,7 @@ from convert.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from convert.errors import CheckpointError
 from convert.files.h5 import H5File, H5Writer
 from convert.files.tensors import Tensor, file_sha256
+from convert.parameters import parameters
 from convert.record import ConversionRecord
 
 ARRAY = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
@@ -164,6 +165,24 @@ def test_the_recorded_hash_is_that_of_the_file(tiny_npz: Path, tmp_path: Path, l
     assert record is not None
     (name,) = (name for name in record.files if name.endswith(".h5"))
     assert record.files[name].sha256 == file_sha256(folder / name)
+
+
+@pytest.mark.parametrize("layout", ["google-tf2", "keras"])
+def test_the_same_weights_give_the_same_bytes_at_any_time(tiny_npz: Path, tmp_path: Path, layout: str) -> None:
+    folders = [convert(tiny_npz, layout, tmp_path / name) for name in ("first", "second")]
+    first, second = (next(folder.glob("*.h5")) for folder in folders)
+    assert file_sha256(first) == file_sha256(second)
+    with h5py.File(first) as file:
+        objects = [file, *(file[name] for name in everything(file))]
+        times = {item.name: h5py.h5o.get_info(item.id).mtime for item in objects}
+    assert len(times) > len(parameters(TINY))
+    assert not any(times.values()), "HDF5 notes the second in which a group or an array is made, unless told not to"
+
+
+def everything(file: h5py.File) -> list[str]:
+    names: list[str] = []
+    file.visit(names.append)
+    return names
 
 
 def as_soft_link(file: h5py.File) -> None:

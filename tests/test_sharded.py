@@ -22,7 +22,7 @@ from convert.checkpoint import Checkpoint
 from convert.dtypes import FLOAT32
 from convert.errors import CheckpointError
 from convert.files.sharded import ShardedFile, split
-from convert.files.tensors import Tensor
+from convert.files.tensors import Tensor, file_sha256
 from convert.parameters import parameters
 
 # Also where an extra framework announces what it will do some day.
@@ -79,7 +79,7 @@ def test_what_is_written_is_what_transformers_writes(tiny_npz: Path, single: Pat
 
 def test_what_fits_into_one_file_is_written_as_one(tiny_npz: Path, single: Path, tmp_path: Path) -> None:
     found = convert(tiny_npz, "transformers", tmp_path / "out", max_shard_size="5GB")
-    assert (found / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
+    assert file_sha256(found / "model.safetensors") == file_sha256(single / "model.safetensors")
     assert not (found / INDEX).exists()
 
 
@@ -103,7 +103,7 @@ def test_shards_convert_to_the_bytes_that_one_file_converts_to(
     found, expected = convert(sharded, layout, tmp_path / "found"), convert(single, layout, tmp_path / "expected")
     with Checkpoint(expected) as checkpoint:
         name = checkpoint.file.path.name
-    assert (found / name).read_bytes() == (expected / name).read_bytes()
+    assert file_sha256(found / name) == file_sha256(expected / name)
 
 
 def test_what_transformers_split_converts_too(single: Path, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_transformers_split_converts_too(single: Path, tmp_path: Path) -> N
     )
     found = convert(tmp_path / "theirs", "timm", tmp_path / "found") / "model.safetensors"
     expected = convert(single, "timm", tmp_path / "expected") / "model.safetensors"
-    assert found.read_bytes() == expected.read_bytes()
+    assert file_sha256(found) == file_sha256(expected)
 
 
 def test_the_index_may_be_named_instead_of_the_folder(folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_command_splits_verifies_and_reads_an_index(tiny_npz: Path, tmp_path
     assert first.stdout.endswith("verified\n")
     second = bit("convert", Path("shards", INDEX), "--to", "google", "--out", "back", cwd=tmp_path)
     assert second.returncode == 0, second.stderr
-    assert (tmp_path / "back" / "tiny.npz").read_bytes() == tiny_npz.read_bytes()
+    assert file_sha256(tmp_path / "back" / "tiny.npz") == file_sha256(tiny_npz)
     again = bit("convert", "back", "--max-shard-size", "1MB", "--out", "shards", "--force", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert not shards_of(tmp_path / "shards"), "no shard of before is left"
@@ -157,7 +157,7 @@ def test_shards_of_pytorch_read_too(folder: Path, single: Path, tmp_path: Path) 
         checkpoint.file.digests()
     found = convert(folder, "timm", tmp_path / "found") / "model.safetensors"
     expected = convert(single, "timm", tmp_path / "expected") / "model.safetensors"
-    assert found.read_bytes() == expected.read_bytes()
+    assert file_sha256(found) == file_sha256(expected)
 
 
 def test_what_a_shard_leaves_aside_is_said_with_its_name(folder: Path) -> None:

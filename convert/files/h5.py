@@ -132,14 +132,15 @@ class H5File(PackedTensorFile):
 class H5Writer:
     """Writes an HDF5 file: first all but the elements, through h5py, then these, each array at its place.
 
-    The format's version of 2008 is used, whose directory has checksums.
+    The format's version of 2008 is used, whose directory has checksums. No times are kept in it: the same arrays give
+    the same bytes.
     """
 
     def __init__(self, path: Path, tensors: Sequence[Tensor], attributes: Attributes) -> None:
-        with h5py.File(path, "x", libver=("v108", "v108")) as file:
+        with h5py.File(_create(path)) as file:
             for group, values in attributes.items():
                 for name, value in values.items():
-                    file.require_group(group).attrs[name] = _attribute(value)
+                    _group(file, group).attrs[name] = _attribute(value)
             self._offsets = {tensor.key: _allocate(file, tensor) for tensor in tensors}
         self._file = open(path, "rb+", buffering=0)  # noqa: SIM115 (closed by `close`)
         self._end = path.stat().st_size
@@ -166,6 +167,24 @@ class H5Writer:
         self._file.close()
 
 
+def _create(path: Path) -> h5py.h5f.FileID:
+    access, root = h5py.h5p.create(h5py.h5p.FILE_ACCESS), h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    root.set_obj_track_times(False)
+    return h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, root, access)
+
+
+def _group(file: h5py.File, name: str) -> h5py.Group:
+    """The group of this name, made without a time, as are those that it lies in."""
+    if name not in file:
+        parent, _, last = name.rpartition("/")
+        plan = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        plan.set_obj_track_times(False)
+        h5py.h5g.create(_group(file, parent or "/").id, last.encode(), gcpl=plan)
+    return file[name]
+
+
 def _allocate(file: h5py.File, tensor: Tensor) -> int:
     """Make an array without elements; the offset in the file at which they belong."""
     place = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -173,7 +192,8 @@ def _allocate(file: h5py.File, tensor: Tensor) -> int:
     place.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     place.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     dtype = np.dtype("V2") if tensor.dtype is BFLOAT16 else tensor.dtype.bits
-    dataset = file.create_dataset(tensor.key, tensor.shape, dtype, dcpl=place)
+    group, _, name = tensor.key.rpartition("/")
+    dataset = _group(file, group or "/").create_dataset(name, tensor.shape, dtype, dcpl=place, track_times=False)
     if tensor.dtype is BFLOAT16:
         dataset.attrs[BFLOAT16_MARK[0]] = BFLOAT16_MARK[1]
     return int(dataset.id.get_offset())
