@@ -47,27 +47,34 @@ class Implementation(Protocol):
 
 def run(implementation: Implementation, part: str, inputs: Batches) -> Taps:
     """The taps of a part, images that are large there one or a few at a time; images do not see each other."""
-    pieces = list(_pieces(inputs, STEM_AT_ONCE if part == "root_block" else AT_ONCE))
-    if len(pieces) == 1:
-        yield from implementation.run(part, inputs)
-        return
-    for taps in zip(*[list(implementation.run(part, piece)) for piece in pieces], strict=True):
-        found = [values for _, values in taps]
-        yield taps[0][0], {name: np.concatenate([v[name] for v in found if name in v]) for name in inputs}
+    found: dict[str, dict[str, list[NDArray[np.generic]]]] = {}
+    for piece in _pieces(inputs, STEM_AT_ONCE if part == "root_block" else AT_ONCE):
+        for tap, values in implementation.run(part, piece):
+            for name, value in values.items():
+                found.setdefault(tap, {}).setdefault(name, []).append(value)
+    for tap in list(found):
+        images = found.pop(tap)
+        yield tap, {name: _joined(images.pop(name)) for name in list(images)}
+
+
+def _joined(values: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    return values[0] if len(values) == 1 else np.concatenate(values)
 
 
 def _pieces(inputs: Batches, at_once: int) -> Iterator[Batches]:
-    """The images in groups of so many bytes, in order."""
-    group: dict[str, list[NDArray[np.generic]]] = {}
-    size = 0
+    """Views of the images, in order, of so many bytes at most, or of one image."""
+    group: dict[str, NDArray[np.generic]] = {}
+    left = at_once
     for name, images in inputs.items():
-        for image in images:
-            if group and size + image.nbytes > at_once:
-                yield {key: np.stack(values) for key, values in group.items()}
-                group, size = {}, 0
-            group.setdefault(name, []).append(image)
-            size += image.nbytes
-    yield {key: np.stack(values) for key, values in group.items()}
+        while len(images):
+            count = max(left // images[0].nbytes, 0 if group else 1)
+            if count:
+                group[name], images = images[:count], images[count:]
+                left -= group[name].nbytes
+            if len(images):
+                yield group
+                group, left = {}, at_once
+    yield group
 
 
 def walk(implementation: Implementation, config: BitConfig, images: Batches) -> Taps:

@@ -147,19 +147,17 @@ def _both(
 ) -> Iterator[tuple[str, Batches, Batches]]:
     """Each tap of a part, made of the `state` and, apart, of what is `given`.
 
-    Both go in one batch where they can, so that the part's weights are read once; images do not
-    see each other.
+    Both go together, so that the part's weights are read once.
     """
     if isinstance(implementation, Truth):
         yield from ((tap, values, {}) for tap, values in implementation.run(part, state))
-    elif given is None:
-        yield from ((tap, values, {}) for tap, values in run(implementation, part, state))
-    elif any(value.shape != given[name].shape for name, value in state.items()):  # of a network gone wrong
-        pairs = zip(run(implementation, part, state), run(implementation, part, given), strict=True)
-        yield from ((tap, values, alone) for (tap, values), (_, alone) in pairs)
-    else:
-        stacked = {name: np.concatenate([value, given[name].astype(value.dtype)]) for name, value in state.items()}
-        for tap, values in run(implementation, part, stacked):
-            counts = {name: len(state[name]) for name in values}
-            free = {name: value[: counts[name]] for name, value in values.items()}
-            yield tap, free, {name: value[counts[name] :] for name, value in values.items()}
+        return
+    both = {(FREE, name): value for name, value in state.items()}
+    both |= {(FORCED, name): value.astype(state[name].dtype, copy=False) for name, value in (given or {}).items()}
+    names = {" ".join(key): key for key in both}
+    for tap, values in run(implementation, part, {name: both[key] for name, key in names.items()}):
+        modes: dict[str, dict[str, NDArray[np.generic]]] = {FREE: {}, FORCED: {}}
+        for name, value in values.items():
+            mode, of = names[name]
+            modes[mode][of] = value
+        yield tap, modes[FREE], modes[FORCED]

@@ -21,6 +21,8 @@ FREE, FORCED = "free-running", "teacher-forced"
 """The modes of a check, see `Check.mode`."""
 
 SAMPLE_SIZE = 512
+AT_ONCE = 1 << 20
+"""Values that are compared at once, so that what lies between stays small."""
 WHOLE = ("pooled", "logits")
 
 Array = NDArray[np.float64]
@@ -76,8 +78,12 @@ def relative_l2(found: NDArray[np.generic], expected: NDArray[np.generic]) -> fl
     """‖found − expected‖ / ‖expected‖ in float64; infinite for other shapes or values that are not finite."""
     if found.shape != expected.shape or not found.size:
         return float("inf")
-    x, y = found.astype(np.float64, copy=False), expected.astype(np.float64, copy=False)
-    difference, norm = float(np.linalg.norm(x - y)), float(np.linalg.norm(y))
+    difference = norm = 0.0
+    x, y = found.reshape(-1), expected.reshape(-1)
+    for start in range(0, x.size, AT_ONCE):
+        block, wanted = (array[start : start + AT_ONCE].astype(np.float64, copy=False) for array in (x, y))
+        difference = math.hypot(difference, np.linalg.norm(block - wanted))
+        norm = math.hypot(norm, np.linalg.norm(wanted))
     if not np.isfinite(difference) or not np.isfinite(norm):
         return float("inf")
     return difference / norm if norm else (0.0 if difference == 0 else float("inf"))

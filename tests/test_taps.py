@@ -27,6 +27,16 @@ def test_nothing_and_other_shapes_never_agree() -> None:
     assert summary_error({"stats": ONES}, {"stats": ONES, "sample": ONES}) == np.inf
 
 
+def test_comparing_in_blocks_is_comparing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    found, expected = rng.normal(size=(2, 3, 5, 7))
+    whole = relative_l2(found, expected)
+    monkeypatch.setattr("convert.taps.AT_ONCE", 8)
+    assert relative_l2(found, expected) == pytest.approx(whole, rel=1e-14)
+    found[-1, -1, -1] = np.nan
+    assert relative_l2(found, expected) == np.inf
+
+
 def test_float32_values_are_compared_in_float64() -> None:
     assert relative_l2(np.float32([1e30]), np.float32([1e30])) == 0
 
