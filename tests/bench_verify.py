@@ -1,8 +1,8 @@
 """Time and peak memory of verifying: the command, and the process of every reference on its own.
 
 Run by `make bench-verify`, on Linux. What is told of the command is the largest of its processes.
-Each reference is given what it is given by `bit verify`: in
-float64 every image twice, as for free-running and teacher-forced errors in one pass.
+Each reference is given what `bit verify` gives it: in float64 every image twice, as for
+free-running and teacher-forced errors in one pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 import time
 from pathlib import Path
 
-import numpy as np
 from bench_convert import BIT, measure
 
 from bit.config import BitConfig
@@ -23,7 +22,7 @@ from convert.inputs import batches
 from convert.references.catalogue import REFERENCES, Reference
 from convert.references.process import ReferenceProcess
 from convert.synthetic import write_npz
-from convert.taps import parts
+from convert.taps import FORCED, FREE, parts
 
 
 def generate(path: Path, architecture: str) -> None:
@@ -43,10 +42,8 @@ def measure_reference(reference: Reference, path: Path) -> None:
         with Checkpoint(path) as checkpoint, ReferenceProcess(reference, checkpoint) as process:
             implementation = process.load(dtype)
             alone = peak(process.identifier)
-            state = {
-                name: np.concatenate([images, images]) if dtype == "float64" else images
-                for name, images in batches().items()
-            }
+            modes = (FREE, FORCED) if dtype == "float64" else (FREE,)
+            state = {f"{mode} {name}": images for mode in modes for name, images in batches().items()}
             for part in parts(checkpoint.config):
                 for _, values in run(implementation, part, state):
                     state = dict(values)
