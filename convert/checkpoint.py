@@ -21,7 +21,7 @@ from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout, Located
 from convert.parameters import KINDS, Place, parameters
 from convert.record import ConversionRecord
-from convert.transforms import Transform, Workspace
+from convert.transforms import Transform, runs
 
 SUFFIXES = (".weights.h5", ".pth.tar", ".safetensors.index.json", ".bin.index.json")
 """Endings of two words; of others the last goes."""
@@ -29,6 +29,9 @@ PREFIXES = ("module.", "_orig_mod.", "params/")
 """What wrappers of PyTorch (`DataParallel`, `torch.compile`) and Flax put before every name."""
 TRAINING = ("opt/", "extra/")
 """What lies beside `params/` in a training checkpoint (big_vision)."""
+
+AT_ONCE = 1 << 20
+"""Bytes that are read at once to be put in their places: they stay in the second-level cache."""
 
 
 def checkpoint_name(path: Path) -> str:
@@ -94,20 +97,22 @@ class Checkpoint:
         """Which parameter a canonical name means."""
         return self._places[name]
 
-    def weights(self, name: str, axes: str | None = None) -> NDArray[np.float64]:
-        """One parameter by its canonical name, in float64, with its canonical axes or those that are given."""
+    def weights(self, name: str, axes: str | None = None, dtype: str = "float64") -> NDArray[Any]:
+        """One parameter by its canonical name, in float64 or another dtype, with its canonical axes or those given.
+
+        Read from end to end, a piece at a time: no more memory than the result takes.
+        """
         place = self.place(name)
         tensor = self.tensor(place)
         transform = Transform(self.stored_axes(place), axes or KINDS[place.kind])
-        values = np.empty(transform.shape(tensor.stored_shape))
-        flat, position = values.reshape(-1), 0
-
-        def read(start: int, out: NDArray[np.generic]) -> None:
-            self.file.read(tensor, start, out)
-
-        for block in transform.blocks(tensor.stored_shape, tensor.dtype.bits, read, Workspace(slab_bytes=32 << 20)):
-            flat[position : position + block.size] = tensor.dtype.to_float64(block)
-            position += block.size
+        values = np.empty(transform.shape(tensor.stored_shape), dtype)
+        as_stored, position = transform.inverse(values), 0
+        for index in runs(tensor.stored_shape, AT_ONCE // tensor.dtype.itemsize):
+            target = as_stored[index]
+            bits = np.empty(target.shape, tensor.dtype.bits)
+            self.file.read(tensor, position, bits.reshape(-1))
+            target[...] = tensor.dtype.to_float64(bits)
+            position += bits.size
         return values
 
     @property

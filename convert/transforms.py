@@ -142,3 +142,18 @@ def _copy_in_strips(source: NDArray[np.generic], target: NDArray[np.generic]) ->
     """`target[...] = source` where `source` is a transposed view `[rows, columns, …]`."""
     for start in range(0, source.shape[1], STRIP):
         target[:, start : start + STRIP] = source[:, start : start + STRIP]
+
+
+def runs(shape: tuple[int, ...], size: int) -> Iterator[tuple[int | slice, ...]]:
+    """The indices of an array's pieces in C order, each of at most `size` elements or of one, without gaps."""
+    axis, inner = len(shape), 1
+    while axis and inner * shape[axis - 1] <= size:
+        axis -= 1
+        inner *= shape[axis]
+    if not axis:
+        yield ()
+        return
+    step = max(1, size // inner)
+    for leading in np.ndindex(*shape[: axis - 1]):
+        for start in range(0, shape[axis - 1], step):
+            yield *leading, slice(start, start + step)

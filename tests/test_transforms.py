@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from convert.transforms import Transform, Workspace
+from convert.transforms import Transform, Workspace, runs
 
 
 @st.composite
@@ -67,3 +67,11 @@ def test_axes_that_do_not_match_are_refused() -> None:
 def test_a_unit_axis_must_have_length_one() -> None:
     with pytest.raises(ValueError, match=r"\[2, 1, 3, 4\]"):
         Transform("11cn", "cn").shape((2, 1, 3, 4))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 300))
+def test_runs_are_an_array_in_order_piece_by_piece(shape: list[int], size: int) -> None:
+    array = np.arange(np.prod(shape)).reshape(shape)
+    pieces = [array[index].reshape(-1) for index in runs(tuple(shape), size)]
+    np.testing.assert_array_equal(np.concatenate(pieces), array.reshape(-1))
+    assert max(map(len, pieces)) <= size

@@ -85,8 +85,7 @@ class _Flax:
         return found
 
     def _read(self, name: str) -> NDArray[np.generic]:
-        values = self._checkpoint.weights(name, FLAX.axes(self._checkpoint.place(name)))
-        return values.astype(self.dtype, copy=False)
+        return self._checkpoint.weights(name, FLAX.axes(self._checkpoint.place(name)), self.dtype)
 
 
 @cache

@@ -81,7 +81,7 @@ class _Keras:
         name = self._names[path]
         if not tf.executing_eagerly():
             return tf.zeros(self._shapes[name], self.dtype)
-        return tf.convert_to_tensor(self._checkpoint.weights(name).astype(self.dtype))
+        return tf.convert_to_tensor(self._checkpoint.weights(name, dtype=self.dtype))
 
 
 @contextlib.contextmanager
