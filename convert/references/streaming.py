@@ -19,7 +19,8 @@ RunPart = Callable[[Any, str, Tensor], Iterator[tuple[str, Tensor]]]
 """Given the network, a part and its input `[N, C, H, W]` or `[N, C]`, yields the part's taps."""
 
 HOLD = 50_000_000
-"""Bytes of weights that may wait for the next input, so that they are not read again."""
+"""Bytes of weights that may wait for the next input, so that they are not read again. A layer with
+more of them computes so many at a time."""
 
 
 class NoWeights(TorchFunctionMode):
@@ -49,7 +50,9 @@ class StreamedNetwork:
         self.about = {"version": version, "device": "CPU", "threads": str(torch.get_num_threads()), "TF32": "off"}
         self._held: list[nn.Module] = []
         for path, module in network.named_modules():
-            if next(module.parameters(recurse=False), None) is not None:
+            if isinstance(module, nn.Conv2d | nn.Linear) and self._bytes(module) > HOLD:
+                module.forward = partial(self._by_channels, path, module)  # type: ignore[method-assign]
+            elif _own(module):
                 module.register_forward_pre_hook(partial(self._load, path))
                 module.register_forward_hook(self._unload)
 
@@ -69,30 +72,57 @@ class StreamedNetwork:
         x = x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
         return torch.from_numpy(np.array(x, self.dtype, order="C"))
 
+    def _by_channels(self, path: str, module: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+        """The layer's own forward pass, some of its output channels at a time: none sees another's weights."""
+        counted = "out_channels" if isinstance(module, nn.Conv2d) else "out_features"
+        count = getattr(module, counted)
+        forward: Any = type(module).forward
+        whole = dict(_own(module))
+        weights = {key: self._weight(path, key, parameter) for key, parameter in whole.items()}
+        step = max(1, count * HOLD // self._bytes(module))
+        found = []
+        for start in range(0, count, step):
+            for key, value in weights.items():
+                self._give(module, key, value[start : start + step])
+            setattr(module, counted, min(step, count - start))
+            found.append(forward(module, x))
+        module._parameters.update(whole)
+        setattr(module, counted, count)
+        return torch.cat(found, dim=1)
+
     def _load(self, path: str, module: nn.Module, inputs: object) -> None:
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            if not parameter.is_meta:
-                continue  # of the input before
-            value = self._read(f"{path}.{key}")
-            if value.shape != parameter.shape:
-                raise ValueError(f"{path}.{key} is {list(value.shape)}, {list(parameter.shape)} is expected")
-            module._parameters[key] = nn.Parameter(value.to(self._torch_dtype), requires_grad=False)
+        for key, parameter in _own(module):
+            if parameter.is_meta:  # else it is there since the input before
+                self._give(module, key, self._weight(path, key, parameter))
 
     def _unload(self, module: nn.Module, inputs: object, output: object) -> None:
         """Unless there is room for it until the next input of the same part."""
-        held = sum(_bytes(other) for other in self._held if other is not module)
-        if held + _bytes(module) > HOLD:
+        held = sum(self._bytes(other) for other in self._held if other is not module)
+        if held + self._bytes(module) > HOLD:
             _empty(module)
         elif module not in self._held:
             self._held.append(module)
 
+    def _weight(self, path: str, key: str, parameter: Tensor) -> Tensor:
+        value = self._read(f"{path}.{key}")
+        if value.shape != parameter.shape:
+            raise ValueError(f"{path}.{key} is {list(value.shape)}, {list(parameter.shape)} is expected")
+        return value
 
-def _bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+    def _give(self, module: nn.Module, key: str, value: Tensor) -> None:
+        module._parameters[key] = nn.Parameter(value.to(self._torch_dtype), requires_grad=False)
+
+    def _bytes(self, module: nn.Module) -> int:
+        return sum(parameter.numel() for _, parameter in _own(module)) * self._torch_dtype.itemsize
+
+
+def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of a layer itself."""
+    return list(module.named_parameters(recurse=False))
 
 
 def _empty(module: nn.Module) -> None:
-    for key, parameter in list(module.named_parameters(recurse=False)):
+    for key, parameter in _own(module):
         module._parameters[key] = nn.Parameter(parameter.to("meta"), requires_grad=False)
 
 
