@@ -21,6 +21,10 @@ Taps = Iterator[tuple[str, Batches]]
 AT_ONCE, STEM_AT_ONCE = 40_000_000, 1_000_000
 """Bytes that a part is given at once; several times as many lie between its layers, of the stem's forty times."""
 
+WEIGHTS_AT_ONCE = 50_000_000
+"""Bytes of weights with which a large layer of a framework computes at once: some of its output
+channels, for none sees the weights of another."""
+
 
 class Implementation(Protocol):
     """The network of one checkpoint, in one dtype. It holds the weights of a part only while that runs."""

@@ -23,7 +23,7 @@ def test_some_filters_at_a_time_compute_what_all_of_them_do(
     with Checkpoint(folder) as checkpoint:
         images = batches()
         expected = dict(walk(REFERENCES[name].load(checkpoint, "float64"), checkpoint.config, images))
-        monkeypatch.setattr(streaming, "HOLD", 10_000)
+        monkeypatch.setattr(streaming, "WEIGHTS_AT_ONCE", 10_000)
         given: list[int] = []
         give = streaming.StreamedNetwork._give
         monkeypatch.setattr(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,7 +15,7 @@ import tensorflow as tf
 
 from bit.keras import GroupNorm, Head, RootBlock, StandardizedConv, Unit, max_pool
 from convert.checkpoint import Checkpoint
-from convert.implementation import Batches, Implementation, Taps
+from convert.implementation import WEIGHTS_AT_ONCE, Batches, Implementation, Taps
 from convert.layouts.google import GOOGLE
 from convert.parameters import parameters
 from convert.taps import unit_place
@@ -50,11 +52,12 @@ class _Keras:
         x = {name: tf.convert_to_tensor(np.asarray(value, self.dtype)) for name, value in inputs.items()}
         config = self._checkpoint.config
         if part == "root_block":
-            x = self._each(RootBlock(config), x)
+            x = self._each(partial(RootBlock, config), x)
             yield "root_block/conv", _arrays(x)
             yield part, _arrays({name: max_pool(value) for name, value in x.items()})
         elif part == "pooled":
-            x = {name: tf.nn.relu(value) for name, value in self._each(GroupNorm(config.num_groups), x).items()}
+            normed = self._each(partial(GroupNorm, config.num_groups), x)
+            x = {name: tf.nn.relu(value) for name, value in normed.items()}
             yield "pre_head", _arrays(x)
             yield part, _arrays({name: tf.reduce_mean(value, axis=(1, 2)) for name, value in x.items()})
         elif part == "logits":
@@ -65,15 +68,12 @@ class _Keras:
             yield part, _arrays({name: head(value) for name, value in x.items()})
         else:
             stage, layer = unit_place(part)
-            yield part, _arrays(self._each(Unit(config, stage, layer), x, f"block{stage + 1}/"))
+            yield part, _arrays(self._each(partial(Unit, config, stage, layer), x, f"block{stage + 1}/"))
 
-    def _each(self, layer: Any, x: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        """What the layer makes of each input; those inside are given their weights as they are called."""
-
-        def give(inner: Any, attribute: str) -> None:
-            setattr(inner, attribute, self._weight(f"{prefix}{inner.path}/{attribute}"))
-
-        with _on_call(give):
+    def _each(self, make: Callable[[], Any], x: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        """What a layer makes of each input; it and those inside are given their weights as they are called."""
+        with _on_call(lambda inner, attribute: self._weight(f"{prefix}{inner.path}/{attribute}")):
+            layer = make()
             return {name: layer(value) for name, value in x.items()}
 
     def _weight(self, path: str) -> Any:
@@ -81,25 +81,29 @@ class _Keras:
         name = self._names[path]
         if not tf.executing_eagerly():
             return tf.zeros(self._shapes[name], self.dtype)
-        return tf.convert_to_tensor(self._checkpoint.weights(name, dtype=self.dtype))
+        return self._checkpoint.weights(name, dtype=self.dtype)
 
 
 @contextlib.contextmanager
-def _on_call(give: Callable[[Any, str], None]) -> Iterator[None]:
-    """Within it layers have no weights but while they are called, which `give` then hands them one by one."""
+def _on_call(weight: Callable[[Any, str], Any]) -> Iterator[None]:
+    """Layers that are made within have no weights but while they are called: what `weight` gives, of
+    a large kernel some filters at a time."""
     kept = {kind: (kind.build, kind.call) for kind in WEIGHTS}
 
     def bare(layer: Any, shape: Any) -> None:
         """Nothing is made of its own."""
 
     def called(layer: Any, x: Any) -> Any:
-        for attribute in WEIGHTS[type(layer)]:
-            give(layer, attribute)
-        result = kept[type(layer)][1](layer, x)
-        for attribute in WEIGHTS[type(layer)]:
-            delattr(layer, attribute)
-        gc.collect()  # Keras leaves them in cycles
-        return result
+        weights = {attribute: weight(layer, attribute) for attribute in WEIGHTS[type(layer)]}
+        results = []
+        for piece in _by_channels(weights):
+            for attribute, value in piece.items():
+                setattr(layer, attribute, tf.convert_to_tensor(value))
+            results.append(kept[type(layer)][1](layer, x))
+            for attribute in piece:
+                delattr(layer, attribute)
+            gc.collect()  # Keras leaves them in cycles
+        return results[0] if len(results) == 1 else tf.concat(results, axis=-1)
 
     for kind in WEIGHTS:
         kind.build, kind.call = bare, called
@@ -108,6 +112,15 @@ def _on_call(give: Callable[[Any, str], None]) -> Iterator[None]:
     finally:
         for kind, (build, call) in kept.items():
             kind.build, kind.call = build, call
+
+
+def _by_channels(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The weights of some output channels at a time, which are their last axis."""
+    channels = next(iter(weights.values())).shape[-1]
+    size = sum(math.prod(value.shape) * tf.as_dtype(value.dtype).size for value in weights.values())
+    step = max(1, channels * WEIGHTS_AT_ONCE // size)
+    for start in range(0, channels, step):
+        yield {attribute: value[..., start : start + step] for attribute, value in weights.items()}
 
 
 def _name(key: str) -> str:

@@ -11,16 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convert.implementation import Batches, Taps
+from convert.implementation import WEIGHTS_AT_ONCE, Batches, Taps
 
 Read = Callable[[str], Tensor]
 """Gives a parameter by the name that the network has for it."""
 RunPart = Callable[[Any, str, Tensor], Iterator[tuple[str, Tensor]]]
 """Given the network, a part and its input `[N, C, H, W]` or `[N, C]`, yields the part's taps."""
-
-HOLD = 50_000_000
-"""Bytes of weights that may wait for the next input, so that they are not read again. A layer with
-more of them computes so many at a time."""
 
 
 class NoWeights(TorchFunctionMode):
@@ -50,7 +46,7 @@ class StreamedNetwork:
         self.about = {"version": version, "device": "CPU", "threads": str(torch.get_num_threads()), "TF32": "off"}
         self._held: list[nn.Module] = []
         for path, module in network.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear) and self._bytes(module) > HOLD:
+            if isinstance(module, nn.Conv2d | nn.Linear) and self._bytes(module) > WEIGHTS_AT_ONCE:
                 module.forward = partial(self._by_channels, path, module)  # type: ignore[method-assign]
             elif _own(module):
                 module.register_forward_pre_hook(partial(self._load, path))
@@ -79,7 +75,7 @@ class StreamedNetwork:
         forward: Any = type(module).forward
         whole = dict(_own(module))
         weights = {key: self._weight(path, key, parameter) for key, parameter in whole.items()}
-        step = max(1, count * HOLD // self._bytes(module))
+        step = max(1, count * WEIGHTS_AT_ONCE // self._bytes(module))
         found = []
         for start in range(0, count, step):
             for key, value in weights.items():
@@ -98,7 +94,7 @@ class StreamedNetwork:
     def _unload(self, module: nn.Module, inputs: object, output: object) -> None:
         """Unless there is room for it until the next input of the same part."""
         held = sum(self._bytes(other) for other in self._held if other is not module)
-        if held + self._bytes(module) > HOLD:
+        if held + self._bytes(module) > WEIGHTS_AT_ONCE:
             _empty(module)
         elif module not in self._held:
             self._held.append(module)
