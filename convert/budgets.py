@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from convert.conversion import Progress
 from convert.definition import Definition
 from convert.implementation import Batches, Implementation, Taps, run, walk
+from convert.parameters import ALL
 from convert.references.recorded import Records
 from convert.subject import Subject
 from convert.taps import FREE, Key, parts, relative_l2, summarize, summary_error, tap_names
@@ -92,11 +93,11 @@ class Budgets:
         """What it does to each tap when every weight gets another error within the roundoff, drawn by its name."""
         right, roundoff = self._unaltered.definition(), self._roundoff(mode)
 
-        def rounded_otherwise(name: str) -> NDArray[np.float64]:
-            values = right.weights(name)
-            draw = np.random.default_rng(zlib.crc32(name.encode())).uniform(-roundoff, roundoff, values.shape)
-            altered: NDArray[np.float64] = values * (1 + draw)
-            return altered
+        def rounded_otherwise(name: str, channels: slice = ALL) -> NDArray[np.float64]:
+            values = right.weights(name, channels)
+            seed = zlib.crc32(name.encode()), channels.start or 0
+            values *= np.random.default_rng(seed).uniform(1 - roundoff, 1 + roundoff, values.shape)
+            return values
 
         off = Definition(rounded_otherwise, right.config, right.folded)
         runs = zip(self._run(right, mode), self._run(off, mode), strict=True)

@@ -19,7 +19,7 @@ from convert.files.opening import open_weights
 from convert.files.tensors import StoredTensor
 from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout, Located
-from convert.parameters import KINDS, Place, parameters
+from convert.parameters import ALL, KINDS, Place, parameters
 from convert.record import ConversionRecord
 from convert.transforms import Transform, runs
 
@@ -97,22 +97,27 @@ class Checkpoint:
         """Which parameter a canonical name means."""
         return self._places[name]
 
-    def weights(self, name: str, axes: str | None = None, dtype: str = "float64") -> NDArray[Any]:
-        """One parameter by its canonical name, in float64 or another dtype, with its canonical axes or those given.
+    def weights(
+        self, name: str, channels: slice = ALL, *, axes: str | None = None, dtype: str = "float64"
+    ) -> NDArray[Any]:
+        """One parameter by its canonical name, or some output channels of it: of its last canonical axis.
 
-        Read from end to end, a piece at a time: no more memory than the result takes.
+        In float64 or another dtype, with its canonical axes or those given. Read a piece at a time:
+        no more memory than the result takes.
         """
         place = self.place(name)
-        tensor = self.tensor(place)
-        transform = Transform(self.stored_axes(place), axes or KINDS[place.kind])
-        values = np.empty(transform.shape(tensor.stored_shape), dtype)
-        as_stored, position = transform.inverse(values), 0
-        for index in runs(tensor.stored_shape, AT_ONCE // tensor.dtype.itemsize):
+        tensor, stored = self.tensor(place), self.stored_axes(place)
+        axis = stored.index(KINDS[place.kind][-1])
+        shape = list(tensor.stored_shape)
+        shape[axis] = len(range(shape[axis])[channels])
+        transform = Transform(stored, axes or KINDS[place.kind])
+        values = np.empty(transform.shape(tuple(shape)), dtype)
+        as_stored = transform.inverse(values)
+        for start, index in runs(tensor.stored_shape, AT_ONCE // tensor.dtype.itemsize, axis, channels):
             target = as_stored[index]
             bits = np.empty(target.shape, tensor.dtype.bits)
-            self.file.read(tensor, position, bits.reshape(-1))
+            self.file.read(tensor, start, bits.reshape(-1))
             target[...] = tensor.dtype.to_float64(bits)
-            position += bits.size
         return values
 
     @property

@@ -22,8 +22,7 @@ AT_ONCE, STEM_AT_ONCE = 40_000_000, 1_000_000
 """Bytes that a part is given at once; several times as many lie between its layers, of the stem's forty times."""
 
 WEIGHTS_AT_ONCE = 50_000_000
-"""Bytes of weights with which a large layer of a framework computes at once: some of its output
-channels, for none sees the weights of another."""
+"""Bytes of weights with which a layer that can be divided computes at once, see `by_channels`."""
 
 
 class Implementation(Protocol):
@@ -79,6 +78,16 @@ def _pieces(inputs: Batches, at_once: int) -> Iterator[Batches]:
                 yield group
                 group, left = {}, at_once
     yield group
+
+
+def by_channels(count: int, nbytes: int) -> Iterator[slice]:
+    """The output channels of a layer that has `nbytes` of weights, some at a time: none sees another's weights.
+
+    The last slice has no end, so that a tensor with more than `count` is noticed.
+    """
+    step = max(1, count * WEIGHTS_AT_ONCE // nbytes)
+    for start in range(0, count, step):
+        yield slice(start, start + step if start + step < count else None)
 
 
 def walk(implementation: Implementation, config: BitConfig, images: Batches) -> Taps:

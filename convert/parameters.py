@@ -12,6 +12,9 @@ from bit.config import BitConfig
 
 STEM_SIZE = 7
 
+ALL = slice(None)
+"""Of the output channels of a parameter: all."""
+
 KINDS = {
     "stem/kernel": "hwio",
     "unit/norm1/scale": "c",

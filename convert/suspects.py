@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bit.config import BitConfig
 from convert.definition import Array, Arrays, Definition, pool_windows
-from convert.parameters import parameters
+from convert.parameters import ALL, parameters
 from convert.taps import relative_l2
 
 EPSILONS = (1e-10, 1e-8, 1e-6, 1e-5)
@@ -99,8 +99,8 @@ def _can_have(config: BitConfig, groups: int) -> bool:
 def with_weights(right: Definition, explanation: str, replaced: Mapping[str, Callable[[], Array]]) -> Suspect:
     """The definition with some of its parameters, by canonical name, replaced."""
 
-    def weights(name: str) -> NDArray[np.float64]:
-        return replaced[name]() if name in replaced else right.weights(name)
+    def weights(name: str, channels: slice = ALL) -> NDArray[np.float64]:
+        return replaced[name]()[..., channels] if name in replaced else right.weights(name, channels)
 
     return Suspect(explanation, Definition(weights, right.config, right.folded))
 

@@ -144,16 +144,27 @@ def _copy_in_strips(source: NDArray[np.generic], target: NDArray[np.generic]) ->
         target[:, start : start + STRIP] = source[:, start : start + STRIP]
 
 
-def runs(shape: tuple[int, ...], size: int) -> Iterator[tuple[int | slice, ...]]:
-    """The indices of an array's pieces in C order, each of at most `size` elements or of one, without gaps."""
-    axis, inner = len(shape), 1
-    while axis and inner * shape[axis - 1] <= size:
-        axis -= 1
-        inner *= shape[axis]
-    if not axis:
-        yield ()
+def runs(
+    shape: tuple[int, ...], size: int, axis: int = 0, part: slice = slice(None)
+) -> Iterator[tuple[int, tuple[int | slice, ...]]]:
+    """The pieces that lie whole in an array in C order: where each begins, and its index in what is taken.
+
+    Taken is the `part` of the indices along `axis`; a piece has at most `size` elements, or one index
+    of its first axis.
+    """
+    strides = [math.prod(shape[number + 1 :]) for number in range(len(shape))]
+    chosen = range(shape[axis])[part]
+    taken = (*shape[:axis], len(chosen), *shape[axis + 1 :])
+    first = chosen.start * strides[axis]
+    depth, inner = len(shape), 1
+    while depth and taken[depth - 1] == shape[depth - 1] and inner * shape[depth - 1] <= size:
+        depth -= 1
+        inner *= shape[depth]
+    if not depth:
+        yield 0, ()
         return
     step = max(1, size // inner)
-    for leading in np.ndindex(*shape[: axis - 1]):
-        for start in range(0, shape[axis - 1], step):
-            yield *leading, slice(start, start + step)
+    for leading in np.ndindex(*taken[: depth - 1]):
+        begin = first + sum(index * stride for index, stride in zip(leading, strides, strict=False))
+        for start in range(0, taken[depth - 1], step):
+            yield begin + start * inner, (*leading, slice(start, start + step))

@@ -56,15 +56,16 @@ def test_the_pool_pads_with_zeros_that_win_over_negative_values() -> None:
 
 def test_every_parameter_is_asked_for_once_and_every_tap_is_yielded_once() -> None:
     from convert.layouts.google import GOOGLE
-    from convert.parameters import parameters
+    from convert.parameters import ALL, parameters
 
     listed = {item.name: item for item in parameters(TINY)}
     asked: list[str] = []
 
-    def weights(name: str) -> np.ndarray:  # type: ignore[type-arg]
+    def weights(name: str, channels: slice = ALL) -> np.ndarray:  # type: ignore[type-arg]
         asked.append(name)
         item = listed[name]
-        return parameter(GOOGLE.key(item.place), GOOGLE.shape(item)).reshape(item.shape).astype(np.float64)
+        values = parameter(GOOGLE.key(item.place), GOOGLE.shape(item)).reshape(item.shape).astype(np.float64)
+        return values[..., channels]
 
     taps = [tap for tap, _ in definition.forward(weights, TINY, {"small": images(0, 1, 33, 32)})]
     assert taps == tap_names(TINY)

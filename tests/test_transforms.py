@@ -69,9 +69,16 @@ def test_a_unit_axis_must_have_length_one() -> None:
         Transform("11cn", "cn").shape((2, 1, 3, 4))
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 300))
-def test_runs_are_an_array_in_order_piece_by_piece(shape: list[int], size: int) -> None:
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 300), st.data())
+def test_runs_put_together_are_what_is_taken_of_an_array(shape: list[int], size: int, data: st.DataObject) -> None:
     array = np.arange(np.prod(shape)).reshape(shape)
-    pieces = [array[index].reshape(-1) for index in runs(tuple(shape), size)]
-    np.testing.assert_array_equal(np.concatenate(pieces), array.reshape(-1))
-    assert max(map(len, pieces)) <= size
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    first, last = sorted(data.draw(st.tuples(*[st.integers(0, shape[axis] - 1)] * 2)))
+    part = slice(first, last + 1)
+    wanted = np.moveaxis(np.moveaxis(array, axis, 0)[part], 0, axis)
+    taken = np.full(wanted.shape, -1)
+    for start, index in runs(tuple(shape), size, axis, part):
+        target = taken[index]
+        assert target.size <= size or target.shape[0] == 1
+        target[...] = array.reshape(-1)[start : start + target.size].reshape(target.shape)
+    np.testing.assert_array_equal(taken, wanted)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from bit.flax import GroupNorm, StandardizedConv, Stem, Unit, max_pool
 from convert.checkpoint import Checkpoint
-from convert.implementation import Batches, Implementation, Taps
+from convert.implementation import Batches, Implementation, Taps, by_channels
 from convert.layouts.flax import FLAX
-from convert.parameters import parameters
+from convert.parameters import ALL, parameters
 from convert.taps import unit_place
 
 LAYERS = (StandardizedConv, GroupNorm, nn.Dense)
@@ -54,38 +54,50 @@ class _Flax:
             yield "pre_head", x
             yield part, {name: np.asarray(jnp.mean(value, axis=(1, 2))) for name, value in x.items()}
         elif part == "logits":
-            head = nn.Dense(config.num_labels, precision=jax.lax.Precision.HIGHEST)
-            yield part, self._each(head, x, "conv_head")
+            yield part, self._logits(x)
         else:
             stage, layer = unit_place(part)
             if layer == 0:  # the shapes of the stage before do not come again
                 jax.clear_caches()
             yield part, self._each(Unit(config, stage, layer == 0), x, part)
 
-    def _each(self, module: nn.Module, x: Batches, path: str) -> dict[str, Any]:
+    def _logits(self, x: Batches) -> Batches:
+        """Of some classes at a time, each by a layer for these."""
+        count, features = self._checkpoint.config.num_labels, self._checkpoint.config.hidden_sizes[-1]
+        found: dict[str, list[Any]] = {name: [] for name in x}
+        for classes in by_channels(count, 8 * count * features):
+            head = nn.Dense(len(range(count)[classes]), precision=jax.lax.Precision.HIGHEST)
+            for name, logits in self._each(head, x, "conv_head", classes).items():
+                found[name].append(logits)
+        return {name: np.concatenate(logits, axis=1) for name, logits in found.items()}
+
+    def _each(self, module: nn.Module, x: Batches, path: str, channels: slice = ALL) -> dict[str, Any]:
         """The module's result for each input; its layers are given their weights as they run."""
 
         def intercept(call: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
             layer = context.module
             if "params" in layer.variables or not isinstance(layer, LAYERS):
                 return call(*arguments, **options)
-            result = _compiled(layer.clone(parent=None, name=None))(self._weights(path, layer.path), *arguments)
+            result = _compiled(layer.clone(parent=None, name=None))(
+                self._weights(path, layer.path, channels), *arguments
+            )
             return jax.block_until_ready(result)  # before the next layer's weights are read
 
         with nn.intercept_methods(intercept):
             return {name: np.asarray(module.apply({}, value)) for name, value in x.items()}
 
-    def _weights(self, part: str, inside: tuple[str, ...]) -> dict[str, jax.Array]:
+    def _weights(self, part: str, inside: tuple[str, ...], channels: slice) -> dict[str, jax.Array]:
         """The parameters of one layer by the names that it has for them."""
         path = "/".join((part, *inside))
         keys = [key for key in self._names if key.rpartition("/")[0] == path]
-        found = {key.rpartition("/")[2]: jax.device_put(self._read(self._names[key])) for key in keys}
+        found = {key.rpartition("/")[2]: jax.device_put(self._read(self._names[key], channels)) for key in keys}
         jax.block_until_ready(found)
         gc.collect(0)  # only then does JAX let go of the arrays that it has copied
         return found
 
-    def _read(self, name: str) -> NDArray[np.generic]:
-        return self._checkpoint.weights(name, FLAX.axes(self._checkpoint.place(name)), self.dtype)
+    def _read(self, name: str, channels: slice) -> NDArray[np.generic]:
+        axes = FLAX.axes(self._checkpoint.place(name))
+        return self._checkpoint.weights(name, channels, axes=axes, dtype=self.dtype)
 
 
 @cache

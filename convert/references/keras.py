@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from bit.keras import GroupNorm, Head, RootBlock, StandardizedConv, Unit, max_pool
 from convert.checkpoint import Checkpoint
-from convert.implementation import WEIGHTS_AT_ONCE, Batches, Implementation, Taps
+from convert.implementation import Batches, Implementation, Taps, by_channels
 from convert.layouts.google import GOOGLE
 from convert.parameters import parameters
 from convert.taps import unit_place
@@ -61,11 +61,7 @@ class _Keras:
             yield "pre_head", _arrays(x)
             yield part, _arrays({name: tf.reduce_mean(value, axis=(1, 2)) for name, value in x.items()})
         elif part == "logits":
-            head = Head(config)
-            head(next(iter(x.values())))  # is built by its first call
-            for weight in head.weights:
-                weight.assign(self._checkpoint.weights(self._names[weight.path]))
-            yield part, _arrays({name: head(value) for name, value in x.items()})
+            yield part, self._logits(x)
         else:
             stage, layer = unit_place(part)
             yield part, _arrays(self._each(partial(Unit, config, stage, layer), x, f"block{stage + 1}/"))
@@ -75,6 +71,19 @@ class _Keras:
         with _on_call(lambda inner, attribute: self._weight(f"{prefix}{inner.path}/{attribute}")):
             layer = make()
             return {name: layer(value) for name, value in x.items()}
+
+    def _logits(self, x: dict[str, Any]) -> Batches:
+        """Of some classes at a time, each by a head for these."""
+        config = self._checkpoint.config
+        found: dict[str, list[Any]] = {name: [] for name in x}
+        for classes in by_channels(config.num_labels, 4 * config.num_labels * config.hidden_sizes[-1]):
+            head = Head(config.replace(num_labels=len(range(config.num_labels)[classes])))
+            head(next(iter(x.values())))  # is built by its first call
+            for weight in head.weights:
+                weight.assign(self._checkpoint.weights(self._names[weight.path], classes, dtype=self.dtype))
+            for name, value in x.items():
+                found[name].append(np.asarray(head(value)))
+        return {name: np.concatenate(logits, axis=1) for name, logits in found.items()}
 
     def _weight(self, path: str) -> Any:
         """A parameter by its path; zeros while Keras only finds out shapes, in a graph that would keep the values."""
@@ -96,7 +105,7 @@ def _on_call(weight: Callable[[Any, str], Any]) -> Iterator[None]:
     def called(layer: Any, x: Any) -> Any:
         weights = {attribute: weight(layer, attribute) for attribute in WEIGHTS[type(layer)]}
         results = []
-        for piece in _by_channels(weights):
+        for piece in _in_parts(weights):
             for attribute, value in piece.items():
                 setattr(layer, attribute, tf.convert_to_tensor(value))
             results.append(kept[type(layer)][1](layer, x))
@@ -114,13 +123,11 @@ def _on_call(weight: Callable[[Any, str], Any]) -> Iterator[None]:
             kind.build, kind.call = build, call
 
 
-def _by_channels(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _in_parts(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The weights of some output channels at a time, which are their last axis."""
-    channels = next(iter(weights.values())).shape[-1]
-    size = sum(math.prod(value.shape) * tf.as_dtype(value.dtype).size for value in weights.values())
-    step = max(1, channels * WEIGHTS_AT_ONCE // size)
-    for start in range(0, channels, step):
-        yield {attribute: value[..., start : start + step] for attribute, value in weights.items()}
+    nbytes = sum(math.prod(value.shape) * tf.as_dtype(value.dtype).size for value in weights.values())
+    for channels in by_channels(next(iter(weights.values())).shape[-1], nbytes):
+        yield {attribute: value[..., channels] for attribute, value in weights.items()}
 
 
 def _name(key: str) -> str:

@@ -10,7 +10,7 @@ from bit.config import BitConfig
 from convert.checkpoint import Checkpoint
 from convert.implementation import Implementation
 from convert.layouts.transformers import TRANSFORMERS
-from convert.parameters import parameters
+from convert.parameters import ALL, parameters
 from convert.taps import unit_place
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
         network = BitForImageClassification(checkpoint.config)
     places = {TRANSFORMERS.key(item.place): item.name for item in parameters(checkpoint.config)}
 
-    def read(key: str) -> Tensor:
-        return _tensor(checkpoint, places[key])
+    def read(key: str, channels: slice) -> Tensor:
+        return _tensor(checkpoint, places[key], channels)
 
     return StreamedNetwork("bit (PyTorch)", torch.__version__, network, read, _run_part, dtype)
 
@@ -62,8 +62,8 @@ def read_state(folder: Path) -> tuple[BitConfig, dict[str, Tensor]]:
         return checkpoint.config, {key: _tensor(checkpoint, name).to(dtype) for key, name in names.items()}
 
 
-def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
-    """A parameter in float64, with the axes that PyTorch has for it."""
+def _tensor(checkpoint: Checkpoint, name: str, channels: slice = ALL) -> Tensor:
+    """Some output channels of a parameter in float64, with the axes that PyTorch has for it."""
     import torch
 
-    return torch.from_numpy(checkpoint.weights(name, TRANSFORMERS.axes(checkpoint.place(name))))
+    return torch.from_numpy(checkpoint.weights(name, channels, axes=TRANSFORMERS.axes(checkpoint.place(name))))

@@ -21,10 +21,11 @@ class StoredTensors:
             with safe_open(path, framework="pt") as file:
                 self._files = dict.fromkeys(file.keys(), path)
 
-    def __call__(self, key: str) -> Tensor:
+    def __call__(self, key: str, channels: slice) -> Tensor:
+        """The indices `channels` of a tensor's first axis."""
         # Opened anew each time: what was read through an open file stays in memory with it.
         with safe_open(self._files[key], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
+            tensor: Tensor = file.get_slice(key)[channels]
             return tensor.clone()
 
     @property

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convert.implementation import WEIGHTS_AT_ONCE, Batches, Taps
+from convert.implementation import WEIGHTS_AT_ONCE, Batches, Taps, by_channels
+from convert.parameters import ALL
 
-Read = Callable[[str], Tensor]
-"""Gives a parameter by the name that the network has for it."""
+Read = Callable[[str, slice], Tensor]
+"""Gives a parameter by the name that the network has for it, or some indices of its first axis, output channels."""
 RunPart = Callable[[Any, str, Tensor], Iterator[tuple[str, Tensor]]]
 """Given the network, a part and its input `[N, C, H, W]` or `[N, C]`, yields the part's taps."""
 
@@ -73,14 +74,11 @@ class StreamedNetwork:
         counted = "out_channels" if isinstance(module, nn.Conv2d) else "out_features"
         count = getattr(module, counted)
         forward: Any = type(module).forward
-        whole = dict(_own(module))
-        weights = {key: self._weight(path, key, parameter) for key, parameter in whole.items()}
-        step = max(1, count * WEIGHTS_AT_ONCE // self._bytes(module))
-        found = []
-        for start in range(0, count, step):
-            for key, value in weights.items():
-                self._give(module, key, value[start : start + step])
-            setattr(module, counted, min(step, count - start))
+        whole, found = dict(_own(module)), []
+        for channels in by_channels(count, self._bytes(module)):
+            for key, parameter in whole.items():
+                self._give(path, module, key, parameter, channels)
+            setattr(module, counted, len(range(count)[channels]))
             found.append(forward(module, x))
         module._parameters.update(whole)
         setattr(module, counted, count)
@@ -89,7 +87,7 @@ class StreamedNetwork:
     def _load(self, path: str, module: nn.Module, inputs: object) -> None:
         for key, parameter in _own(module):
             if parameter.is_meta:  # else it is there since the input before
-                self._give(module, key, self._weight(path, key, parameter))
+                self._give(path, module, key, parameter, ALL)
 
     def _unload(self, module: nn.Module, inputs: object, output: object) -> None:
         """Unless there is room for it until the next input of the same part."""
@@ -99,13 +97,10 @@ class StreamedNetwork:
         elif module not in self._held:
             self._held.append(module)
 
-    def _weight(self, path: str, key: str, parameter: Tensor) -> Tensor:
-        value = self._read(f"{path}.{key}")
-        if value.shape != parameter.shape:
-            raise ValueError(f"{path}.{key} is {list(value.shape)}, {list(parameter.shape)} is expected")
-        return value
-
-    def _give(self, module: nn.Module, key: str, value: Tensor) -> None:
+    def _give(self, path: str, module: nn.Module, key: str, parameter: Tensor, channels: slice) -> None:
+        value, expected = self._read(f"{path}.{key}", channels), parameter[channels].shape
+        if value.shape != expected:
+            raise ValueError(f"{path}.{key} is {list(value.shape)}, {list(expected)} is expected")
         module._parameters[key] = nn.Parameter(value.to(self._torch_dtype), requires_grad=False)
 
     def _bytes(self, module: nn.Module) -> int:

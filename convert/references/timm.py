@@ -77,8 +77,8 @@ class _OwnLoader(TorchFunctionMode):
         np.save(self._path(self._names[id(parameter)]), value.numpy())
         return parameter
 
-    def __call__(self, key: str) -> Tensor:
-        return torch.from_numpy(np.load(self._path(key)))
+    def __call__(self, key: str, channels: slice) -> Tensor:
+        return torch.from_numpy(np.array(np.load(self._path(key), mmap_mode="r")[channels]))
 
     def _path(self, key: str) -> Path:
         return Path(self._folder.name) / f"{key}.npy"
