@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from convert.architecture import bind, check_name, found_in_words, infer
 from convert.errors import CheckpointError
 from convert.files.opening import open_weights
 from convert.files.tensors import StoredTensor
+from convert.implementation import by_channels
 from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout, Located
 from convert.parameters import ALL, KINDS, Place, parameters
@@ -79,7 +81,7 @@ class Checkpoint:
             self.keys = {place: stored[key] for place, key in keys.items()}
             check_name(self.name, self.config)
             self._read_stated()
-            self._places = {parameter.name: parameter.place for parameter in parameters(self.config)}
+            self._parameters = {parameter.name: parameter for parameter in parameters(self.config)}
         except CheckpointError as error:
             self.file.close()
             raise CheckpointError(f"{self.file.path}: {error}", error.problems) from None
@@ -95,7 +97,7 @@ class Checkpoint:
 
     def place(self, name: str) -> Place:
         """Which parameter a canonical name means."""
-        return self._places[name]
+        return self._parameters[name].place
 
     def weights(
         self, name: str, channels: slice = ALL, *, axes: str | None = None, dtype: str = "float64"
@@ -119,6 +121,12 @@ class Checkpoint:
             self.file.read(tensor, start, bits.reshape(-1))
             target[...] = tensor.dtype.to_float64(bits)
         return values
+
+    def pieces(self, name: str) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """One parameter as `weights` gives it, some output channels at a time: which, and their values."""
+        shape = self._parameters[name].shape
+        for channels in by_channels(shape[-1], 8 * math.prod(shape)):
+            yield channels, self.weights(name, channels)
 
     @property
     def dtype(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convert import definition
 from convert.budgets import FLOAT64_BUDGET
@@ -15,7 +16,7 @@ from convert.conversion import Progress
 from convert.errors import CheckpointError
 from convert.inputs import batches
 from convert.parameters import Parameter, parameters
-from convert.taps import relative_l2, tap_names
+from convert.taps import relative_l2, relative_l2_of, tap_names
 
 IDENTICAL, EQUAL, DIFFERENT, MISSING = "identical", "equal", "different", "missing"
 
@@ -95,15 +96,21 @@ def _compare_tensor(
         return TensorDifference(name, MISSING)
     if ours.shape != theirs.shape:
         return TensorDifference(name, DIFFERENT)
-    x, y = first.weights(name), second.weights(name)
-    if np.array_equal(x, y, equal_nan=True):
+
+    def pieces() -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        return ((x, second.weights(name, channels)) for channels, x in first.pieces(name))
+
+    found = [(np.array_equal(x, y, equal_nan=True), np.array_equal(np.signbit(x), np.signbit(y))) for x, y in pieces()]
+    equal, same_signs = (all(column) for column in zip(*found, strict=True))
+    if equal:
         was, now = first.tensor(ours.place), second.tensor(ours.place)
         stored = [(item.key, item.shape, item.dtype, item.order, item.big_endian) for item in (was, now)]
-        alike = stored[0] == stored[1] and np.array_equal(np.signbit(x), np.signbit(y))
+        alike = stored[0] == stored[1] and same_signs
         return TensorDifference(name, IDENTICAL if alike else EQUAL, 0.0, 0.0)
     with np.errstate(invalid="ignore"):
-        largest = float(np.abs(x - y).max())
-    return TensorDifference(name, DIFFERENT, _finite(largest), _finite(relative_l2(y, x)))
+        largest = float(np.max([np.abs(x - y).max() for x, y in pieces()]))
+        error = relative_l2_of((y, x) for x, y in pieces())
+    return TensorDifference(name, DIFFERENT, _finite(largest), _finite(error))
 
 
 def _compare_taps(

@@ -67,21 +67,23 @@ def inspect(checkpoint: Checkpoint, progress: Progress) -> Inspection:
     """
     config, layout = checkpoint.config, checkpoint.layout
     files = checkpoint.file.digests()
-    nonfinite, zero_head = [], config.num_labels > 0
+    nonfinite: dict[str, None] = {}
+    zero_head = config.num_labels > 0
     worst, least = "", math.inf
     count = done = 0
     for parameter in parameters(config):
-        tensor, values = checkpoint.tensor(parameter.place), checkpoint.weights(parameter.name)
-        count += values.size
-        if not np.isfinite(values).all():
-            nonfinite.append(tensor.key)
-        elif is_standardized(parameter.place) and not layout.folded:
-            variances = values.reshape(-1, values.shape[-1]).var(axis=0)
-            index = int(variances.argmin())
-            if variances[index] < least:
-                worst, least = f"{parameter.name}[…, {index}]", float(variances[index])
-        if parameter.place.kind.startswith("head/"):
-            zero_head = zero_head and not values.any()
+        tensor = checkpoint.tensor(parameter.place)
+        for channels, values in checkpoint.pieces(parameter.name):
+            count += values.size
+            if not np.isfinite(values).all():
+                nonfinite[tensor.key] = None
+            elif is_standardized(parameter.place) and not layout.folded:
+                variances = values.reshape(-1, values.shape[-1]).var(axis=0)
+                index = int(variances.argmin())
+                if variances[index] < least:
+                    worst, least = f"{parameter.name}[…, {channels.start + index}]", float(variances[index])
+            if parameter.place.kind.startswith("head/"):
+                zero_head = zero_head and not values.any()
         done += tensor.nbytes
         progress("reading", done, checkpoint.nbytes)
     costs = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,12 +78,18 @@ def relative_l2(found: NDArray[np.generic], expected: NDArray[np.generic]) -> fl
     """‖found − expected‖ / ‖expected‖ in float64; infinite for other shapes or values that are not finite."""
     if found.shape != expected.shape or not found.size:
         return float("inf")
-    difference = norm = 0.0
     x, y = found.reshape(-1), expected.reshape(-1)
-    for start in range(0, x.size, AT_ONCE):
-        block, wanted = (array[start : start + AT_ONCE].astype(np.float64, copy=False) for array in (x, y))
-        difference = math.hypot(difference, np.linalg.norm(block - wanted))
-        norm = math.hypot(norm, np.linalg.norm(wanted))
+    blocks = (slice(start, start + AT_ONCE) for start in range(0, x.size, AT_ONCE))
+    return relative_l2_of((x[block], y[block]) for block in blocks)
+
+
+def relative_l2_of(pieces: Iterable[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> float:
+    """The same of arrays that are given in pieces, found and expected, of any shape."""
+    difference = norm = 0.0
+    for found, expected in pieces:
+        x, y = (array.astype(np.float64, copy=False).reshape(-1) for array in (found, expected))
+        difference = math.hypot(difference, np.linalg.norm(x - y))
+        norm = math.hypot(norm, np.linalg.norm(y))
     if not np.isfinite(difference) or not np.isfinite(norm):
         return float("inf")
     return difference / norm if norm else (0.0 if difference == 0 else float("inf"))
