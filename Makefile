@@ -48,18 +48,18 @@ test-all: $(DEV) ## the tests that take gigabytes, too; one needs the package ch
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 faults: $(DEV) ## plant 26 faults into conversions, and print what is found beside allclose(atol=1e-3)
-	PYTHONPATH=tests $(VENV)/bin/python tests/planted.py
+	PYTHONPATH=tests $(VENV)/bin/python -m support.planted
 
 bench: bench-convert bench-model bench-verify ## all of the next
 
 bench-convert: $(DEV) ## converting: time and memory against cp + sync + sha256 and other ways to convert
-	$(VENV)/bin/python tests/bench_convert.py $(ARGS)
+	$(VENV)/bin/python tests/benchmarks/bench_convert.py $(ARGS)
 
 bench-model: $(DEV) ## running: bit against timm, transformers and others
-	$(VENV)/bin/python tests/bench_model.py $(ARGS)
+	$(VENV)/bin/python tests/benchmarks/bench_model.py $(ARGS)
 
 bench-verify: $(DEV) ## verifying: time and memory of the command and of every reference's process
-	$(VENV)/bin/python tests/bench_verify.py $(ARGS)
+	$(VENV)/bin/python tests/benchmarks/bench_verify.py $(ARGS)
 
 lint: $(DEV) ## ruff and mypy
 	$(VENV)/bin/ruff check .

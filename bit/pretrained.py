@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bit.config import CONFIG_NAME, BitConfig, read_json
 from bit.layers import StandardizedConv2d
+from bit.timm_names import timm_to_transformers
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
@@ -152,10 +153,7 @@ def _read(folder: Path) -> tuple[BitConfig, dict[str, Tensor]]:
     """The configuration and the state dict, under transformers' names."""
     values = read_json(folder / CONFIG_NAME)
     if "architecture" in values:  # as timm writes it
-        # The one place that knows every library's names.
-        from convert.references.pytorch import read_state
-
-        return read_state(folder)
+        return timm_to_transformers(values, _load(folder))
     return BitConfig.from_dict(values), _load(folder)
 
 

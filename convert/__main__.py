@@ -1,5 +1,5 @@
 """`python -m convert` is the command `bit`."""
 
-from convert.cli import main
+from convert.cli.main import main
 
 main(prog_name="bit")

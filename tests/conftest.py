@@ -10,29 +10,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from support.networks import TINY
 
 from bit.config import BitConfig
-from convert.synthetic import write_npz
+from convert.sources.synthetic import write_npz
 
 if TYPE_CHECKING:
-    from hub import HubServer
+    from support.hub import HubServer
 
 settings.register_profile("seeded", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("seeded")
-
-TINY = BitConfig(embedding_size=32, hidden_sizes=(128, 256), depths=(2, 1), num_labels=5)
-"""The narrowest BiT: 32 groups leave one channel a group."""
 
 
 @pytest.fixture(autouse=True)
 def undrawn_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the page of a verification empty but in its own tests: drawing it takes a second."""
-    if "html_report" not in request.node.path.name:
-        monkeypatch.setattr("convert.html_report.render", lambda *values: "")
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """A progress that nobody watches."""
+    if request.node.path.parent.name != "reporting":
+        monkeypatch.setattr("convert.reporting.html.render", lambda *values: "")
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +54,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 @pytest.fixture(scope="session")
 def verified_tiny(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A verified conversion of `tiny_npz` for transformers, not to be changed."""
-    from test_conversion import convert
-    from test_verification import verified
+    from support.conversions import convert, verified
 
     folder = convert(tiny_npz, "transformers", tmp_path_factory.mktemp("verified") / "tiny")
     assert verified(folder, tiny_npz).passed
@@ -77,8 +70,8 @@ def folder(verified_tiny: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def server() -> Iterator[HubServer]:
     """A Hub on the loopback that knows one account."""
-    from hub import hub
-    from pushing import TOKEN, account
+    from support.hub import hub
+    from support.pushing import TOKEN, account
 
     with hub() as running:
         running.tokens[TOKEN] = account()

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import fcntl
 import glob
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from convert.errors import CheckpointError
 
@@ -27,6 +28,13 @@ def new_file(path: Path) -> Iterator[Path]:
         _fsync(partial)
         partial.replace(path)
     _fsync(path.parent)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of strict JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with new_file(path) as partial:
+        partial.write_text(text, "utf-8")
 
 
 class NewFolder:

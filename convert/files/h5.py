@@ -16,11 +16,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from convert import dtypes
-from convert.dtypes import BFLOAT16, DType
 from convert.errors import CheckpointError
-from convert.files.archive import MAX_INFLATION
-from convert.files.tensors import CHUNK, PackedTensorFile, StoredTensor, Tensor
+from convert.files.base import CHUNK, PackedTensorFile, StoredTensor, Tensor
+from convert.files.zip import MAX_INFLATION
+from convert.network import dtypes
+from convert.network.dtypes import BFLOAT16, DType
 
 Attributes = Mapping[str, Mapping[str, str | Sequence[str]]]
 """By the path of a group, its attributes; the root is `/`."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convert import dtypes
 from convert.errors import CheckpointError
-from convert.files.archive import ArchiveFile
-from convert.files.tensors import StoredTensor, Tensor
+from convert.files.base import StoredTensor, Tensor
+from convert.files.zip import ArchiveFile
+from convert.network import dtypes
 
 MAX_HEADER = 10_000
 INTEGERS = ("i", "u", "b")

@@ -14,9 +14,9 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo, set_external_data
 
-from convert.dtypes import FLOAT32
 from convert.errors import CheckpointError
-from convert.files.tensors import File, StoredTensor, Tensor, TensorFile
+from convert.files.base import File, StoredTensor, Tensor, TensorFile
+from convert.network.dtypes import FLOAT32
 
 MAX_EMBEDDED = (2 << 30) - (64 << 20)
 """Bytes of weights in the file itself: a protocol buffer holds two gigabytes in all."""

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.dtypes import BY_NAME
 from convert.errors import CheckpointError
-from convert.files.archive import ArchiveFile
-from convert.files.tensors import StoredTensor, TensorFile
+from convert.files.base import StoredTensor, TensorFile
+from convert.files.zip import ArchiveFile
+from convert.network.dtypes import BY_NAME
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.dtypes import BY_SAFETENSORS
 from convert.errors import CheckpointError
-from convert.files.tensors import StoredTensor, Tensor, TensorFile
+from convert.files.base import StoredTensor, Tensor, TensorFile
+from convert.network.dtypes import BY_SAFETENSORS
 
 MAX_HEADER = 100_000_000
 """As the library's own limit."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError
+from convert.files.base import File, StoredTensor, Tensor, TensorFile
 from convert.files.safetensors import no_duplicates
-from convert.files.tensors import File, StoredTensor, Tensor, TensorFile
 
 INDEX_SUFFIX = ".index.json"
 SIZE = re.compile(r"[0-9.]*[1-9][0-9.]*\s*[KMGT]B", re.IGNORECASE)

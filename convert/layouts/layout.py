@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from bit.config import BitConfig
-from convert.parameters import KINDS, Parameter, Place
-from convert.transforms import Transform
+from convert.network.axes import Transform
+from convert.network.parameters import KINDS, Parameter, Place
 
 Attributes = Mapping[str, Mapping[str, Any]]
 """By the path of a group, its attributes; the root is `/`."""

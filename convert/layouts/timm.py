@@ -5,8 +5,8 @@ from typing import Any
 
 from bit.config import CONFIG_NAME, PUBLISHED, BitConfig
 from convert.layouts.layout import Layout, Row
-from convert.preprocessing import evaluated_by
-from convert.zoo import evaluation
+from convert.published.catalogue import evaluation
+from convert.published.preprocessing import evaluated_by
 
 # timm's own entries exist for the published architectures alone.
 MODELS = {architecture: f"resnetv2_{architecture[1:]}_bit" for architecture in PUBLISHED}

@@ -7,7 +7,7 @@ from typing import Any
 from bit.config import CONFIG_NAME, BitConfig
 from bit.image_processing import PREPROCESSOR_NAME
 from convert.layouts.layout import Layout, Row
-from convert.preprocessing import preprocessor
+from convert.published.preprocessing import preprocessor
 
 
 def _companions(config: BitConfig, dtype: str, name: str, profile: str) -> dict[str, dict[str, Any]]:
@@ -23,7 +23,7 @@ def _companions(config: BitConfig, dtype: str, name: str, profile: str) -> dict[
 
 
 # What says nothing about the function that a trained network computes.
-FREE = {"drop_path_rate", "problem_type", "out_features", "out_indices", "id2label", "num_labels", "ws_eps"}
+END_TO_END = {"drop_path_rate", "problem_type", "out_features", "out_indices", "id2label", "num_labels", "ws_eps"}
 
 
 def stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
@@ -31,7 +31,7 @@ def stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
     told = BitConfig.from_dict(values)
     for field in dataclasses.fields(BitConfig):
         found, implied = getattr(told, field.name), getattr(config, field.name)
-        if field.name not in FREE and found != implied:
+        if field.name not in END_TO_END and found != implied:
             raise ValueError(f"{field.name} is {found!r}, where a BiT of these arrays has {implied!r}")
     if ("id2label" in values or "num_labels" in values) and told.num_labels != config.num_labels:
         raise ValueError(f"it says {told.num_labels} classes, the head has {config.num_labels}")

@@ -1,1 +1,1 @@
-"""What a conversion is held to: recorded outputs, and implementations that yield taps."""
+"""Other implementations of the network, each run in a process of its own, and recordings of their outputs."""

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit.flax import GroupNorm, StandardizedConv, Stem, Unit, max_pool
-from convert.checkpoint import Checkpoint
-from convert.implementation import Batches, Implementation, Taps, by_channels
+from convert.checkpoints.checkpoint import Checkpoint
 from convert.layouts.flax import FLAX
-from convert.parameters import ALL, parameters
-from convert.taps import unit_place
+from convert.network.parameters import ALL, parameters
+from convert.network.runner import Batches, Implementation, Taps, by_channels
+from convert.network.taps import unit_place
 
 LAYERS = (StandardizedConv, GroupNorm, nn.Dense)
 """Those that have parameters."""

@@ -14,11 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from bit.keras import GroupNorm, Head, RootBlock, StandardizedConv, Unit, max_pool
-from convert.checkpoint import Checkpoint
-from convert.implementation import Batches, Implementation, Taps, by_channels
+from convert.checkpoints.checkpoint import Checkpoint
 from convert.layouts.google import GOOGLE
-from convert.parameters import parameters
-from convert.taps import unit_place
+from convert.network.parameters import parameters
+from convert.network.runner import Batches, Implementation, Taps, by_channels
+from convert.network.taps import unit_place
 
 WEIGHTS: dict[Any, tuple[str, ...]] = {
     GroupNorm: ("gamma", "beta"),

@@ -7,10 +7,10 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from convert.checkpoint import Checkpoint
-from convert.implementation import Batches, Implementation, Taps
-from convert.onnx_graph import INPUT
-from convert.taps import parts
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.conversion.onnx_graph import INPUT
+from convert.network.runner import Batches, Implementation, Taps
+from convert.network.taps import parts
 
 FOLDER_OF_DATA = "session.model_external_initializers_file_folder_path"
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bit.config import BitConfig
-from convert.checkpoint import Checkpoint
-from convert.implementation import Implementation
+from convert.checkpoints.checkpoint import Checkpoint
 from convert.layouts.transformers import TRANSFORMERS
-from convert.parameters import ALL, parameters
-from convert.taps import unit_place
+from convert.network.parameters import ALL, parameters
+from convert.network.runner import Implementation
+from convert.network.taps import unit_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +22,7 @@ def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
     import torch
 
     from bit.model import BitForImageClassification
-    from convert.references.streaming import NoWeights, StreamedNetwork
+    from convert.references.torch_streaming import NoWeights, StreamedNetwork
 
     with NoWeights():
         network = BitForImageClassification(checkpoint.config)
@@ -50,16 +48,6 @@ def _run_part(network: BitForImageClassification, part: str, x: Tensor) -> Itera
     else:
         stage, layer = unit_place(part)
         yield part, network.bit.encoder.stages[stage].layers[layer](x)  # type: ignore[index, operator]
-
-
-def read_state(folder: Path) -> tuple[BitConfig, dict[str, Tensor]]:
-    """The configuration and the state dict of a checkpoint of any layout, in its own dtype."""
-    import torch
-
-    with Checkpoint(folder) as checkpoint:
-        dtype: torch.dtype = getattr(torch, checkpoint.dtype)
-        names = {TRANSFORMERS.key(item.place): item.name for item in parameters(checkpoint.config)}
-        return checkpoint.config, {key: _tensor(checkpoint, name).to(dtype) for key, name in names.items()}
 
 
 def _tensor(checkpoint: Checkpoint, name: str, channels: slice = ALL) -> Tensor:

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bit.config import BitConfig
-from convert.checkpoint import Checkpoint
-from convert.implementation import Implementation
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.network.runner import Implementation
+from convert.network.taps import unit_place
 from convert.references.stored import StoredTensors
-from convert.references.streaming import NoWeights, Read, StreamedNetwork
-from convert.taps import unit_place
+from convert.references.torch_streaming import NoWeights, Read, StreamedNetwork
 
 
 def load(checkpoint: Checkpoint, dtype: str) -> Implementation:

@@ -9,11 +9,11 @@ import transformers
 from torch import Tensor
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 
-from convert.checkpoint import Checkpoint
-from convert.implementation import Implementation
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.network.runner import Implementation
+from convert.network.taps import unit_place
 from convert.references.stored import StoredTensors
-from convert.references.streaming import NoWeights, StreamedNetwork
-from convert.taps import unit_place
+from convert.references.torch_streaming import NoWeights, StreamedNetwork
 
 
 def load(checkpoint: Checkpoint, dtype: str) -> Implementation:

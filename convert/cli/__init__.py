@@ -1,0 +1,1 @@
+"""The command `bit`, one subcommand a file."""

@@ -1,0 +1,1 @@
+"""Plan a conversion and stream every tensor into a new folder."""

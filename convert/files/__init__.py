@@ -1,0 +1,1 @@
+"""Containers of named arrays, one a file: read where they lie, written whole or not at all."""

@@ -1,0 +1,1 @@
+"""What Google published: the checkpoints, their classes' names and their preprocessing."""

@@ -1,0 +1,1 @@
+"""Push a verified folder, and nothing else, to the Hugging Face Hub."""

@@ -1,0 +1,1 @@
+"""A verification as text for the terminal and as one HTML page."""

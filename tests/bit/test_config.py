@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import transformers
+from hypothesis import given
+from support.strategies import configs
+
+from bit import BitConfig
+from bit.config import PUBLISHED
+
+
+@given(configs())
+def test_a_config_survives_its_json(config: BitConfig) -> None:
+    assert BitConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_a_published_architecture_knows_its_name(architecture: str) -> None:
+    assert BitConfig.from_architecture(architecture).architecture == architecture
+
+
+def test_labels_survive_and_are_read_by_transformers() -> None:
+    config = BitConfig(num_labels=2, id2label={0: "cat", 1: "dog"})
+    assert BitConfig.from_dict(config.to_dict()) == config
+    theirs = transformers.BitConfig(**config.to_dict())
+    assert (theirs.id2label, theirs.label2id) == ({0: "cat", 1: "dog"}, {"cat": 0, "dog": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"depths": (3, 4)}, "one entry per stage"),
+        ({"depths": (), "hidden_sizes": ()}, "one entry per stage"),
+        ({"num_labels": -1}, "not negative"),
+        ({"num_channels": 0}, "at least 1"),
+        ({"embedding_size": 48}, "48 channels cannot be divided into 32 groups"),
+        ({"hidden_sizes": (64, 512, 1024, 2048)}, "16 channels cannot be divided"),
+        ({"hidden_sizes": (256, 516, 1024, 2048), "num_groups": 1}, "multiples of 8"),
+        ({"layer_type": "basic"}, "layer_type is 'basic'"),
+        ({"global_padding": "reflect"}, "global_padding is 'REFLECT'"),
+        ({"hidden_act": "softmax"}, "hidden_act is 'softmax'"),
+        ({"output_stride": 12}, "output_stride is 12"),
+        ({"width_factor": 0}, "width_factor is 0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate"),
+        ({"out_features": ("stage9",)}, "out_features are"),
+        ({"out_features": ("stage2", "stage1")}, "in that order"),
+        ({"out_indices": (7,)}, "there are 5 stages"),
+        ({"out_indices": (1,), "out_features": ("stage2",)}, "do not say the same"),
+        ({"num_labels": 2, "id2label": {0: "cat"}}, "id2label"),
+    ],
+)
+def test_sizes_that_are_no_network_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BitConfig(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("architecture", ["R50", "R51x1", "50x1", "R50x0", "R50x1 ", "ViT-B/16"])
+def test_an_architecture_that_does_not_exist_is_refused(architecture: str) -> None:
+    with pytest.raises(ValueError, match="is no BiT architecture"):
+        BitConfig.from_architecture(architecture)
+
+
+def test_importing_the_package_imports_no_framework() -> None:
+    script = "import sys, bit; bit.BitConfig(); assert 'torch' not in sys.modules; bit.BitModel; import torch"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_width_factor_is_expanded_everywhere_and_written_as_one() -> None:
+    """transformers scales the stages alone, and its final norm then does not fit them."""
+    assert BitConfig(width_factor=3) == BitConfig.from_architecture("R50x3")
+    values = BitConfig(width_factor=3).to_dict()
+    assert (values["embedding_size"], values["hidden_sizes"][-1], values["width_factor"]) == (192, 6144, 1)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"out_indices": (0, -1)}, {"out_features": ("stem", "stage4")}, {"out_indices": [0, 4]}]
+)
+def test_features_are_named_or_numbered(fields: dict[str, object]) -> None:
+    config = BitConfig(**fields)  # type: ignore[arg-type]
+    assert (config.out_features, config.out_indices) == (("stem", "stage4"), (0, 4))

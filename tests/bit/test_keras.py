@@ -1,0 +1,99 @@
+"""`bit.keras`, an implementation that shares no code with the definition, held to Google's records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch._dynamo  # noqa: F401 (with TensorFlow's LLVM already loaded, that of its triton aborts)
+from numpy.typing import NDArray
+from support.conversions import convert
+from support.networks import TINY
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from bit.config import BitConfig
+from bit.keras import BiT, load
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.files.base import file_sha256
+from convert.files.h5 import H5File
+from convert.layouts.keras import KERAS
+from convert.network.inputs import images
+from convert.network.parameters import parameters
+from convert.network.taps import summarize, tap_names
+from convert.references import recordings
+from convert.sources.synthetic import write_npz
+from convert.verification.metrics import summary_error
+from convert.verification.tolerances import FLOAT32_FACTOR
+
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+
+
+def googles_tf2_names(path: Path) -> tuple[BitConfig, dict[str, NDArray[np.generic]]]:
+    """A checkpoint's arrays under the names of Google's TF2 code; its head is a Dense."""
+    with Checkpoint(path) as checkpoint:
+        values = {}
+        for item in parameters(checkpoint.config):
+            name = checkpoint.layout.key(item.place).removeprefix("resnet/").replace("head/conv2d", "head/dense")
+            values[name] = checkpoint.weights(item.name).astype(np.float32)
+        return checkpoint.config, values
+
+
+@pytest.mark.parametrize("architecture", ["R14x1", "R50x1"])
+def test_it_computes_what_google_recorded(synthetic: Callable[[str], Path], architecture: str) -> None:
+    records = recordings.find(file_sha256(synthetic(architecture)))
+    assert records is not None
+    config, values = googles_tf2_names(synthetic(architecture))
+    model = BiT(config)
+    model.set_named_weights(values)
+    for name, numbers in records.truth.inputs.items():
+        batch = images(*numbers)
+        taps = model.taps(batch)
+        assert list(taps) == tap_names(config)
+        for tap, value in taps.items():
+            error = summary_error(summarize(tap, np.asarray(value)), records.truth.taps[name, tap])
+            assert error < FLOAT32_FACTOR * records.float32_error((name, tap)), f"{tap} of {name}"
+        np.testing.assert_allclose(np.asarray(model(batch)), np.asarray(taps["logits"]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_layout_has_the_paths_at_which_keras_saves_the_model(tmp_path: Path) -> None:
+    BiT(TINY).save_weights(tmp_path / "tiny.weights.h5")
+    with H5File(tmp_path / "tiny.weights.h5") as file:
+        found = {key: tensor.shape for key, tensor in file.tensors.items()}
+    assert found == {KERAS.key(item.place): KERAS.shape(item) for item in parameters(TINY)}
+
+
+def test_a_converted_folder_loads_in_keras_and_what_keras_saves_converts_back(
+    synthetic: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = synthetic("R14x1")
+    model = load(convert(source, "keras", tmp_path / "keras"))
+    records = recordings.find(file_sha256(source))
+    assert records is not None
+    for name, numbers in records.truth.inputs.items():
+        error = summary_error({"": np.asarray(model(images(*numbers)))}, records.truth.taps[name, "logits"])
+        assert error < FLOAT32_FACTOR * records.float32_error((name, "logits"))
+    model.save_weights(tmp_path / "Synthetic-R14x1.weights.h5")
+    back = convert(tmp_path / "Synthetic-R14x1.weights.h5", "google", tmp_path / "back")
+    assert file_sha256(back / source.name) == file_sha256(source)
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_an_h5_of_googles_tf2_code_loads(tmp_path: Path, classes: int) -> None:
+    write_npz(tmp_path / "tiny.npz", TINY.replace(num_labels=classes))
+    folder = convert(tmp_path / "tiny.npz", "google-tf2", tmp_path / "out")
+    config, values = googles_tf2_names(tmp_path / "tiny.npz")
+    model = BiT(config)
+    model.load_google(folder / "tiny.h5")
+    for name, weight in model.named_weights().items():
+        np.testing.assert_array_equal(np.asarray(weight), values[name])
+
+
+def test_a_file_of_another_network_is_refused(tiny_npz: Path) -> None:
+    config, values = googles_tf2_names(tiny_npz)
+    del values["block1/unit02/b/group_norm/beta"]
+    with pytest.raises(ValueError, match="misshapen: block1/unit02/b/group_norm/beta"):
+        BiT(config).set_named_weights(values)

@@ -1,0 +1,161 @@
+"""The ONNX graph, as ONNX Runtime runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from support.command import assert_refused, bit
+from support.conversions import convert, verified, with_config
+from support.faults import forge
+from support.networks import TINY
+
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.options import ConversionOptions
+from convert.conversion.onnx_graph import OPSET
+from convert.errors import CheckpointError
+from convert.files.base import file_sha256
+from convert.network import oracle
+from convert.network.inputs import images
+from convert.network.taps import tap_names
+from convert.references import recordings
+from convert.sources.synthetic import write_npz
+from convert.verification.metrics import relative_l2
+from convert.verification.tolerances import FLOAT32_FACTOR
+
+
+def session(folder: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("architecture", ["R14x1", "R50x1"])
+def test_it_computes_what_google_recorded(synthetic: Callable[[str], Path], tmp_path: Path, architecture: str) -> None:
+    source = synthetic(architecture)
+    folder = convert(source, "onnx", tmp_path / "out")
+    records = recordings.find(file_sha256(source))
+    assert records is not None
+    run = session(folder)
+    for name, numbers in records.truth.inputs.items():
+        pixels = np.ascontiguousarray(images(*numbers).transpose(0, 3, 1, 2))
+        (logits,) = run.run(None, {"pixel_values": pixels})
+        error = relative_l2(logits, records.truth.taps[name, "logits"][""])
+        assert error < FLOAT32_FACTOR * records.float32_error((name, "logits"))
+    result = verified(folder, source)
+    assert result.passed
+    taps = [check.tap for check in result.checks if check.implementation == "ONNX Runtime"]
+    with Checkpoint(folder) as written:
+        assert taps == [tap for tap in tap_names(written.config) for _ in range(2)], "of two inputs"
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 65, 97), (2, 128, 64)])
+def test_batch_height_and_width_are_free(tiny_npz: Path, tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    run = session(convert(tiny_npz, "onnx", tmp_path / "out"))
+    images = np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)
+    (logits,) = run.run(None, {"pixel_values": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
+    with Checkpoint(tiny_npz) as checkpoint:
+        *_, (_, expected) = oracle.forward(checkpoint.weights, checkpoint.config, {"": images})
+    assert relative_l2(logits, expected[""]) < 1e-5
+
+
+def test_the_model_is_valid_and_says_what_it_is(tiny_npz: Path, tmp_path: Path) -> None:
+    labels = {str(index): label for index, label in enumerate("abcde")}
+    named = with_config(convert(tiny_npz, "transformers", tmp_path / "named"), id2label=labels)
+    model = onnx.load(convert(named, "onnx", tmp_path / "out") / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(properties["labels"]) == list("abcde")
+    preprocessing = json.loads(properties["preprocessing"])
+    assert (preprocessing["image_mean"], preprocessing["size"]) == ([0.5] * 3, {"height": 480, "width": 480})
+    assert properties["architecture"] == TINY.architecture
+
+
+def test_large_weights_lie_beside_the_model(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = convert(tiny_npz, "onnx", tmp_path / "whole")
+    monkeypatch.setattr("convert.files.onnx.MAX_EMBEDDED", 1000)
+    apart = convert(tiny_npz, "onnx", tmp_path / "apart")
+    assert {path.name for path in apart.iterdir()} == {"model.onnx", "model.onnx.data", "conversion.json"}
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
+    found, expected = (session(folder).run(None, {"pixel_values": pixels})[0] for folder in (apart, whole))
+    np.testing.assert_array_equal(found, expected)
+    assert verified(apart, tiny_npz).passed
+    data = apart / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-4])
+    forge(apart, "model.onnx.data")
+    assert any("truncated" in problem for problem in verified(apart, tiny_npz).problems)
+
+
+def test_a_changed_node_is_found_though_every_weight_is_right(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "onnx", tmp_path / "out")
+    model = onnx.load(folder / "model.onnx")
+    (pad,) = (node for node in model.graph.node if node.op_type == "Pad")
+    pad.attribute.append(onnx.helper.make_attribute("mode", "edge"))
+    onnx.save(model, folder / "model.onnx")
+    forge(folder, "model.onnx")
+    result = verified(folder, tiny_npz)
+    assert not result.passed
+    failed = next(check for check in result.checks if not check.passed)
+    assert (failed.implementation, failed.tap) == ("ONNX Runtime", "root_block")
+
+
+@pytest.mark.parametrize("key", ["labels", "preprocessing", "architecture"])
+def test_a_changed_property_is_found(tiny_npz: Path, tmp_path: Path, key: str) -> None:
+    labels = {str(index): label for index, label in enumerate("abcde")}
+    named = with_config(convert(tiny_npz, "transformers", tmp_path / "named"), id2label=labels)
+    folder = convert(named, "onnx", tmp_path / "out")
+    assert not any("names of the classes" in warning for warning in verified(folder, named).warnings)
+    model = onnx.load(folder / "model.onnx")
+    for entry in model.metadata_props:
+        if entry.key == key:
+            entry.value = json.dumps(list("edcba"))
+    onnx.save(model, folder / "model.onnx")
+    forge(folder, "model.onnx")
+    assert not verified(folder, named).passed
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_truncated_model_fails(tiny_npz: Path, tmp_path: Path, kept: float) -> None:
+    folder = convert(tiny_npz, "onnx", tmp_path / "out")
+    path = folder / "model.onnx"
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    result = verified(folder, tiny_npz)
+    assert not result.passed
+
+
+def test_it_is_no_source(tiny_npz: Path, tmp_path: Path) -> None:
+    convert(tiny_npz, "onnx", tmp_path / "out")
+    assert_refused(bit("convert", "out", cwd=tmp_path), "its kernels are standardized", tmp_path)
+
+
+def test_another_dtype_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    result = bit("convert", "nothing.npz", "--to", "onnx", "--dtype", "bfloat16", cwd=tmp_path)
+    assert_refused(result, "onnx is written in float32", tmp_path)
+
+
+def test_epsilon_is_folded_in_so_that_nothing_is_to_be_compensated(tiny_npz: Path, tmp_path: Path) -> None:
+    plain = convert(tiny_npz, "onnx", tmp_path / "plain")
+    compensated = convert(tiny_npz, "onnx", tmp_path / "compensated", changes=ConversionOptions(ws_eps="compensate"))
+    assert file_sha256(plain / "model.onnx") == file_sha256(compensated / "model.onnx")
+
+
+def test_other_channels_and_depths_have_graphs_too(tmp_path: Path) -> None:
+    config = TINY.replace(num_channels=5, num_labels=0)
+    write_npz(tmp_path / "a.npz", config)
+    folder = convert(tmp_path / "a.npz", "onnx", tmp_path / "out")
+    assert [output.name for output in session(folder).get_outputs()] == ["pooled"]
+    assert verified(folder, tmp_path / "a.npz").passed
+
+
+def test_data_of_another_file_is_refused(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convert.files.onnx.MAX_EMBEDDED", 1000)
+    folder = convert(tiny_npz, "onnx", tmp_path / "out")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = "../secret"
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"names '\.\./secret', other than its own data"):
+        Checkpoint(folder / "model.onnx")

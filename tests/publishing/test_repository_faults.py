@@ -1,0 +1,199 @@
+"""Whatever fails during a push, the repository is at the old commit or at the new one."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from support.hub import Fault, HubServer
+from support.hub_repositories import Blob, Repository
+from support.pushing import FOREVER, REPOSITORY, TOKEN, content, local, push
+
+from convert.errors import CheckpointError, VerificationError
+from convert.publishing import repository as hub_client
+
+# The second is how huggingface_hub hands files to its HTTP client.
+pytestmark = [
+    pytest.mark.usefixtures("pushes_at_once"),
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+]
+
+
+STEPS = {
+    "whoami": "GET /api/whoami-v2",
+    "look": "GET /api/models/me/tiny",
+    "tree": "GET /api/models/me/tiny/tree/.+",
+    "validate": "POST /api/validate-yaml",
+    "preupload": "POST .+/preupload/main",
+    "batch": "POST .+/objects/batch",
+    "part": "PUT /part/.+",
+    "verify": "POST /verify/.+",
+    "commit": "POST .+/commit/main",
+}
+
+
+@pytest.mark.parametrize("does", [500, 503, 429, "drop", "cut", "lose"])
+@pytest.mark.parametrize("step", STEPS)
+def test_what_fails_once_is_tried_again(server: HubServer, folder: Path, step: str, does: int | str) -> None:
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    server.faults.append(Fault(STEPS[step], does))
+    result = push(server, folder)
+    assert server.faults[0].times == 0, "the fault took place"
+    assert result.state == "pushed"
+    assert result.commit == repository.head
+    assert len(repository.commits) == 2, "one commit, not two"
+    assert set(content(repository)) == {*local(folder), "README.md"}
+
+
+@pytest.mark.parametrize("does", [500, 429, 403, "drop", "cut"])
+@pytest.mark.parametrize("step", STEPS)
+def test_what_fails_for_good_leaves_the_old_commit(server: HubServer, folder: Path, step: str, does: int | str) -> None:
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    before = repository.head
+    server.faults.append(Fault(STEPS[step], does, FOREVER))
+    with pytest.raises(CheckpointError) as raised:
+        push(server, folder)
+    assert (repository.head, len(repository.commits)) == (before, 1)
+    text = str(raised.value)
+    expected = {500: "is not well (500)", 429: "asked too often", 403: "forbids it (out of order)"}.get(does)  # type: ignore[call-overload]
+    assert expected is None or expected in text
+    assert expected is not None or "could not be reached" in text
+    if step in ("preupload", "batch", "part", "verify", "commit"):
+        assert text.endswith("me/tiny is as it was")
+    server.faults.clear()
+    assert push(server, folder).state == "pushed"
+
+
+def test_a_commit_whose_answers_are_all_lost_is_found(server: HubServer, folder: Path) -> None:
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    server.faults.append(Fault(STEPS["commit"], "lose", FOREVER))
+    assert push(server, folder).commit == repository.head
+    assert len(repository.commits) == 2
+
+
+def test_a_pull_request_whose_answer_is_lost_is_found(server: HubServer, folder: Path) -> None:
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    server.faults.append(Fault(STEPS["commit"], "lose"))
+    result = push(server, folder, create_pr=True)
+    assert result.pull_request == f"{server.endpoint}/me/tiny/discussions/1"
+    assert len(repository.pull_requests) == 1
+
+
+def test_where_nobody_can_tell_whether_a_commit_arrived_the_error_says_so(server: HubServer, folder: Path) -> None:
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    server.faults += [Fault(STEPS["commit"], "lose"), Fault(STEPS["look"], "drop", FOREVER, after=1)]
+    with pytest.raises(CheckpointError, match=r"whether the commit arrived is not known .* push again"):
+        push(server, folder)
+    server.faults.clear()
+    assert push(server, folder).state == "identical"
+    assert len(repository.commits) == 2
+
+
+def test_a_head_that_moved_is_refused_and_kept(server: HubServer, folder: Path) -> None:
+    repository = server.repositories[REPOSITORY] = Repository.of()
+
+    def move() -> None:
+        repository.commit("main", {**repository.files, "theirs.txt": Blob.of(b"theirs")})
+
+    server.faults.append(Fault(STEPS["commit"], "none", first=move))
+    with pytest.raises(CheckpointError, match="me/tiny was changed by someone else meanwhile"):
+        push(server, folder)
+    assert set(repository.files) == {".gitattributes", "theirs.txt"}
+    assert push(server, folder).state == "pushed"
+    assert "theirs.txt" in repository.files
+
+
+def test_a_new_repository_that_cannot_be_filled_is_said_to_be_empty(server: HubServer, folder: Path) -> None:
+    server.faults.append(Fault(STEPS["part"], 403, FOREVER))
+    with pytest.raises(CheckpointError, match=r"forbids it .*; me/tiny was made, and is empty"):
+        push(server, folder)
+    assert set(server.repositories[REPOSITORY].files) == {".gitattributes"}
+
+
+@pytest.mark.parametrize("does", [500, "lose"])
+def test_making_a_repository_may_be_tried_again(server: HubServer, folder: Path, does: int | str) -> None:
+    server.faults.append(Fault("POST /api/repos/create", does))
+    assert push(server, folder, private=True).state == "pushed"
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for(
+    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_client, "SILENCE", 0.2)
+    ended = threading.Event()
+    server.faults.append(Fault(STEPS["look"], "drop", FOREVER, first=lambda: ended.wait(5) and None))
+    with pytest.raises(CheckpointError, match="could not be reached"):
+        push(server, folder)
+    ended.set()
+
+
+def test_other_hashes_on_the_hub_fail_the_push(server: HubServer, folder: Path) -> None:
+    repository = server.repositories[REPOSITORY] = Repository.of()
+
+    def corrupt() -> None:
+        repository.commit("main", {**repository.files, "config.json": Blob.of(b"{}")})
+        repository.commits |= dict.fromkeys(repository.commits, repository.files)
+
+    server.faults.append(Fault(STEPS["tree"], "none", first=corrupt, after=1))
+    with pytest.raises(VerificationError, match=r"holds another config.json at \w{40} than was verified"):
+        push(server, folder)
+
+
+def test_hashes_that_cannot_be_compared_are_an_error_that_names_the_commit(server: HubServer, folder: Path) -> None:
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    server.faults.append(Fault(STEPS["tree"], 500, FOREVER, after=1))
+    with pytest.raises(CheckpointError, match="was pushed, but its hashes could not be compared") as raised:
+        push(server, folder)
+    assert repository.head in str(raised.value)
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_committed(
+    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.publishing.gate.IN_MEMORY", 0)
+    repository = server.repositories[REPOSITORY] = Repository.of()
+
+    def change() -> None:
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+
+    server.faults.append(Fault(STEPS["preupload"], "none", first=change))
+    with pytest.raises(CheckpointError, match=r"model.safetensors changed while it was sent"):
+        push(server, folder)
+    assert len(repository.commits) == 1
+
+
+def test_a_gitignore_that_would_keep_a_file_out_is_an_error(server: HubServer, folder: Path) -> None:
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    repository.commit("main", {**repository.files, ".gitignore": Blob.of(b"model.safetensors\n")})
+    before = repository.head
+    with pytest.raises(CheckpointError, match=r".gitignore of me/tiny keeps model.safetensors out"):
+        push(server, folder)
+    assert repository.head == before
+
+
+def test_the_token_is_in_no_error_even_where_the_hub_repeats_it(server: HubServer, folder: Path) -> None:
+    server.repositories[REPOSITORY] = Repository.of()
+    for step in STEPS.values():
+        server.faults[:] = [Fault(step, 400, FOREVER, message=f"not with {TOKEN}")]
+        for blob in server.storage.iterdir():
+            blob.unlink()
+        with pytest.raises(CheckpointError, match="not with …") as raised:
+            push(server, folder)
+        assert TOKEN not in repr(raised.value)
+
+
+@pytest.mark.parametrize("does", [403, pytest.param("drop", marks=pytest.mark.long)])  # hf_xet tries for a minute
+def test_what_xet_cannot_send_leaves_the_old_commit(
+    server: HubServer, folder: Path, does: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    before = repository.head
+    server.faults.append(Fault("GET .+/xet-write-token/main", does, FOREVER, message=f"not with {TOKEN}"))
+    with pytest.raises(CheckpointError, match="me/tiny is as it was") as raised:
+        push(server, folder)
+    assert TOKEN not in str(raised.value)
+    assert repository.head == before

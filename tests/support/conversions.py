@@ -1,0 +1,66 @@
+"""Converting and verifying small checkpoints in tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bit.config import BitConfig
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.manifest import foreign_names
+from convert.cli.terminal import write
+from convert.files.atomic import NewFolder
+from convert.layouts import LAYOUTS
+from convert.network.parameters import parameters
+from convert.progress import silent
+from convert.sources.synthetic import parameter
+from convert.verification.verify import Verification, verify
+
+GOOGLE = LAYOUTS["google"]
+
+
+def convert(source: Path, layout: str, target: Path, allow_nonfinite: bool = False, **options: Any) -> Path:
+    with Checkpoint(source) as checkpoint, NewFolder(target, foreign_names) as folder:
+        write(checkpoint, LAYOUTS[layout], folder, silent, allow_nonfinite=allow_nonfinite, **options)
+        folder.commit()
+    return target
+
+
+def arrays_of(config: BitConfig) -> dict[str, NDArray[np.float32]]:
+    return {
+        GOOGLE.key(item.place): parameter(GOOGLE.key(item.place), GOOGLE.shape(item)) for item in parameters(config)
+    }
+
+
+def bits_of(path: Path) -> dict[str, bytes]:
+    """The bytes of every array of a checkpoint."""
+    with Checkpoint(path) as checkpoint:
+        found = {}
+        for name, tensor in checkpoint.file.tensors.items():
+            out = np.empty(tensor.size, tensor.dtype.bits)
+            checkpoint.file.read(tensor, 0, out)
+            found[name] = out.tobytes()
+        return found
+
+
+LABELS = {0: "cat", 1: "dog", 2: "fish", 3: "bird", 4: "newt"}
+
+
+def with_config(folder: Path, **changes: object) -> Path:
+    """A folder that another program wrote: weights and its own `config.json`, no record of ours."""
+    (folder / "conversion.json").unlink()
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+    return folder
+
+
+def verified(folder: Path, source: Path | None, torch: bool = False) -> Verification:
+    references = ("pytorch",) if torch else ()
+    if source is None:
+        return verify(folder, None, silent, references)
+    with Checkpoint(source) as checkpoint:
+        return verify(folder, checkpoint, silent, references)

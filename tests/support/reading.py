@@ -1,0 +1,27 @@
+"""Reading the arrays of a file of any container, every checksum of it held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.files.detect import open_weights
+
+
+def load_all(path: Path) -> dict[str, NDArray[np.generic]]:
+    """Every array, as its elements' bits."""
+    with open_weights(path) as file:
+        found = {}
+        for key, tensor in file.tensors.items():
+            out = np.empty(tensor.size, tensor.dtype.bits)
+            file.read(tensor, 0, out)
+            stored = out.reshape(tensor.stored_shape)
+            found[key] = stored if tensor.order is None else stored.transpose(np.argsort(tensor.order))
+        file.digests()
+        return found
+
+
+def load(path: Path, key: str = "a") -> NDArray[np.generic]:
+    return load_all(path)[key]
