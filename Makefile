@@ -8,17 +8,22 @@ ARGS ?=
 # Handed on through the environment, so that names may hold spaces and quotes.
 export MODEL TO OUT REPO
 
+# A comma, which separates the arguments of make's functions.
+, := ,
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Two files of tests at a time, or as many as there are cores; each framework runs with one thread.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 # What is installed: nothing but the command's own dependencies, or all that tests and models need.
 CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify push list record inspect test test-all faults bench bench-convert bench-model bench-verify lint clean
+.PHONY: help setup convert verify push list record inspect compare classify test test-all faults \
+	bench bench-convert bench-model bench-verify lint clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 	@echo "  MODEL=$$MODEL  TO=$$TO  OUT=$${OUT:-converted/MODEL/TO}  REPO=owner/name  ARGS=options of bit"
 
 setup: $(DEV) ## install every framework and tool into .venv (about 8 GB)
@@ -29,48 +34,55 @@ convert: $(CORE) ## convert MODEL to the layout TO, in the folder OUT, and verif
 verify: $(CORE) ## verify the conversion of MODEL to TO, or the folder OUT, again
 	@$(VENV)/bin/bit verify "$${OUT:-$$MODEL}" --to "$$TO" $(ARGS)
 
-push: $(CORE) ## push that folder to REPO on the Hugging Face Hub (ARGS=--dry-run only says what)
+push: $(CORE) ## push that folder to REPO on the Hugging Face Hub (ARGS=--dry-run sends nothing)
 	@$(VENV)/bin/bit push "$${OUT:-$$MODEL}" "$$REPO" --to "$$TO" $(ARGS)
 
 list: $(CORE) ## list the checkpoints that Google published (ARGS=R50x1, ARGS="--task dtd")
 	@$(VENV)/bin/bit list $(ARGS)
 
-record: $(CORE) ## record what MODEL computes, to hold its conversions to
+record: $(CORE) ## record the outputs of MODEL, so that conversions can be compared with them
 	@$(VENV)/bin/bit record "$$MODEL" $(ARGS)
 
-inspect: $(CORE) ## say what MODEL is
+inspect: $(CORE) ## show the layout, network and weights of MODEL
 	@$(VENV)/bin/bit inspect "$$MODEL" $(ARGS)
 
-test: $(DEV) ## the tests, in minutes
-	$(VENV)/bin/python -m pytest -m "not long" $(ARGS)
+test: $(DEV) ## run the tests, in minutes
+	$(PYTEST) -m "not long" $(ARGS)
 
-test-all: $(DEV) ## the tests that take gigabytes, too; one needs the package chromium
-	$(VENV)/bin/python -m pytest $(ARGS)
+test-all: $(DEV) ## run the tests that take gigabytes or minutes, too; one needs the package chromium
+	$(PYTEST) $(ARGS)
 
 faults: $(DEV) ## plant 26 faults into conversions, and print what is found beside allclose(atol=1e-3)
 	PYTHONPATH=tests $(VENV)/bin/python -m support.planted
 
-bench: bench-convert bench-model bench-verify ## all of the next
+bench: bench-convert bench-model bench-verify ## run the next three
 
 bench-convert: $(DEV) ## converting: time and memory against cp + sync + sha256 and other ways to convert
-	$(VENV)/bin/python tests/benchmarks/bench_convert.py $(ARGS)
+	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.converting $(ARGS)
 
 bench-model: $(DEV) ## running: bit against timm, transformers and others
-	$(VENV)/bin/python tests/benchmarks/bench_model.py $(ARGS)
+	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.running $(ARGS)
 
-bench-verify: $(DEV) ## verifying: time and memory of the command and of every reference's process
-	$(VENV)/bin/python tests/benchmarks/bench_verify.py $(ARGS)
+bench-verify: $(DEV) ## verifying: time and memory of the command and of the process of every reference
+	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.verifying $(ARGS)
 
-lint: $(DEV) ## ruff and mypy
+lint: $(DEV) ## run ruff, mypy and import-linter
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 clean: ## remove .venv and what tools cached; checkpoints and conversions stay
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# One line for a Python that cannot be used: $(call require,CONDITION,WHAT).
+python_is = $(shell $(PYTHON) -c 'import sys; print("yes" if $(1) else "no")' 2>/dev/null)
+version = $(or $(shell $(PYTHON) -V 2>/dev/null),not a Python that runs here)
+require = $(if $(filter yes,$(call python_is,$(1))),,$(error $(PYTHON) is $(version); $(2)))
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(call require,sys.version_info >= (3$(,) 11),Python 3.11 or newer is needed: make PYTHON=python3.12 …)
+	@$(PYTHON) -m venv $(VENV)
 
 $(CORE): pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing the core dependencies into $(VENV) …"
@@ -78,6 +90,7 @@ $(CORE): pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(call require,sys.version_info < (3$(,) 14),TensorFlow has no release for Python 3.14: make PYTHON=python3.13 …)
 	@echo "installing every framework and tool into $(VENV), about 8 GB …"
 	@$(PIP) --editable '.[dev]'
 	@touch $(CORE) $@

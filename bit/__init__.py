@@ -1,4 +1,7 @@
-"""BiT (Big Transfer) in PyTorch, with the interface of transformers and the function of google-research."""
+"""BiT (Big Transfer) models: the interface of transformers, the function of google-research.
+
+Importing this package imports no framework; `bit.flax` and `bit.keras` are separate modules.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,7 @@ if TYPE_CHECKING:
     from bit.image_processing import BitImageProcessor, BitImageProcessorPil
     from bit.model import BitBackbone, BitForImageClassification, BitModel
 
-MODULES = {
-    "BitBackbone": "bit.model",
-    "BitForImageClassification": "bit.model",
-    "BitImageProcessor": "bit.image_processing",
-    "BitImageProcessorPil": "bit.image_processing",
-    "BitModel": "bit.model",
-}
+__version__ = "0.1.0"
 
 __all__ = [
     "BitBackbone",
@@ -30,7 +27,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import PyTorch when a model is asked for and Pillow when an image is, not before."""
-    if name not in MODULES:
+    """Import a class when it is first used: PyTorch for models, NumPy for image processors."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(importlib.import_module(MODULES[name]), name)
+    return getattr(importlib.import_module("bit.image_processing" if "Processor" in name else "bit.model"), name)

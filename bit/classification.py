@@ -1,4 +1,4 @@
-"""From image files to labels."""
+"""Classify image files."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 
 @dataclass(frozen=True)
 class Prediction:
+    """A class and how probable it is."""
+
     label: str
-    """The class's name, or its number where it has none."""
+    """The name of the class, or the index as text if the classes have no names."""
     index: int
     probability: float
-    """Among all classes; of each class by itself where several may hold (`multi_label_classification`)."""
+    """In [0, 1]: a softmax over all classes, or a sigmoid of this class alone if several may hold
+    (`multi_label_classification`)."""
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The files themselves, and of folders every image in them. Raises `ValueError` for a folder without one."""
+    """Return the files, and every image file in the folders. Raises `ValueError` for a folder without images."""
     files: list[Path] = []
     for path in paths:
-        found = (
-            sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if path.is_dir()
-            else [path]
-        )
+        found = [path]
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not found:
             raise ValueError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
         files += found
@@ -42,16 +43,18 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 def classify(
     files: Sequence[Path], folder: Path, top: int = 5, progress: Callable[[str, int, int], None] | None = None
 ) -> Iterator[tuple[Path, list[Prediction]]]:
-    """Yield each file with its `top` predictions, the most probable first.
+    """Yield each file with the `top` most probable classes, most probable first.
 
-    `folder` holds the model; images are prepared by its `preprocessor_config.json`, else as Google
-    evaluates. Raises `ValueError` for a file that is no image, and what `from_pretrained` raises.
+    `folder` holds the model. Images are prepared as `preprocessor_config.json` says, or as Google
+    evaluates if there is no such file. Raises `ValueError` for a file that is not an image, and the
+    errors of `from_pretrained`.
     """
     model = BitForImageClassification.from_pretrained(folder).for_inference()
     if not model.config.num_labels:
-        raise ValueError(f"{folder} has no head, so it names no classes")
-    stated = (folder / PREPROCESSOR_NAME).is_file()
-    processor = BitImageProcessorPil.from_pretrained(folder) if stated else BitImageProcessorPil.from_profile("google")
+        raise ValueError(f"{folder} has no head, so it cannot classify; convert it with --head new:N and train it")
+    has_settings = (folder / PREPROCESSOR_NAME).is_file()
+    kind = BitImageProcessorPil
+    processor = kind.from_pretrained(folder) if has_settings else kind.from_profile("google")
     labels, several = model.config.id2label, model.config.problem_type == "multi_label_classification"
     dtype = next(model.parameters()).dtype
     for number, file in enumerate(files):
@@ -61,14 +64,9 @@ def classify(
         except (OSError, Image.DecompressionBombError, SyntaxError) as error:
             raise ValueError(f"{file} cannot be read as an image ({error})") from None
         with torch.inference_mode():
-            logits = model.run(pixels.to(dtype)).logits[0].double()
-        values, indices = (logits.sigmoid() if several else logits.softmax(0)).topk(min(top, len(logits)))
+            logits: torch.Tensor = model(pixels.to(dtype)).logits[0].double()
+        probabilities, indices = (logits.sigmoid() if several else logits.softmax(0)).topk(min(top, len(logits)))
         if progress is not None:
             progress("classifying", number + 1, len(files))
-        yield (
-            file,
-            [
-                Prediction(labels[index] if labels else str(index), index, value)
-                for index, value in zip(indices.tolist(), values.tolist(), strict=True)
-            ],
-        )
+        found = zip(indices.tolist(), probabilities.tolist(), strict=True)
+        yield file, [Prediction(labels[index] if labels else str(index), index, value) for index, value in found]

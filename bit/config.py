@@ -1,4 +1,4 @@
-"""The architecture of a BiT network, as a value.
+"""Describe the architecture of a BiT network as a value.
 
 BiT is a pre-activation ResNet with group normalization and weight standardization
 (Kolesnikov et al., "Big Transfer", arXiv 1912.11370, section 3 and appendix A).
@@ -19,15 +19,31 @@ DEPTHS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 PUBLISHED = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 
 CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+NORM_EPS = 1e-5
+"""Added to the variance in every group normalization (big_transfer, `nn.GroupNorm`'s default)."""
+
+ACTIVATIONS = {
+    "relu": "ReLU",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "swish": "SiLU",
+    "tanh": "Tanh",
+    "sigmoid": "Sigmoid",
+    "leaky_relu": "LeakyReLU",
+    "mish": "Mish",
+}
+"""Classes of `torch.nn` by the values of `hidden_act`."""
 
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "layer_type": ("preactivation", "bottleneck"),
     "global_padding": (None, "SAME", "VALID"),
-    "hidden_act": ("relu", "gelu", "silu", "swish", "tanh", "sigmoid", "leaky_relu", "mish"),
+    "hidden_act": tuple(ACTIVATIONS),
     "output_stride": (4, 8, 16, 32),
     "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
 }
-"""What fields that are no numbers may be."""
+"""Allowed values of the fields that are not numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,43 +55,44 @@ class BitConfig:
 
     num_channels: int = 3
     embedding_size: int = 64
-    """Channels of the stem: 64 times the width."""
+    """Output channels of the stem: 64 times the width."""
     hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
     """Output channels of each stage."""
     depths: tuple[int, ...] = (3, 4, 6, 3)
     """Units in each stage."""
     layer_type: str = "preactivation"
-    """`preactivation`, BiT's own, or `bottleneck`, which normalizes after each convolution (ViT-hybrid)."""
+    """`preactivation` for BiT; `bottleneck` normalizes after each convolution, as ViT-hybrid does."""
     hidden_act: str = "relu"
     global_padding: str | None = None
-    """None: half the kernel on each side; `SAME`: as TensorFlow pads; `VALID`: not at all."""
+    """None pads by half the kernel on each side, `SAME` as TensorFlow does, `VALID` not at all."""
     num_groups: int = 32
-    """Groups of every group normalization (big_transfer, `GroupNorm(32, …)`)."""
+    """Number of groups in every group normalization (big_transfer, `GroupNorm(32, …)`)."""
     drop_path_rate: float = 0.0
-    """Probability of skipping the last unit in training; those before it grow up to that linearly."""
+    """Probability of skipping the last unit in training, in [0, 1); it rises linearly from 0 at the first unit."""
     embedding_dynamic_padding: bool = False
-    """Pad the stem's pooling further, as TensorFlow's `SAME` does."""
+    """Pad the input of the stem's max-pool further, as TensorFlow's `SAME` does."""
     output_stride: int = 32
-    """By how much the network shrinks an image; stages beyond dilate instead of striding."""
+    """Ratio of the image's size to that of the last feature map; further stages dilate instead of striding."""
     width_factor: int = 1
-    """Multiplies `embedding_size` and `hidden_sizes`, and is 1 afterwards."""
+    """Factor by which the constructor multiplies `embedding_size` and `hidden_sizes`; 1 in the finished value."""
     ws_eps: float = 1e-10
     """Added to each filter's variance in weight standardization (big_transfer, `StdConv2d`)."""
     num_labels: int = 1000
-    """Classes of the head; 0: there is none."""
+    """Number of classes; 0 for a network without a head."""
     id2label: Mapping[int, str] | None = None
+    """Name of each class, or None if the classes have no names."""
     problem_type: str | None = None
-    """Which loss; None: by the labels, as transformers chooses."""
+    """Selects the loss; None chooses by the type of the labels, as transformers does."""
     out_features: tuple[str, ...] | None = None
-    """What a backbone gives out, of `stage_names` and in their order; None: the last."""
+    """Feature maps that a backbone returns, a subset of `stage_names` in their order; None for the last."""
     out_indices: tuple[int, ...] | None = None
-    """The same by index; negative ones count from the end."""
+    """The same feature maps by index; negative ones count from the end."""
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
         factor = self.width_factor
         if type(factor) is not int or factor < 1:
-            raise ValueError(f"width_factor is {factor!r}; a whole number from 1 is wanted")
+            raise ValueError(f"width_factor is {factor!r}; expected a whole number of at least 1")
         set_field(self, "embedding_size", self.embedding_size * factor)
         set_field(self, "hidden_sizes", tuple(size * factor for size in self.hidden_sizes))
         set_field(self, "width_factor", 1)
@@ -85,7 +102,7 @@ class BitConfig:
         self._check_sizes()
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
-                raise ValueError(f"{field} is {getattr(self, field)!r}; one of {choices} is wanted")
+                raise ValueError(f"{field} is {getattr(self, field)!r}; expected one of {choices}")
         if self.id2label is not None and (
             sorted(self.id2label) != list(range(self.num_labels))
             or not all(isinstance(label, str) for label in self.id2label.values())
@@ -115,7 +132,7 @@ class BitConfig:
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """What a backbone can give out: `stem`, then `stage1` and so on."""
+        """Names of the feature maps: `stem`, then `stage1` and so on."""
         return ("stem", *(f"stage{stage + 1}" for stage in range(self.num_stages)))
 
     @property
@@ -123,9 +140,9 @@ class BitConfig:
         return {label: index for index, label in (self.id2label or {}).items()}
 
     def bottleneck_size(self, stage: int) -> int:
-        """Channels between the 1×1 convolutions of a unit: a quarter of its output (section 3).
+        """Return the channels between the 1×1 convolutions of a unit: a quarter of the unit's output (section 3).
 
-        To a multiple of 8, as transformers rounds, which changes no published network.
+        Rounded to a multiple of 8, as in transformers; published networks need no rounding.
         """
         quarter = self.hidden_sizes[stage] // 4
         rounded = max(8, (quarter + 4) // 8 * 8)
@@ -133,7 +150,7 @@ class BitConfig:
 
     @property
     def architecture(self) -> str:
-        """`R50x1` and the like where the sizes follow that pattern, else the sizes in words."""
+        """`R50x1` and the like if the sizes follow that pattern, else the sizes in words."""
         width, remainder = divmod(self.embedding_size, 64)
         layers = 2 + 3 * sum(self.depths)
         doubling = tuple(4 * self.embedding_size << stage for stage in range(self.num_stages))
@@ -144,18 +161,21 @@ class BitConfig:
 
     @classmethod
     def from_architecture(cls, architecture: str, **fields: Any) -> BitConfig:
-        """The configuration of `R50x1`, `R101x3`, …; `fields` sets the others, `num_labels` say."""
+        """Return the configuration of `R50x1`, `R101x3`, …; `fields` are further fields, such as `num_labels`.
+
+        Raises `ValueError` for an unknown architecture.
+        """
         match = re.fullmatch(r"R(\d+)x([1-9]\d?)", architecture)
         if match is None or int(match[1]) not in DEPTHS:
             known = ", ".join(f"R{layers}" for layers in DEPTHS)
-            raise ValueError(f"{architecture} is no BiT architecture: one of {known}, then x and the width")
+            raise ValueError(f"{architecture} is not a BiT architecture; expected one of {known}, then x and the width")
         return cls(depths=DEPTHS[int(match[1])], width_factor=int(match[2]), **fields)
 
     def replace(self, **fields: Any) -> BitConfig:
-        """This configuration with other values; what they make meaningless is left out.
+        """Return this configuration with other values; values that depend on the old ones are reset.
 
-        Another `num_labels` forgets the labels' names; `out_features` and `out_indices` forget each
-        other, and other `depths` both.
+        Another `num_labels` resets `id2label`; `out_features`, `out_indices` and `depths` reset the
+        feature maps that are not given.
         """
         dependent: dict[str, Any] = {}
         if fields.get("num_labels", self.num_labels) != self.num_labels:
@@ -167,7 +187,7 @@ class BitConfig:
         return dataclasses.replace(self, **(dependent | fields))
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a `config.json` that transformers reads; the width is always expanded."""
+        """Return the content of a `config.json` that transformers reads, with the width factor applied."""
         values = {
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in dataclasses.fields(self)
@@ -182,52 +202,57 @@ class BitConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BitConfig:
-        """The inverse of `to_dict`. Raises `ValueError` for another kind of model or a damaged one."""
+        """Return the configuration that `to_dict` gave. Raises `ValueError` for another model or invalid fields."""
         if values.get("model_type", "bit") != "bit":
-            raise ValueError(f"model_type is {values['model_type']!r}, not 'bit'")
+            raise ValueError(f"model_type is {values['model_type']!r}; expected 'bit'")
         fields = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
         try:
             if values.get("id2label"):
                 labels = {int(index): label for index, label in values["id2label"].items()}
-                # The names that transformers makes up where there are none.
+                # transformers makes these names up if there are none.
                 made_up = all(label == f"LABEL_{index}" for index, label in labels.items())
                 fields |= {"id2label": None if made_up else labels, "num_labels": len(labels)}
             return cls(**fields)
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"a field is of the wrong type ({error})") from None
+            raise ValueError(f"a field has the wrong type ({error})") from None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> BitConfig:
-        """Read `config.json` of `folder`. Raises `FileNotFoundError` or `ValueError`."""
+        """Read `config.json` from `folder`. Raises `FileNotFoundError`, or `ValueError` if it is invalid."""
         return cls.from_dict(read_json(Path(folder) / CONFIG_NAME))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` to `folder`."""
-        (Path(folder) / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", "utf-8")
+        """Write `config.json` to an existing `folder`."""
+        write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `ValueError` if there is none."""
-    values = json.loads(path.read_text("utf-8"))
+    """Return the object in a JSON file. Raises `ValueError` if it holds anything else."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}")
     return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object to a JSON file, indented by two spaces."""
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
 def _aligned_features(
     names: Sequence[str], features: Sequence[str] | None, indices: Sequence[int] | None
 ) -> tuple[str, ...]:
-    """The names that either selects, checked against each other and the order of the stages."""
+    """Return the selected stage names. Raises `ValueError` unless both selections agree and are in order."""
     if features is None and indices is None:
         return (names[-1],)
-    if indices is not None:
-        if any(not -len(names) <= index < len(names) for index in indices):
-            raise ValueError(f"out_indices are {list(indices)}; there are {len(names)} stages, {', '.join(names)}")
-        selected = tuple(names[index] for index in indices)
-        if features is not None and tuple(features) != selected:
-            raise ValueError(f"out_features {list(features)} and out_indices {list(indices)} do not say the same")
-    else:
-        selected = tuple(features or ())
+    if any(not -len(names) <= index < len(names) for index in indices or ()):
+        raise ValueError(f"out_indices are {list(indices or ())}; there are {len(names)} stages, {', '.join(names)}")
+    selected = tuple(features or ()) if indices is None else tuple(names[index] for index in indices)
+    if features is not None and tuple(features) != selected:
+        raise ValueError(f"out_features {list(features)} and out_indices {list(indices or ())} select different stages")
     if list(selected) != [name for name in names if name in selected]:
-        raise ValueError(f"out_features are {list(selected)}; some of {', '.join(names)} in that order are wanted")
+        raise ValueError(f"out_features are {list(selected)}; expected some of {', '.join(names)}, in that order")
     return selected

@@ -1,4 +1,4 @@
-"""BiT in Flax, for JAX users: the parameter names of google-research's own JAX code.
+"""BiT in Flax, for JAX users, with the parameter names of google-research's JAX code.
 
 The network: Kolesnikov et al., "Big Transfer" (arXiv 1912.11370); names: big_transfer,
 `bit_jax/models.py`. Images are `[N, H, W, C]` with values in [-1, 1], kernels `[h, w, i, o]`.
@@ -6,7 +6,6 @@ The network: Kolesnikov et al., "Big Transfer" (arXiv 1912.11370); names: big_tr
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bit.config import CONFIG_NAME, BitConfig
-
-NORM_EPS = 1e-5
-"""Inside the root of every group normalization (big_transfer, `GroupNorm`)."""
+from bit.config import NORM_EPS, WEIGHTS_NAME, BitConfig
+from bit.mismatch import mismatches
 
 Taps = dict[str, jax.Array]
 
 
 class GroupNorm(nn.Module):
-    """Mean 0 and variance 1 over each image's groups of channels, then a scale and a bias `[1, 1, 1, C]`."""
+    """Group normalization (Wu and He, arXiv 1803.08494) with a scale and a bias `[1, 1, 1, C]`."""
 
     groups: int
 
@@ -42,7 +39,7 @@ class GroupNorm(nn.Module):
 
 
 class StandardizedConv(nn.Module):
-    """A convolution, padded by half its kernel, whose filters have mean 0 and variance 1 (biased)."""
+    """A convolution, padded by half the kernel, that standardizes each filter (Qiao et al., arXiv 1903.10520)."""
 
     features: int
     size: int
@@ -66,7 +63,7 @@ class StandardizedConv(nn.Module):
 
 
 class Unit(nn.Module):
-    """A pre-activation bottleneck; its 3×3 convolution carries the stride."""
+    """A pre-activation bottleneck (He et al., arXiv 1603.05027); the 3×3 convolution carries the stride."""
 
     config: BitConfig
     stage: int
@@ -99,8 +96,8 @@ class Stem(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """3×3 with stride 2, a border of zeros around `x`."""
-    # Zeros, not −∞: no ReLU comes before, so they win over negative values at the border.
+    """Pool 3×3 windows with stride 2; a border of zeros surrounds `x`."""
+    # Zeros, not −∞, as in Google's code: they exceed negative values at the border.
     pooled: jax.Array = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
     return pooled
 
@@ -121,14 +118,17 @@ class Block(nn.Module):
 
 
 class BiT(nn.Module):
-    """The classifier. `apply({"params": params}, images)` gives logits `[N, num_labels]`, without a head
-    the pooled features, and every tap."""
+    """The classifier; `apply({"params": params}, images)` runs it."""
 
     config: BitConfig
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, Taps]:
-        """Run `[N, H, W, num_channels]` in [-1, 1]. Taps have the names and order of the definition's."""
+        """Classify images `[N, H, W, num_channels]` in [-1, 1].
+
+        Returns logits `[N, num_labels]`, or the pooled features if there is no head, and every tap
+        by name: `root_block/conv`, `root_block`, each unit, `pre_head`, `pooled`, `logits`.
+        """
         config, taps = self.config, {}
         x = taps["root_block/conv"] = Stem(config, name="root_block")(images)
         x = taps["root_block"] = max_pool(x)
@@ -146,19 +146,18 @@ class BiT(nn.Module):
 
 
 def load(folder: str | Path) -> tuple[BiT, dict[str, Any]]:
-    """The model and its parameters from a folder that `bit convert --to flax` wrote.
+    """Return the model and the parameters from a folder that `bit convert --to flax` wrote.
 
-    Raises `FileNotFoundError`, and `ValueError` unless every parameter is there once with its shape.
+    Raises `FileNotFoundError`, or `ValueError` unless the file holds every parameter once with the right shape.
     """
     from safetensors.flax import load_file
 
-    config = BitConfig.from_dict(json.loads((Path(folder) / CONFIG_NAME).read_text("utf-8")))
+    config = BitConfig.from_pretrained(folder)
     model = BiT(config)
-    stored = load_file(Path(folder) / "model.safetensors")
+    stored = load_file(Path(folder) / WEIGHTS_NAME)
     image = jax.ShapeDtypeStruct((1, 64, 64, config.num_channels), jnp.float32)
     expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image)["params"], sep="/")
-    found = {key: value.shape for key, value in stored.items()}
-    if found != (wanted := {key: value.shape for key, value in expected.items()}):
-        differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-        raise ValueError(f"{folder} does not hold this model: missing, unexpected or misshapen {', '.join(differing)}")
-    return model, dict(unflatten_dict({tuple(key.split("/")): value for key, value in stored.items()}))
+    shapes = [{key: value.shape for key, value in state.items()} for state in (expected, stored)]
+    if problems := mismatches(*shapes):
+        raise ValueError(f"{folder} does not hold this model: {'; '.join(problems)}")
+    return model, unflatten_dict(stored, sep="/")

@@ -1,4 +1,4 @@
-"""BiT in Keras 3 on TensorFlow, for TensorFlow users: the weight names of google-research's TF2 code.
+"""BiT in Keras 3 on TensorFlow, for TensorFlow users, with the weight names of google-research's TF2 code.
 
 The network: Kolesnikov et al., "Big Transfer" (arXiv 1912.11370); names: big_transfer,
 `bit_tf2/models.py`. Images are `[N, H, W, C]` with values in [-1, 1], kernels `[h, w, i, o]`.
@@ -16,19 +16,17 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from bit.config import BitConfig
-
-NORM_EPS = 1e-5
-"""Inside the root of every group normalization (big_transfer, `GroupNormalization`)."""
+from bit.config import NORM_EPS, BitConfig
+from bit.mismatch import mismatches
 
 WEIGHTS_NAME = "model.weights.h5"
 
 if keras.backend.backend() != "tensorflow":
-    raise ImportError(f"bit.keras computes with TensorFlow, Keras is set to {keras.backend.backend()}")
+    raise ImportError(f"bit.keras needs KERAS_BACKEND=tensorflow, not {keras.backend.backend()}")
 
 
 class GroupNorm(keras.layers.Layer):  # type: ignore[misc]
-    """Mean 0 and variance 1 over each image's groups of channels, then `gamma` and `beta` `[C]`."""
+    """Group normalization (Wu and He, arXiv 1803.08494) with `gamma` and `beta` `[C]`."""
 
     def __init__(self, groups: int) -> None:
         super().__init__(name="group_norm")
@@ -48,7 +46,7 @@ class GroupNorm(keras.layers.Layer):  # type: ignore[misc]
 
 
 class StandardizedConv(keras.layers.Layer):  # type: ignore[misc]
-    """A convolution, padded by half its kernel, whose filters have mean 0 and variance 1 (biased)."""
+    """A convolution, padded by half the kernel, that standardizes each filter (Qiao et al., arXiv 1903.10520)."""
 
     def __init__(self, features: int, size: int, stride: int, eps: float) -> None:
         super().__init__(name="standardized_conv2d")
@@ -67,22 +65,22 @@ class StandardizedConv(keras.layers.Layer):  # type: ignore[misc]
         return ops.conv(x, kernel, strides=self.stride, padding="valid")
 
 
-class Projection(keras.layers.Layer):  # type: ignore[misc]
-    """The shortcut of a stage's first unit."""
+class NamedConv(keras.layers.Layer):  # type: ignore[misc]
+    """A convolution inside a layer that only names it: the stem or a projected shortcut."""
 
-    def __init__(self, config: BitConfig, features: int, stride: int) -> None:
-        super().__init__(name="proj")
-        self.conv = StandardizedConv(features, 1, stride, config.ws_eps)
+    def __init__(self, name: str, features: int, size: int, stride: int, eps: float) -> None:
+        super().__init__(name=name)
+        self.conv = StandardizedConv(features, size, stride, eps)
 
     def call(self, x: Any) -> Any:
         return self.conv(x)
 
 
 class Branch(keras.layers.Layer):  # type: ignore[misc]
-    """Norm, ReLU and convolution, `a`, `b` or `c` of a unit; `a` may hold the projection of what it convolves."""
+    """Norm, ReLU and convolution: `a`, `b` or `c` of a unit; `a` may also hold the projected shortcut."""
 
     def __init__(
-        self, name: str, config: BitConfig, features: int, size: int, stride: int, projection: Projection | None = None
+        self, name: str, config: BitConfig, features: int, size: int, stride: int, projection: NamedConv | None = None
     ) -> None:
         super().__init__(name=name)
         self.norm = GroupNorm(config.num_groups)
@@ -90,20 +88,21 @@ class Branch(keras.layers.Layer):  # type: ignore[misc]
         self.projection = projection
 
     def call(self, x: Any) -> tuple[Any, Any]:
-        """What the convolution gives, and the projected shortcut or None."""
+        """Return the output of the convolution, and the projected shortcut or None."""
         activated = ops.relu(self.norm(x))
         # The shortcut is projected from the activated input, not from the raw one.
         return self.conv(activated), None if self.projection is None else self.projection(activated)
 
 
 class Unit(keras.layers.Layer):  # type: ignore[misc]
-    """A pre-activation bottleneck; its 3×3 convolution carries the stride."""
+    """A pre-activation bottleneck (He et al., arXiv 1603.05027); the 3×3 convolution carries the stride."""
 
     def __init__(self, config: BitConfig, stage: int, layer: int) -> None:
         super().__init__(name=f"unit{layer + 1:02d}")
         middle, outputs = config.bottleneck_size(stage), config.hidden_sizes[stage]
         stride = 2 if stage and not layer else 1
-        self.a = Branch("a", config, middle, 1, 1, None if layer else Projection(config, outputs, stride))
+        projection = None if layer else NamedConv("proj", outputs, 1, stride, config.ws_eps)
+        self.a = Branch("a", config, middle, 1, 1, projection)
         self.b = Branch("b", config, middle, 3, stride)
         self.c = Branch("c", config, outputs, 1, 1)
 
@@ -128,25 +127,21 @@ class Block(keras.layers.Layer):  # type: ignore[misc]
         return x, taps
 
 
-class RootBlock(keras.layers.Layer):  # type: ignore[misc]
-    """The stem: a 7×7 convolution of stride 2."""
+class RootBlock(NamedConv):
+    """The stem: a 7×7 convolution of stride 2. Keras names it after this class in files."""
 
     def __init__(self, config: BitConfig) -> None:
-        super().__init__(name="root_block")
-        self.conv = StandardizedConv(config.embedding_size, 7, 2, config.ws_eps)
-
-    def call(self, x: Any) -> Any:
-        return self.conv(x)
+        super().__init__("root_block", config.embedding_size, 7, 2, config.ws_eps)
 
 
 def max_pool(x: Any) -> Any:
-    """3×3 with stride 2, a border of zeros around `x`."""
-    # Zeros, not −∞: no ReLU comes before, so they win over negative values at the border.
+    """Pool 3×3 windows with stride 2; a border of zeros surrounds `x`."""
+    # Zeros, not −∞, as in Google's code: they exceed negative values at the border.
     return ops.max_pool(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2, padding="valid")
 
 
 class Head(keras.layers.Layer):  # type: ignore[misc]
-    """The linear classifier, zero at first as BiT fine-tunes."""
+    """The linear classifier; zeros at first, from which BiT is fine-tuned (arXiv 1912.11370, section 3.3)."""
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__(name="head")
@@ -157,7 +152,7 @@ class Head(keras.layers.Layer):  # type: ignore[misc]
 
 
 class BiT(keras.Model):  # type: ignore[misc]
-    """The classifier, built; calling it gives logits `[N, num_labels]`, without a head the pooled features."""
+    """The classifier, with weights already created."""
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__(name="bit")
@@ -169,12 +164,12 @@ class BiT(keras.Model):  # type: ignore[misc]
         self(np.zeros((1, 64, 64, config.num_channels), np.float32))
 
     def call(self, images: Any) -> Any:
-        """Run `[N, H, W, num_channels]` in [-1, 1]."""
+        """Return logits `[N, num_labels]` of `[N, H, W, num_channels]` in [-1, 1]; without a head, pooled features."""
         taps = self.taps(images)
         return taps["logits" if self.head else "pooled"]
 
     def taps(self, images: Any) -> dict[str, Any]:
-        """Every intermediate result, with the names and in the order of the definition's; last the logits."""
+        """Return every tap by name: `root_block/conv`, `root_block`, each unit, `pre_head`, `pooled`, `logits`."""
         taps: dict[str, Any] = {}
         x = taps["root_block/conv"] = self.root(ops.convert_to_tensor(images))
         x = taps["root_block"] = max_pool(x)
@@ -188,24 +183,22 @@ class BiT(keras.Model):  # type: ignore[misc]
         return taps
 
     def named_weights(self) -> dict[str, Any]:
-        """The weights by Google's names, `block1/unit01/a/group_norm/gamma` and so on."""
+        """Return the weights by Google's names, such as `block1/unit01/a/group_norm/gamma`."""
         return {weight.path.removeprefix(f"{self.name}/"): weight for weight in self.weights}
 
     def set_named_weights(self, values: Mapping[str, NDArray[Any]]) -> None:
-        """Set every weight by its name. Raises `ValueError` unless each is there once with its shape."""
+        """Set every weight by name. Raises `ValueError` unless `values` hold every weight with the right shape."""
         weights = self.named_weights()
-        wanted = {name: tuple(weight.shape) for name, weight in weights.items()}
-        found = {name: tuple(value.shape) for name, value in values.items()}
-        if found != wanted:
-            differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-            raise ValueError(f"missing, unexpected or misshapen: {', '.join(differing)}")
+        shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (weights, values)]
+        if problems := mismatches(*shapes):
+            raise ValueError(f"the values are not those of this model: {'; '.join(problems)}")
         for name, value in values.items():
             weights[name].assign(value)
 
     def load_google(self, path: str | Path) -> None:
-        """Load an `.h5` of Google's TF2 code, written by Keras 2's `save_weights`.
+        """Load an `.h5` file of Google's TF2 code, which Keras 2 saved.
 
-        There each layer is a group and names stand twice, `block1/block1/unit01/…/kernel:0`.
+        Each layer is a group there and appears twice in names: `block1/block1/unit01/…/kernel:0`.
         Raises `OSError` for another kind of file and `ValueError` for another network.
         """
         values: dict[str, NDArray[Any]] = {}
@@ -222,9 +215,9 @@ class BiT(keras.Model):  # type: ignore[misc]
 
 
 def load(folder: str | Path) -> BiT:
-    """The model from a folder that `bit convert --to keras` wrote.
+    """Return the model from a folder that `bit convert --to keras` wrote.
 
-    Raises `FileNotFoundError`, and `ValueError` for weights of another network.
+    Raises `FileNotFoundError`, or `ValueError` for weights of another network.
     """
     model = BiT(BitConfig.from_pretrained(folder))
     model.load_weights(Path(folder) / WEIGHTS_NAME)

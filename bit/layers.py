@@ -1,51 +1,36 @@
-"""The layers of BiT in PyTorch. Images are `[N, C, H, W]`."""
+"""The layers of BiT in PyTorch; all images are `[N, C, H, W]`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bit.config import BitConfig
-from bit.packing import PackedKernel, applies
-
-NORM_EPS = 1e-5
-"""Inside the root of every group normalization (big_transfer, `nn.GroupNorm`'s default)."""
-
-ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "swish": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "leaky_relu": nn.LeakyReLU,
-    "mish": nn.Mish,
-}
-"""By the names of `BitConfig.hidden_act`."""
+from bit.config import ACTIVATIONS, NORM_EPS, BitConfig
+from bit.inference import PackedKernel, applies
 
 
 def make_activation(config: BitConfig) -> nn.Module:
-    """For what nothing else needs: a ReLU writes over it, which saves memory and time."""
-    return nn.ReLU(inplace=True) if config.hidden_act == "relu" else ACTIVATIONS[config.hidden_act]()
+    """Return the activation; a ReLU overwrites the input, which nothing else may need, to save memory and time."""
+    activation: nn.Module = getattr(nn, ACTIVATIONS[config.hidden_act])()
+    return nn.ReLU(inplace=True) if config.hidden_act == "relu" else activation
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """A convolution whose filters have mean 0 and variance 1, biased and with `eps` inside the root.
+    """A convolution that standardizes each filter: mean 0, biased variance 1, `ws_eps` added to the variance.
 
-    `padding` is that of `BitConfig.global_padding`. After `fold` the weight is the standardized
-    kernel itself.
+    Weight standardization: Qiao et al., arXiv 1903.10520. Padded as `BitConfig.global_padding`
+    says. After `fold` the weight is the standardized kernel.
     """
 
     def __init__(
         self, config: BitConfig, inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1
     ) -> None:
         reach = dilation * (size - 1)
-        # What stride and size leave of `SAME` depends on the image, unless the stride is 1.
+        # The margins of `SAME` depend on the image's size, unless the stride is 1.
         self.pads_by_size = config.global_padding == "SAME" and (stride != 1 or reach % 2 == 1)
         margin = 0 if self.pads_by_size or config.global_padding == "VALID" else (stride - 1 + reach) // 2
         super().__init__(inputs, outputs, size, stride, margin, dilation, bias=False)
@@ -54,20 +39,20 @@ class StandardizedConv2d(nn.Conv2d):
         self.packed = PackedKernel()
 
     def standardized(self) -> Tensor:
-        """The kernel `[o, i, h, w]` that the convolution uses."""
-        # Layer normalization of each filter is its standardization, and the fastest form there is.
+        """Return the standardized kernel `[o, i, h, w]`."""
+        # Layer normalization of each filter is the fastest way to standardize it.
         return functional.layer_norm(self.weight, self.weight.shape[1:], eps=self.eps)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Standardize the kernel once and for all; computed in float64, then rounded."""
+        """Replace the weight by the standardized kernel, computed in float64 and then rounded."""
         dtype = self.weight.dtype
         self.weight.data = self.weight.data.double()
         self.weight.data = self.standardized().to(dtype)
         self.folded = True
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        """What is loaded is a weight again, not a standardized kernel."""
+        """Load a weight, which is not standardized."""
         super()._load_from_state_dict(*arguments, **options)
         self.folded = False
 
@@ -81,7 +66,7 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class GroupNormActivation(nn.GroupNorm):
-    """Group normalization, then the activation unless `activate` is false."""
+    """Group normalization (Wu and He, arXiv 1803.08494), then the activation unless `activate` is false."""
 
     def __init__(self, config: BitConfig, channels: int, activate: bool = True) -> None:
         super().__init__(config.num_groups, channels, NORM_EPS)
@@ -93,7 +78,7 @@ class GroupNormActivation(nn.GroupNorm):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., arXiv 1603.09382): in training, drop a residual for some of the images."""
+    """Stochastic depth (Huang et al., arXiv 1603.09382): in training, skip a residual for some of the images."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -106,36 +91,39 @@ class DropPath(nn.Module):
         return x / (1 - self.rate) * kept
 
 
-class Projection(nn.Module):
-    """The shortcut of a stage's first unit."""
-
-    def __init__(self, config: BitConfig, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv = StandardizedConv2d(config, inputs, outputs, 1, stride)
-        bottleneck = config.layer_type == "bottleneck"
-        self.norm = GroupNormActivation(config, outputs, activate=False) if bottleneck else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.norm(self.conv(x))
-        return output
+def projection(config: BitConfig, inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Return the projected shortcut of a stage's first unit."""
+    layers = nn.Sequential()
+    layers.conv = StandardizedConv2d(config, inputs, outputs, 1, stride)
+    if config.layer_type == "bottleneck":
+        layers.norm = GroupNormActivation(config, outputs, activate=False)
+    return layers
 
 
-class PreActivationUnit(nn.Module):
-    """BiT's own unit (He et al., arXiv 1603.05027); its 3×3 convolution carries stride and dilation."""
+class Unit(nn.Module):
+    """The layers that both kinds of units have; the 3×3 convolution carries stride and dilation."""
 
     def __init__(
-        self, config: BitConfig, inputs: int, stage: int, first: bool, stride: int, dilation: int, drop: float
+        self, config: BitConfig, stage: int, layer: int, stride: int = 1, dilation: int = 1, drop_rate: float = 0.0
     ) -> None:
         super().__init__()
+        preactivation = config.layer_type == "preactivation"
         middle, outputs = config.bottleneck_size(stage), config.hidden_sizes[stage]
-        self.downsample = Projection(config, inputs, outputs, stride) if first else None
-        self.norm1 = GroupNormActivation(config, inputs)
+        before = config.hidden_sizes[stage - 1] if stage else config.embedding_size
+        inputs = outputs if layer else before
+        self.downsample = None if layer else projection(config, inputs, outputs, stride)
+        self.norm1 = GroupNormActivation(config, inputs if preactivation else middle)
         self.conv1 = StandardizedConv2d(config, inputs, middle, 1)
         self.norm2 = GroupNormActivation(config, middle)
         self.conv2 = StandardizedConv2d(config, middle, middle, 3, stride, dilation)
-        self.norm3 = GroupNormActivation(config, middle)
+        self.norm3 = GroupNormActivation(config, middle if preactivation else outputs, activate=preactivation)
         self.conv3 = StandardizedConv2d(config, middle, outputs, 1)
-        self.drop_path = DropPath(drop)
+        self.drop_path = DropPath(drop_rate)
+        self.activation = nn.Identity() if preactivation else make_activation(config)
+
+
+class PreActivationUnit(Unit):
+    """BiT's unit, which normalizes before each convolution (He et al., arXiv 1603.05027)."""
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.norm1(x)
@@ -148,23 +136,8 @@ class PreActivationUnit(nn.Module):
         return output
 
 
-class BottleneckUnit(nn.Module):
-    """A unit that normalizes after each convolution, as ViT-hybrid's (He et al., arXiv 1512.03385)."""
-
-    def __init__(
-        self, config: BitConfig, inputs: int, stage: int, first: bool, stride: int, dilation: int, drop: float
-    ) -> None:
-        super().__init__()
-        middle, outputs = config.bottleneck_size(stage), config.hidden_sizes[stage]
-        self.downsample = Projection(config, inputs, outputs, stride) if first else None
-        self.conv1 = StandardizedConv2d(config, inputs, middle, 1)
-        self.norm1 = GroupNormActivation(config, middle)
-        self.conv2 = StandardizedConv2d(config, middle, middle, 3, stride, dilation)
-        self.norm2 = GroupNormActivation(config, middle)
-        self.conv3 = StandardizedConv2d(config, middle, outputs, 1)
-        self.norm3 = GroupNormActivation(config, outputs, activate=False)
-        self.drop_path = DropPath(drop)
-        self.activation = make_activation(config)
+class BottleneckUnit(Unit):
+    """A unit that normalizes after each convolution, as in ViT-hybrid (He et al., arXiv 1512.03385)."""
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.norm1(self.conv1(x))
@@ -175,10 +148,8 @@ class BottleneckUnit(nn.Module):
         return output
 
 
-UNITS: dict[str, type[PreActivationUnit] | type[BottleneckUnit]] = {
-    "preactivation": PreActivationUnit,
-    "bottleneck": BottleneckUnit,
-}
+UNITS: dict[str, type[Unit]] = {"preactivation": PreActivationUnit, "bottleneck": BottleneckUnit}
+"""Units by the values of `BitConfig.layer_type`."""
 
 
 class Embeddings(nn.Module):
@@ -193,22 +164,22 @@ class Embeddings(nn.Module):
         self.pads_by_size = config.embedding_dynamic_padding
 
     def forward(self, pixel_values: Tensor, taps: dict[str, Tensor]) -> Tensor:
+        """Return the pooled stem, and add the outputs of both layers to `taps`."""
         x = taps["root_block/conv"] = self.convolution(pixel_values)
         if isinstance(self.norm, nn.Identity) and self.margin and not self.pads_by_size:
-            x = taps["root_block"] = max_pool(x)
-            return x
-        x = self.norm(functional.pad(x, (self.margin,) * 4))
-        if self.pads_by_size:
-            x = pad_same(x, 3, 2)
-        x = taps["root_block"] = functional.max_pool2d(x, 3, 2)
+            x = max_pool(x)
+        else:
+            x = self.norm(functional.pad(x, (self.margin,) * 4))
+            x = functional.max_pool2d(pad_same(x, 3, 2) if self.pads_by_size else x, 3, 2)
+        taps["root_block"] = x
         return x
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """3×3 with stride 2, a border of zeros around `x`.
+    """Pool 3×3 windows with stride 2; a border of zeros surrounds `x`.
 
-    Zeros, not −∞: no ReLU comes before, so they win over negative values at the border. Done to the
-    result, which is a quarter as large.
+    Zeros, not −∞, as in Google's code: no ReLU comes before, so they exceed negative values at the
+    border. They are applied to the result, which is a quarter as large.
     """
     pooled = functional.max_pool2d(x, 3, 2, padding=1)
     for axis in (2, 3):
@@ -219,7 +190,7 @@ def max_pool(x: Tensor) -> Tensor:
 
 
 def pad_same(x: Tensor, size: int, stride: int, dilation: int = 1) -> Tensor:
-    """Zeros around an image, as TensorFlow's `SAME` puts them: the odd one goes below and right."""
+    """Surround an image with zeros as TensorFlow's `SAME` does: an odd one goes below and to the right."""
     margins = []
     for length in (x.shape[3], x.shape[2]):
         total = max((math.ceil(length / stride) - 1) * stride + (size - 1) * dilation + 1 - length, 0)

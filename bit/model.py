@@ -17,22 +17,26 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from bit.config import BitConfig
+from bit.inference import split_batch
 from bit.layers import UNITS, Embeddings, GroupNormActivation
 from bit.pretrained import PretrainedModel
 
 Taps = dict[str, Tensor]
 
-CACHED_PIXELS = 4 * 224 * 224
-"""So many pixels at once, divided by the width, run fastest on a CPU after `for_inference`: what is
-between layers then stays in the caches. Measured on an AMD EPYC (Zen 5) with R50x1."""
 
-
-@dataclass
+@dataclass(kw_only=True)
 class ModelOutput:
-    """Named results, also by index; None stands for what was not asked for and has no index."""
+    """Results by name, and by index in the order of the fields; those that are None have no index, nor have taps."""
+
+    hidden_states: tuple[Tensor, ...] | None = None
+    """The pooled stem and each stage, before the last norm; `[N, C, H, W]` each."""
+    taps: Taps | None = None
+    """Intermediate results in order: `root_block/conv`, `root_block`, each unit, `pre_head`, `pooled`, `logits`."""
 
     def to_tuple(self) -> tuple[Any, ...]:
-        values = (getattr(self, field.name) for field in fields(self) if field.name != "taps")
+        """Return the results that were asked for, without taps."""
+        names = [field.name for field in fields(self) if field.name not in ("hidden_states", "taps")]
+        values = (getattr(self, name) for name in (*names, "hidden_states"))
         return tuple(value for value in values if value is not None)
 
     def __getitem__(self, key: int | slice | str) -> Any:
@@ -42,61 +46,55 @@ class ModelOutput:
         return iter(self.to_tuple())
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BitModelOutput(ModelOutput):
     last_hidden_state: Tensor
     """`[N, C, H/32, W/32]`, after the last norm and activation."""
     pooler_output: Tensor
     """`[N, C, 1, 1]`, the mean over the image."""
-    hidden_states: tuple[Tensor, ...] | None = None
-    """The pooled stem and each stage, before the last norm; `[N, C, H, W]` each."""
-    taps: Taps | None = None
-    """Named intermediate results in order: `root_block/conv`, `root_block`, each unit, `pre_head`, `pooled`."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BitClassifierOutput(ModelOutput):
     loss: Tensor | None
-    """A scalar, where labels were given."""
+    """A scalar, or None if no labels were given."""
     logits: Tensor
     """`[N, num_labels]`."""
-    hidden_states: tuple[Tensor, ...] | None = None
-    taps: Taps | None = None
-    """As those of `BitModelOutput`, then `logits`."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BitBackboneOutput(ModelOutput):
     feature_maps: tuple[Tensor, ...]
-    """Those of `BitConfig.out_features`, `[N, C, H, W]` each."""
-    hidden_states: tuple[Tensor, ...] | None = None
-    taps: Taps | None = None
+    """The maps that `BitConfig.out_features` selects, `[N, C, H, W]` each."""
 
 
 class Stage(nn.Module):
+    """The units that share a resolution."""
+
     def __init__(self, config: BitConfig, stage: int, stride: int, dilation: int, drop_rates: list[float]) -> None:
         super().__init__()
         unit = UNITS[config.layer_type]
-        outputs = config.hidden_sizes[stage]
-        inputs = config.hidden_sizes[stage - 1] if stage else config.embedding_size
-        # The first unit of a stage that dilates instead of striding keeps the grid of the one before.
+        # The first unit of a stage that dilates instead of striding keeps the grid of the stage before.
         first_dilation = 1 if dilation in (1, 2) else 2
         self.name = f"block{stage + 1}"
         self.gradient_checkpointing = False
         self.layers = nn.Sequential(
-            unit(config, inputs, stage, True, stride, first_dilation, drop_rates[0]),
-            *(unit(config, outputs, stage, False, 1, dilation, rate) for rate in drop_rates[1:]),
+            unit(config, stage, 0, stride, first_dilation, drop_rates[0]),
+            *(unit(config, stage, layer, 1, dilation, rate) for layer, rate in enumerate(drop_rates[1:], 1)),
         )
 
     def forward(self, x: Tensor, taps: Taps) -> Tensor:
+        """Run every unit, and add each output to `taps`."""
         for layer, unit in enumerate(self.layers):
-            again = self.gradient_checkpointing and self.training
-            x = checkpoint(unit, x, use_reentrant=False) if again else unit(x)
+            recompute = self.gradient_checkpointing and self.training
+            x = checkpoint(unit, x, use_reentrant=False) if recompute else unit(x)
             taps[f"{self.name}/unit{layer + 1:02d}"] = x
         return x
 
 
 class Encoder(nn.Module):
+    """All stages; those beyond `BitConfig.output_stride` dilate instead of striding."""
+
     def __init__(self, config: BitConfig) -> None:
         super().__init__()
         units = sum(config.depths)
@@ -112,7 +110,7 @@ class Encoder(nn.Module):
 
 
 class BitModel(PretrainedModel):
-    """The network without its head."""
+    """The network without a head."""
 
     prefix = "bit."
 
@@ -131,31 +129,23 @@ class BitModel(PretrainedModel):
         return_dict: bool = True,
         output_taps: bool = False,
     ) -> BitModelOutput | tuple[Any, ...]:
-        """Run the network on `pixel_values` `[N, num_channels, H, W]`, in [-1, 1].
+        """Run the network on `pixel_values` `[N, num_channels, H, W]` in [-1, 1].
 
-        Returns a `BitModelOutput`, or a tuple of its values unless `return_dict`. Raises
+        Returns a `BitModelOutput`, or a tuple of the same results unless `return_dict`. Raises
         `ValueError` for another number of axes or channels.
         """
-        outputs = self.run(pixel_values, output_hidden_states, output_taps)
-        return outputs if return_dict else outputs.to_tuple()
-
-    def run(
-        self, pixel_values: Tensor, output_hidden_states: bool = False, output_taps: bool = False
-    ) -> BitModelOutput:
-        """As `forward`, always with names."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values must be [N, {self.config.num_channels}, H, W], not {list(pixel_values.shape)}"
             )
-        stem = self.embedder.convolution
-        if not stem.folded or pixel_values.device.type != "cpu" or torch.compiler.is_compiling():
-            return self._run(pixel_values, output_hidden_states, output_taps)
-        area = pixel_values.shape[2] * pixel_values.shape[3] * self.config.embedding_size / 64
-        parts = pixel_values.split(max(1, int(CACHED_PIXELS // area)))
-        return _joined([self._run(part, output_hidden_states, output_taps) for part in parts])
+        parts: tuple[Tensor, ...] = (pixel_values,)
+        if self.embedder.convolution.folded and pixel_values.device.type == "cpu" and not torch.compiler.is_compiling():
+            parts = split_batch(pixel_values, self.config.embedding_size / 64)
+        outputs = _concatenate([self._run(part, output_hidden_states, output_taps) for part in parts])
+        return outputs if return_dict else outputs.to_tuple()
 
     def _run(self, pixel_values: Tensor, output_hidden_states: bool, output_taps: bool) -> BitModelOutput:
-        taps: Taps = {} if output_taps else _Forgetful()
+        taps: Taps = {} if output_taps else _DiscardedTaps()
         x = self.embedder(pixel_values, taps)
         hidden_states = [x] if output_hidden_states else None
         for stage in self.encoder.stages:
@@ -174,7 +164,7 @@ class BitModel(PretrainedModel):
 
 
 class BitForImageClassification(PretrainedModel):
-    """The network with a linear head on the pooled features, which are the logits where it has no classes."""
+    """The network with a linear head; without classes, the logits are the pooled features."""
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__(config)
@@ -190,29 +180,19 @@ class BitForImageClassification(PretrainedModel):
         return_dict: bool = True,
         output_taps: bool = False,
     ) -> BitClassifierOutput | tuple[Any, ...]:
-        """Classify `pixel_values` `[N, num_channels, H, W]`, in [-1, 1]; see `BitModel.forward`.
+        """Classify `pixel_values` `[N, num_channels, H, W]` in [-1, 1]; see `BitModel.forward`.
 
-        `labels`: class indices `[N]`; or zeros and ones `[N, num_labels]`, of which several may
-        hold; or numbers to predict (regression, by default for a single label). The loss is
-        transformers' for the same `problem_type`.
+        `labels` are class indices `[N]`, zeros and ones `[N, num_labels]` if several classes may
+        hold, or numbers to predict (regression, the default for a single label). The loss is that
+        of transformers for the same `problem_type`.
         """
-        outputs = self.run(pixel_values, labels, output_hidden_states, output_taps)
-        return outputs if return_dict else outputs.to_tuple()
-
-    def run(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_taps: bool = False,
-    ) -> BitClassifierOutput:
-        """As `forward`, always with names."""
-        body = self.bit.run(pixel_values, output_hidden_states, output_taps)
+        body: BitModelOutput = self.bit(pixel_values, output_hidden_states, True, output_taps)
         logits = self.classifier(body.pooler_output)
         if body.taps is not None and self.config.num_labels:
             body.taps["logits"] = logits
         loss = None if labels is None else classification_loss(self.config, logits, labels)
-        return BitClassifierOutput(loss, logits, body.hidden_states, body.taps)
+        outputs = BitClassifierOutput(loss=loss, logits=logits, hidden_states=body.hidden_states, taps=body.taps)
+        return outputs if return_dict else outputs.to_tuple()
 
 
 class BitBackbone(PretrainedModel):
@@ -235,16 +215,18 @@ class BitBackbone(PretrainedModel):
         return_dict: bool = True,
         output_taps: bool = False,
     ) -> BitBackboneOutput | tuple[Any, ...]:
-        """The feature maps of `pixel_values`, selected by `BitConfig.out_features`; see `BitModel.forward`."""
-        body = self.bit.run(pixel_values, True, output_taps)
+        """Return the feature maps that `BitConfig.out_features` selects; see `BitModel.forward`."""
+        body: BitModelOutput = self.bit(pixel_values, True, True, output_taps)
         states = body.hidden_states or ()
         maps = tuple(states[index] for index in self.config.out_indices or ())
-        outputs = BitBackboneOutput(maps, states if output_hidden_states else None, body.taps)
+        outputs = BitBackboneOutput(
+            feature_maps=maps, hidden_states=states if output_hidden_states else None, taps=body.taps
+        )
         return outputs if return_dict else outputs.to_tuple()
 
 
 def classification_loss(config: BitConfig, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss that transformers computes (`ForSequenceClassificationLoss`), chosen alike."""
+    """Return the loss that transformers computes, chosen in the same way (`ForSequenceClassificationLoss`)."""
     problem = config.problem_type
     if problem is None:
         indices = labels.dtype in (torch.int64, torch.int32)
@@ -259,22 +241,22 @@ def classification_loss(config: BitConfig, logits: Tensor, labels: Tensor) -> Te
     return functional.binary_cross_entropy_with_logits(logits, labels)
 
 
-def _joined(parts: list[BitModelOutput]) -> BitModelOutput:
-    """The results of parts of a batch, as of the whole; images do not see each other in this network."""
+def _concatenate(parts: list[BitModelOutput]) -> BitModelOutput:
+    """Join the results of the parts of a batch, whose images do not affect each other."""
+    first = parts[0]
     if len(parts) == 1:
-        return parts[0]
-    states = [part.hidden_states for part in parts if part.hidden_states is not None]
-    taps = [part.taps for part in parts if part.taps is not None]
+        return first
+    states = zip(*(part.hidden_states or () for part in parts), strict=True)
     return BitModelOutput(
         last_hidden_state=torch.cat([part.last_hidden_state for part in parts]),
         pooler_output=torch.cat([part.pooler_output for part in parts]),
-        hidden_states=tuple(map(torch.cat, zip(*states, strict=True))) if states else None,
-        taps={name: torch.cat([part[name] for part in taps]) for name in taps[0]} if taps else None,
+        hidden_states=None if first.hidden_states is None else tuple(map(torch.cat, states)),
+        taps=first.taps and {name: torch.cat([(part.taps or {})[name] for part in parts]) for name in first.taps},
     )
 
 
-class _Forgetful(dict[str, Tensor]):
-    """Takes taps that nobody asked for, and keeps none."""
+class _DiscardedTaps(dict[str, Tensor]):
+    """Accepts taps that nobody asked for, and keeps none."""
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         pass

@@ -1,8 +1,7 @@
-"""Loading, saving and preparing models."""
+"""Load, save and prepare models."""
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from pathlib import Path
@@ -13,11 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bit.config import CONFIG_NAME, BitConfig, read_json
+from bit.config import CONFIG_NAME, WEIGHTS_NAME, BitConfig, read_json, write_json
 from bit.layers import StandardizedConv2d
-from bit.timm_names import timm_to_transformers
+from bit.mismatch import mismatches
+from bit.timm_names import timm_to_transformers, to_timm
 
-WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 HEAD = "classifier.1."
 
@@ -26,7 +25,7 @@ class PretrainedModel(nn.Module):
     """A network that loads from and saves to a folder with `config.json` and `model.safetensors`."""
 
     prefix = ""
-    """What the names of these parameters begin with in a classification checkpoint."""
+    """Start of the names that this network's parameters have in a classification checkpoint."""
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__()
@@ -34,74 +33,82 @@ class PretrainedModel(nn.Module):
 
     @property
     def for_inference_only(self) -> bool:
-        """Whether `for_inference` took the place of weights in this model or a part of it."""
+        """True if `for_inference` replaced the weights of this model or of a part of it."""
         return any(module.folded for module in self.modules() if isinstance(module, StandardizedConv2d))
 
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, dtype: torch.dtype | None = None, revision: str | None = None, **fields: Any
     ) -> Self:
-        """The model in a folder or a Hub repository, in the layout of transformers or timm.
+        """Load a model from a folder or a Hub repository, in the layout of transformers or timm.
 
-        `name` is a folder or `owner/name`; `revision` a branch, tag or commit of the latter;
-        `fields` replace those of the configuration. With another `num_labels` than the stored one
-        the head is new: zeros, as BiT fine-tunes from (arXiv 1912.11370, section 3.3), and a
-        warning says so. In evaluation mode, in the stored dtype or `dtype`.
+        `name` is a folder or `owner/name`; `revision` is a branch, tag or commit of the latter;
+        `fields` replace fields of the configuration. Another `num_labels` than the stored one gives
+        a new head with a warning: zeros, from which BiT is fine-tuned (arXiv 1912.11370, section
+        3.3). The model is in evaluation mode, in the stored dtype or in `dtype`.
 
-        Raises `FileNotFoundError`, and `ValueError` unless every other parameter of the model is
-        there once with its shape.
+        Raises `FileNotFoundError`, or `ValueError` unless the files are intact and hold every other
+        parameter of the model once, with the right shape.
         """
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = _download(str(name), revision)
-        stored_config, stored = _read(folder)
-        config = stored_config.replace(**fields)
+        folder = Path(name) if Path(name).is_dir() else _download(str(name), revision)
+        values, stored = read_json(folder / CONFIG_NAME), _load(folder)
+        timm = "architecture" in values
+        try:
+            stored_config, stored = (
+                timm_to_transformers(values, stored) if timm else (BitConfig.from_dict(values), stored)
+            )
+            config = stored_config.replace(**fields)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         with torch.device("meta"):
             model = cls(config)
-        expected = model.state_dict()
-        if cls.prefix and any(key.startswith(cls.prefix) for key in stored):
-            # Of a classifier, the body; its head is not part of this model.
-            stored = {key.removeprefix(cls.prefix): value for key, value in stored.items() if not key.startswith(HEAD)}
-        elif not any(key.startswith(HEAD) for key in expected):
+        prefix = cls.prefix if any(key.startswith(cls.prefix) for key in stored) else ""
+        expected = {prefix + key: value for key, value in model.state_dict().items()}
+        head = {key: value for key, value in expected.items() if key.startswith(HEAD)}
+        if not head or stored_config.num_labels != config.num_labels:
             stored = {key: value for key, value in stored.items() if not key.startswith(HEAD)}
-        elif stored_config.num_labels != config.num_labels:
+            stored_dtype = next(iter(stored.values()), torch.zeros(())).dtype
+            stored |= {key: torch.zeros(value.shape, dtype=stored_dtype) for key, value in head.items()}
+        if head and stored_config.num_labels != config.num_labels:
             warnings.warn(
-                f"the head of {name} has {stored_config.num_labels} classes; a new one with {config.num_labels}, "
-                "all zeros, takes its place and must be trained",
+                f"the head of {name} has {stored_config.num_labels} classes; it is replaced by a new one with "
+                f"{config.num_labels}, all zeros, which must be trained",
                 stacklevel=2,
             )
-            stored |= {
-                key: torch.zeros(value.shape, dtype=next(iter(stored.values())).dtype)
-                for key, value in expected.items()
-                if key.startswith(HEAD)
-            }
-        _check(str(name), expected, stored)
-        model.load_state_dict(stored, assign=True)
+        # Named as in the files.
+        shapes = [
+            {to_timm(key) if timm else key: tuple(value.shape) for key, value in state.items()}
+            for state in (expected, stored)
+        ]
+        if problems := mismatches(*shapes):
+            raise ValueError(f"{name} does not hold this model: {'; '.join(problems)}")
+        model.load_state_dict({key.removeprefix(prefix): value for key, value in stored.items()}, assign=True)
         return model.to(dtype).eval() if dtype is not None else model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, as transformers reads them.
+        """Write `config.json` and `model.safetensors`, which transformers reads.
 
-        Raises `RuntimeError` after `for_inference`, whose kernels are no longer the weights.
+        Raises `RuntimeError` after `for_inference`, which replaced the weights.
         """
         if self.for_inference_only:
-            raise RuntimeError("a model prepared by for_inference no longer has its weights; save one loaded anew")
+            raise RuntimeError("a model prepared by for_inference no longer has its weights; load it again to save it")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-        content: dict[str, Any] = {"architectures": [type(self).__name__], **self.config.to_dict(), "dtype": dtype}
-        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        content = {"architectures": [type(self).__name__], **self.config.to_dict(), "dtype": dtype}
+        write_json(folder / CONFIG_NAME, content)
         save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
     def for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> Self:  # noqa: A002
-        """Prepare this model to be run fast and never trained, in place; returns it.
+        """Prepare this model in place to run fast; it can no longer be trained or saved. Returns the model.
 
         Every kernel is standardized once instead of at each pass (in float64, then rounded) and kept
-        packed for oneDNN, memory is laid out channels last, and gradients are off. Logits stay
-        within float32 rounding: 1.1e-5 (relative L2) from those in float64 with R50x1, where the
-        plain model is 5.3e-6 off. `dtype`, `torch.bfloat16` say, converts what the network computes
-        with (5.5e-2); `compile` hands it to `torch.compile`. Loading again undoes it.
+        packed for oneDNN, memory is laid out channels last, large batches run in parts that fit the
+        caches, and gradients are off. The logits of R50x1 are within 1.1e-5 (relative L2) of those
+        in float64; the plain model's are within 5.3e-6. `dtype` is what the network computes with:
+        `torch.bfloat16` gives 5.5e-2. `compile` hands the model to `torch.compile`. Load the model
+        again to undo it.
         """
         for module in self.modules():
             if isinstance(module, StandardizedConv2d) and not module.folded:
@@ -113,28 +120,29 @@ class PretrainedModel(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """As in PyTorch; raises `RuntimeError` after `for_inference`."""
+        """Set training mode as PyTorch does. Raises `RuntimeError` after `for_inference`."""
         if mode and self.for_inference_only:
             raise RuntimeError(
-                "this model was prepared by for_inference: its kernels are standardized already, so gradients "
-                "would not be those of its weights; load it again to train it"
+                "this model was prepared by for_inference: the kernels are standardized already, so gradients would "
+                "not be those of the weights; load it again to train it"
             )
         return super().train(mode)
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
-        """Compute each unit again in the backward pass instead of keeping what is in it."""
+        """Save memory in training: compute each unit again in the backward pass."""
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
                 setattr(module, "gradient_checkpointing", enable)  # noqa: B010
 
     def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations for the backward pass, as is the default."""
         self.gradient_checkpointing_enable(False)
 
     def initialize(self) -> None:
-        """Draw kernels as transformers and timm do (He et al., arXiv 1502.01852, by the outputs).
+        """Draw kernels as transformers and timm do (He et al., arXiv 1502.01852, by the number of outputs).
 
-        None on the meta device, where there is nothing to be drawn, and where PyTorch's way of
-        drawing takes its compiler to import: 150 MB and a second.
+        Skips the meta device: nothing can be drawn there, and PyTorch would import its compiler,
+        which takes 150 MB and a second.
         """
         for module in self.modules():
             if isinstance(module, StandardizedConv2d) and not module.weight.is_meta:
@@ -142,47 +150,28 @@ class PretrainedModel(nn.Module):
 
 
 def _download(name: str, revision: str | None) -> Path:
+    """Return the local folder of a Hub repository."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(f"there is no folder {name}, and it is no owner/name on the Hub")
+        raise FileNotFoundError(f"{name} is neither a folder nor an owner/name on the Hub")
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
 
 
-def _read(folder: Path) -> tuple[BitConfig, dict[str, Tensor]]:
-    """The configuration and the state dict, under transformers' names."""
-    values = read_json(folder / CONFIG_NAME)
-    if "architecture" in values:  # as timm writes it
-        return timm_to_transformers(values, _load(folder))
-    return BitConfig.from_dict(values), _load(folder)
-
-
 def _load(folder: Path) -> dict[str, Tensor]:
-    """The state dict of one file or of shards. Raises `FileNotFoundError`, or `ValueError` for damaged ones."""
-    names = {WEIGHTS_NAME}
-    if (folder / INDEX_NAME).is_file():
-        index = read_json(folder / INDEX_NAME).get("weight_map")
-        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise ValueError(f"{folder / INDEX_NAME} lists no files")
-        names = set(index.values())
+    """Return the tensors of one file or of shards. Raises `FileNotFoundError`, or `ValueError` if one is damaged."""
+    names, index = {WEIGHTS_NAME}, folder / INDEX_NAME
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{index} lists no files; download it again")
+        names = set(weight_map.values())
     state: dict[str, Tensor] = {}
     for name in sorted(names):
         if Path(name).name != name:
-            raise ValueError(f"{folder / INDEX_NAME} names {name}, which is not beside it")
+            raise ValueError(f"{index} names {name!r}, which is not a file in the same folder")
         try:
             state |= load_file(folder / name)
         except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged ({error})") from None
+            raise ValueError(f"{folder / name} is damaged ({error}); download or convert it again") from None
     return state
-
-
-def _check(name: str, expected: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
-    problems = [f"missing {key}" for key in expected if key not in stored]
-    problems += [f"unexpected {key}" for key in stored if key not in expected]
-    problems += [
-        f"misshapen {key}, {list(stored[key].shape)} instead of {list(value.shape)}"
-        for key, value in expected.items()
-        if key in stored and stored[key].shape != value.shape
-    ]
-    if problems:
-        raise ValueError(f"{name} does not hold this model: {'; '.join(problems)}")

@@ -1,4 +1,4 @@
-"""Read a checkpoint in timm's layout: the same arrays under other names (timm, `models/resnetv2.py`)."""
+"""Read the names and the `config.json` of timm (`models/resnetv2.py`), which stores the same arrays as transformers."""
 
 from __future__ import annotations
 
@@ -8,59 +8,90 @@ from typing import Any
 
 from torch import Tensor
 
-from bit.config import BitConfig
+from bit.config import PUBLISHED, BitConfig
 
-RENAMES = (
-    (r"stem\.conv\.", "bit.embedder.convolution."),
-    (r"stages\.(\d+)\.blocks\.", r"bit.encoder.stages.\1.layers."),
-    (r"norm\.", "bit.norm."),
-    (r"head\.fc\.", "classifier.1."),
+NAMES = (
+    ("stem.conv.", "bit.embedder.convolution."),
+    ("stages.", "bit.encoder.stages."),
+    ("norm.", "bit.norm."),
+    ("head.fc.", "classifier.1."),
 )
 """The start of a name in timm, and of the same array's name in transformers."""
-UNIT = re.compile(r"bit\.encoder\.stages\.(\d+)\.layers\.(\d+)\.conv3\.weight")
+UNIT = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
+
+
+def to_transformers(key: str) -> str:
+    """Return the name that transformers gives to the array `key` of timm; other names are left as they are."""
+    for timm, transformers in NAMES:
+        if key.startswith(timm):
+            return transformers + key.removeprefix(timm).replace(".blocks.", ".layers.")
+    return key
+
+
+def to_timm(key: str) -> str:
+    """Return the name that timm gives to the array `key` of transformers; other names are left as they are."""
+    for timm, transformers in NAMES:
+        if key.startswith(transformers):
+            return timm + key.removeprefix(transformers).replace(".layers.", ".blocks.")
+    return key
 
 
 def timm_to_transformers(
     values: Mapping[str, Any], stored: Mapping[str, Tensor]
 ) -> tuple[BitConfig, dict[str, Tensor]]:
-    """Return the configuration and the state dict under transformers' names.
+    """Return the configuration and the state dict under the names of transformers.
 
-    `values` is the content of timm's `config.json`; sizes are read from the shapes of the arrays.
-    Raises `ValueError` where an array from which they are read is missing or misshapen.
+    `values` is the content of timm's `config.json`; sizes are read from the shapes of the arrays in
+    `stored`. Raises `ValueError` if an array that gives a size is missing or misshapen, or if
+    `values` contradict the arrays.
     """
-    state = {_rename(key): value for key, value in stored.items()}
-    if "classifier.1.weight" in state:  # a 1×1 convolution in timm
-        state["classifier.1.weight"] = state["classifier.1.weight"].flatten(1)
-    return _config(values, state), state
+    config = _stated(_sizes(stored), values)
+    state = {to_transformers(key): value for key, value in stored.items()}
+    if "head.fc.weight" in stored:  # a 1×1 convolution in timm
+        state[to_transformers("head.fc.weight")] = stored["head.fc.weight"].flatten(1)
+    return config, state
 
 
-def _rename(key: str) -> str:
-    for pattern, start in RENAMES:
-        renamed, count = re.subn(rf"^{pattern}", start, key)
-        if count:
-            return renamed
-    return key
-
-
-def _config(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> BitConfig:
+def _sizes(stored: Mapping[str, Tensor]) -> BitConfig:
+    """Return the configuration that the shapes of the arrays imply."""
     depths: dict[int, int] = {}
-    sizes: dict[int, int] = {}
-    for key, value in state.items():
-        if match := UNIT.fullmatch(key):
-            stage = int(match[1])
-            depths[stage] = max(depths.get(stage, 0), int(match[2]) + 1)
-            sizes[stage] = len(value)
-    stem, head = state.get("bit.embedder.convolution.weight"), state.get("classifier.1.weight")
-    if stem is None or sorted(depths) != list(range(len(depths))):
-        raise ValueError("missing stem.conv.weight or a stage")
-    labels = values.get("label_names")
-    config = BitConfig(
-        num_channels=stem.shape[1],
-        embedding_size=stem.shape[0],
-        hidden_sizes=tuple(sizes[stage] for stage in sorted(sizes)),
-        depths=tuple(depths[stage] for stage in sorted(depths)),
-        num_labels=0 if head is None else len(head),
+    for match in filter(None, map(UNIT.match, stored)):
+        stage, layer = int(match[1]), int(match[2])
+        depths[stage] = max(depths.get(stage, 0), layer + 1)
+    if len(depths) + sum(depths.values()) > len(stored):
+        raise ValueError(f"the names count {sum(depths.values())} units, but there are only {len(stored)} arrays")
+    stages = range(max(depths, default=0) + 1)
+    needed = ["stem.conv.weight", *(f"stages.{stage}.blocks.0.conv3.weight" for stage in stages)]
+    needed += ["head.fc.weight"] if stored.keys() & {"head.fc.weight", "head.fc.bias"} else []
+    for key in needed:
+        if key not in stored:
+            raise ValueError(f"missing {key}")
+        shape = list(stored[key].shape)
+        if len(shape) != 4 or (key.startswith("head") and shape[2:] != [1, 1]):
+            raise ValueError(f"misshapen {key}, {shape} instead of [output channels, input channels, height, width]")
+    return BitConfig(
+        num_channels=stored["stem.conv.weight"].shape[1],
+        embedding_size=len(stored["stem.conv.weight"]),
+        hidden_sizes=tuple(len(stored[f"stages.{stage}.blocks.0.conv3.weight"]) for stage in stages),
+        depths=tuple(depths[stage] for stage in stages),
+        num_labels=len(stored["head.fc.weight"]) if "head.fc.weight" in stored else 0,
     )
-    if "ws_eps" in values:  # written by `bit convert`; timm itself does not read it
-        config = config.replace(ws_eps=values["ws_eps"])
-    return config if labels is None else config.replace(id2label=dict(enumerate(labels)))
+
+
+def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
+    """Return `config` with what only `config.json` says. Raises `ValueError` if the two contradict each other."""
+    known = f"resnetv2_{config.architecture[1:]}_bit" if config.architecture in PUBLISHED else "resnetv2"
+    for field, implied in (("architecture", known), ("num_classes", config.num_labels)):
+        if values.get(field, implied) != implied:
+            raise ValueError(f"config.json says {field} {values[field]!r}, but the arrays imply {implied!r}")
+    # timm itself does not read ws_eps and problem_type.
+    ws_eps = values.get("ws_eps", config.ws_eps)
+    if type(ws_eps) is not float:
+        raise ValueError(f"ws_eps in config.json is {ws_eps!r}; expected a number such as 1e-10")
+    config = config.replace(ws_eps=ws_eps, problem_type=values.get("problem_type"))
+    labels = values.get("label_names")
+    if labels is None:
+        return config
+    if not isinstance(labels, list) or len(labels) != config.num_labels:
+        raise ValueError(f"label_names in config.json must list the names of the {config.num_labels} classes")
+    return config.replace(id2label=dict(enumerate(labels)))

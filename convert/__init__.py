@@ -1,3 +1,81 @@
-"""Convert BiT weights between libraries and prove that nothing changed."""
+"""Convert BiT weights between libraries, and prove that nothing changed.
 
-__version__ = "0.1.0"
+    import convert
+
+    result = convert.convert("Synthetic-R50x1", to="timm")  # verified, or VerificationError
+    print(result.folder, result.verification.passed)
+
+Functions and classes are imported when they are first used: `import convert` imports neither
+NumPy nor a framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bit import __version__
+from convert.errors import (
+    CheckpointError,
+    ConvertError,
+    DownloadError,
+    HubError,
+    UsageError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from convert.api import (
+        ConversionResult,
+        cache_folder,
+        classify,
+        compare,
+        convert,
+        inspect,
+        publish,
+        record,
+        verify,
+        zoo,
+    )
+    from convert.checkpoints.manifest import Manifest
+    from convert.published.catalogue import Published
+    from convert.publishing.publish import Publication
+    from convert.verification.results import Difference, Inspection, Verification
+
+__all__ = [
+    "CheckpointError",
+    "ConversionResult",
+    "ConvertError",
+    "Difference",
+    "DownloadError",
+    "HubError",
+    "Inspection",
+    "Manifest",
+    "Publication",
+    "Published",
+    "UsageError",
+    "Verification",
+    "VerificationError",
+    "__version__",
+    "cache_folder",
+    "classify",
+    "compare",
+    "convert",
+    "inspect",
+    "publish",
+    "record",
+    "verify",
+    "zoo",
+]
+
+
+if not TYPE_CHECKING:  # for a type checker an unknown name must stay an error
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name of `convert.api` when it is first used."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module("convert.api"), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

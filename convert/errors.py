@@ -1,28 +1,56 @@
-"""What can be wrong with what a user hands in."""
+"""Every error that the project raises on purpose, as one tree.
+
+    ConvertError                 base; also a ValueError
+    ├── CheckpointError          a checkpoint, name or folder that cannot be used
+    ├── UsageError               an option or argument that is invalid or does not fit the others
+    ├── DownloadError            a published file that could not be fetched
+    ├── HubError                 a request to the Hugging Face Hub that failed
+    └── VerificationError        a conversion that does not pass, or is not what was verified
+
+A message says what is wrong, where, and what to do. The command `bit` exits with 1 for a
+`VerificationError` and with 2 for the others.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
-class CheckpointError(ValueError):
-    """A checkpoint, name or folder that cannot be used; the message says what to do.
-
-    `problems` lists every fault where several were found at once.
-    """
+class ConvertError(ValueError):
+    """Base of all errors; `problems` lists every fault where several were found at once."""
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.problems = tuple(problems)
 
 
-class VerificationError(CheckpointError):
-    """What is to be used, or was sent, is not what was verified."""
+class CheckpointError(ConvertError):
+    """A checkpoint, name or folder that cannot be used."""
+
+
+class UsageError(ConvertError):
+    """An option or argument that is invalid or does not fit the others."""
+
+
+class DownloadError(ConvertError):
+    """A published file that could not be fetched."""
+
+
+class HubError(ConvertError):
+    """A request to the Hugging Face Hub that failed or was refused."""
+
+
+class VerificationError(ConvertError):
+    """A conversion that does not pass, or whose bytes are not those that were verified."""
+
+    result: Any = None
+    """The `convert.ConversionResult` that failed, if `convert.convert` raised the error."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """How a message ends that refuses `word`: with the nearest of what is known; nothing if none is near."""
+    """Return `; did you mean …?` with the names nearest to `word`, or an empty string."""
     names = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), names, n=3)
     return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
 """`progress(task, done, total)`, in any unit; a `total` of 0 means that it is not known."""
@@ -10,3 +13,10 @@ Progress = Callable[[str, int, int], None]
 
 def silent(task: str, done: int, total: int) -> None:
     """Report nothing."""
+
+
+def tracked(items: Iterable[T], task: str, total: int, progress: Progress) -> Iterator[T]:
+    """Yield the items, and report each as one step of a task."""
+    for done, item in enumerate(items, 1):
+        progress(task, done, total)
+        yield item

@@ -1,7 +1,8 @@
-"""What many tests share: small seeded checkpoints."""
+"""Fixtures that many tests share: small seeded checkpoints and a Hub on the loopback."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,11 @@ from convert.sources.synthetic import write_npz
 if TYPE_CHECKING:
     from support.hub import HubServer
 
+# Before any framework is imported, and for the processes that tests start: tests run side by side.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
 settings.register_profile("seeded", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("seeded")
 
@@ -27,6 +33,14 @@ def undrawn_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Leave the page of a verification empty but in its own tests: drawing it takes a second."""
     if request.node.path.parent.name != "reporting":
         monkeypatch.setattr("convert.reporting.html.render", lambda *values: "")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep recordings that conversions make out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""An opened checkpoint, the architecture in it, and the manifest of the conversion that wrote it."""
+"""Opened checkpoints, their architecture, and the manifest of the conversion that wrote them."""

@@ -1,123 +1,121 @@
-"""Which network a set of arrays is, by their shapes, and whether a name says the same."""
+"""Infer the architecture from the shapes of the tensors, and check that the checkpoint's name agrees."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 from bit.config import BitConfig
+from bit.mismatch import mismatches
 from convert.errors import CheckpointError
 from convert.layouts.layout import Layout, Located
 from convert.network.axes import Transform
-from convert.network.parameters import KINDS, Parameter, Place, parameters
+from convert.network.parameters import KINDS, Place, parameters
 
 STATED = re.compile(r"(?<![a-z0-9])(?:r|resnet|resnetv2_)(\d{2,3})x(\d{1,2})(?![a-z0-9])", re.IGNORECASE)
+"""An architecture in a name, such as R50x1 in `BiT-M-R50x1` or `resnetv2_50x1_bit`."""
+MAX_PROBLEMS = 12
+"""Problems that an error message lists; `ConvertError.problems` has all."""
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def infer(layout: Layout, located: Located, shapes: Mapping[str, tuple[int, ...]]) -> BitConfig:
-    """The configuration that the arrays' shapes imply, with `num_labels` 0 if there is no head.
+def infer(layout: Layout, located: Located, shapes: Shapes) -> BitConfig:
+    """Return the configuration that the tensors' shapes imply, with `num_labels` 0 if there is no head.
 
-    `shapes` are the arrays' own, as `layout` has them. Raises `CheckpointError` when the arrays
-    from which sizes are read are missing or cannot be BiT's.
+    `shapes` are those of the stored arrays, in the axes of `layout`. Raises `CheckpointError` when the
+    tensors from which sizes are read are missing or cannot belong to a BiT network.
     """
+    if not any(place.kind.startswith("unit/") for place in located.keys):
+        raise CheckpointError(f"has no units of a BiT network in the layout {layout.name} ({found_in_words(shapes)})")
+    depths = _depths(located)
+    if len(depths) + sum(depths) > len(shapes):
+        raise CheckpointError(f"the names count more units than there are tensors ({found_in_words(shapes)})")
+    by_stage: dict[tuple[str, int], list[Place]] = {}
+    for place in sorted(located.keys, key=lambda place: place.layer):
+        by_stage.setdefault((place.kind, place.stage), []).append(place)
 
     def lengths(*kinds: str, stage: int = 0) -> Mapping[str, int]:
-        """The axis lengths of the first array of these kinds whose axes are what they should be."""
-        for place in (
-            place for kind in kinds for place in sorted(by_stage.get((kind, stage), []), key=lambda p: p.layer)
-        ):
+        """Return the axis lengths of the first tensor of these kinds that has the expected axes."""
+        for place in (place for kind in kinds for place in by_stage.get((kind, stage), [])):
             with contextlib.suppress(ValueError):
                 transform = Transform(layout.axes(place), KINDS[place.kind])
                 return dict(zip(transform.target, transform.shape(shapes[located.keys[place][0]]), strict=True))
-        wanted = " or ".join(layout.key(Place(kind, stage)) for kind in kinds)
-        raise CheckpointError(f"{wanted} is missing or misshapen ({found_in_words(shapes)})")
+        names = " or ".join(layout.key(Place(kind, stage)) for kind in kinds)
+        raise CheckpointError(f"{names} is missing or misshapen ({found_in_words(shapes)})")
 
-    by_stage: dict[tuple[str, int], list[Place]] = {}
-    units: dict[int, int] = {}
-    for place in located.keys:
-        by_stage.setdefault((place.kind, place.stage), []).append(place)
-        if place.kind.startswith("unit/"):
-            units[place.stage] = max(units.get(place.stage, 0), place.layer + 1)
-    stages = max(units, default=-1) + 1
-    if not units:
-        raise CheckpointError(
-            f"holds no units of a BiT network under the names of {layout.name} ({found_in_words(shapes)})"
-        )
-    if stages + sum(units.values()) > len(shapes):
-        raise CheckpointError(f"its names count more units than it has arrays ({found_in_words(shapes)})")
-    sizes = [lengths("unit/conv3/kernel", "unit/projection/kernel", stage=stage)["o"] for stage in range(stages)]
+    sizes = [lengths("unit/conv3/kernel", "unit/projection/kernel", stage=stage)["o"] for stage in range(len(depths))]
     stem = {"i": 3, "o": lengths("unit/conv1/kernel")["i"]}
     if Place("stem/kernel") in located.keys:
         stem |= lengths("stem/kernel")
-    heads = {Place("head/kernel"), Place("head/bias")}
+    has_head = located.keys.keys() & {Place("head/kernel"), Place("head/bias")}
     try:
         return BitConfig(
             num_channels=stem["i"],
             embedding_size=stem["o"],
             hidden_sizes=tuple(sizes),
-            depths=tuple(units[stage] for stage in range(stages)),
-            num_labels=lengths("head/kernel", "head/bias")["n"] if heads & located.keys.keys() else 0,
+            depths=depths,
+            num_labels=lengths("head/kernel", "head/bias")["n"] if has_head else 0,
         )
     except ValueError as error:
-        raise CheckpointError(f"its shapes are not those of a BiT network: {error}") from None
+        raise CheckpointError(f"the shapes are not those of a BiT network: {error}") from None
 
 
-def bind(
-    config: BitConfig, layout: Layout, located: Located, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[Place, str]:
-    """The name of each parameter's array.
+def bind(config: BitConfig, layout: Layout, located: Located, shapes: Shapes) -> dict[Place, str]:
+    """Return the stored name of each parameter.
 
-    Raises `CheckpointError`, whose `problems` name every array that is missing, unexpected,
-    present twice or of another shape than the configuration gives it.
+    Raises `CheckpointError`; `problems` names every tensor that is missing, unexpected, stored twice
+    or of another shape than the configuration gives it.
     """
     expected = parameters(config)
-    problems = list(_faults(expected, layout, located, shapes))
+    stored = {place: keys[0] for place, keys in located.keys.items()}
+    problems = [
+        f"duplicate {' and '.join(keys)}, both {layout.key(place)}"
+        for place, keys in located.keys.items()
+        if len(keys) > 1
+    ]
+    aliases = {key for keys in located.keys.values() for key in keys[1:]}
+    problems += mismatches(
+        {stored.get(item.place, layout.key(item.place)): layout.shape(item) for item in expected},
+        {key: shape for key, shape in shapes.items() if key not in aliases},
+    )
     if problems:
         raise CheckpointError(
             f"does not hold a BiT {config.architecture}: {_listed(problems)} "
-            f"(found {len(shapes)} arrays, expected {len(expected)})",
+            f"(found {len(shapes)} tensors, expected {len(expected)})",
             problems,
         )
-    return {parameter.place: located.keys[parameter.place][0] for parameter in expected}
-
-
-def _faults(
-    expected: Sequence[Parameter], layout: Layout, located: Located, shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[str]:
-    surplus = dict(located.keys)
-    for parameter in expected:
-        keys = surplus.pop(parameter.place, [])
-        name, shape = layout.key(parameter.place), layout.shape(parameter)
-        if not keys:
-            yield f"missing {name}"
-        if len(keys) > 1:
-            yield f"duplicate {' and '.join(keys)}, both {name}"
-        for key in keys:
-            if shapes[key] != shape:
-                yield f"misshapen {key}, {list(shapes[key])} instead of {list(shape)}"
-    for key in (*located.unexpected, *(key for keys in surplus.values() for key in keys)):
-        yield f"unexpected {key}"
+    return stored
 
 
 def check_name(name: str, config: BitConfig) -> None:
-    """Raise `CheckpointError` if `name` states an architecture other than that of `config`."""
+    """Raise `CheckpointError` if `name` states another architecture than that of `config`."""
     for layers, width in STATED.findall(name):
         stated = f"R{int(layers)}x{int(width)}"
         if stated != config.architecture:
             raise CheckpointError(
-                f"the name {name} says {stated}, but its arrays are those of {config.architecture} "
+                f"the name {name} states {stated}, but the tensors are those of {config.architecture} "
                 f"(a stem of {config.embedding_size} channels, {'-'.join(map(str, config.depths))} units); "
-                "if the arrays are what you want, rename the file"
+                "if the tensors are the ones you want, rename the file"
             )
 
 
-def found_in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What a file holds instead of what was looked for, in short."""
+def found_in_words(shapes: Shapes) -> str:
+    """Say briefly what a file holds."""
     names = list(shapes)
-    return f"found {len(names)} arrays: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+    return f"found {len(names)} tensors: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
 
 
-def _listed(problems: list[str], most: int = 12) -> str:
-    rest = len(problems) - most
-    return "; ".join(problems[:most]) + (f"; and {rest} more (--json lists all)" if rest > 0 else "")
+def _depths(located: Located) -> tuple[int, ...]:
+    """Count the units of each stage, up to the highest that is named."""
+    units: dict[int, int] = {}
+    for place in located.keys:
+        if place.kind.startswith("unit/"):
+            units[place.stage] = max(units.get(place.stage, 0), place.layer + 1)
+    return tuple(units.get(stage, 0) for stage in range(max(units) + 1))
+
+
+def _listed(problems: list[str]) -> str:
+    rest = len(problems) - MAX_PROBLEMS
+    return "; ".join(problems[:MAX_PROBLEMS]) + (f"; and {rest} more (--json lists all)" if rest > 0 else "")

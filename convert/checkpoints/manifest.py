@@ -1,13 +1,14 @@
-"""`conversion.json`: what a folder was converted from, and what was written."""
+"""`conversion.json`: the source of a conversion, the options, and the files that were written."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, TypeVar
+
+import msgspec
 
 import convert
 from convert.checkpoints.options import ConversionOptions
@@ -19,17 +20,26 @@ from convert.network.dtypes import BY_NAME
 MANIFEST_NAME = "conversion.json"
 VERIFICATION_NAME, REPORT_NAME = "verification.json", "verification.html"
 REPORT_NAMES = (VERIFICATION_NAME, REPORT_NAME)
-"""What a verification writes, and cannot hold the hash of."""
+"""The files that a verification writes; the manifest does not list them."""
+
+SCHEMA = 2
+"""Version of the manifest's format."""
+CONVERTER = "bit-convert"
+MAX_ROUNDINGS = 9
+
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
 class Source:
+    """The checkpoint that was converted."""
+
     path: str
-    """Relative to the folder."""
+    """Relative to the converted folder."""
     layout: str
     container: str
     files: dict[str, File]
-    """One, but for shards, which come with their index."""
+    """One file, or the shards and their index."""
 
     @property
     def sha256(self) -> str:
@@ -38,100 +48,145 @@ class Source:
 
 @dataclass(frozen=True)
 class Origin:
-    """The first file of a chain of conversions, for which outputs may be recorded."""
+    """The first checkpoint of a chain of conversions; recordings are found by the hash of it."""
 
     name: str
     sha256: str
     head: str = "keep"
-    """What became of its head in the conversions since, this one included; see `ConversionOptions`."""
+    """The option `head` of the last conversion, this one included, that changed the head."""
     roundings: tuple[str, ...] = ()
-    """The dtypes to which its weights were rounded by them, one for each."""
+    """The dtypes to which these conversions rounded the weights, one for each that did."""
 
     @property
     def roundoff(self) -> float:
-        """The largest relative error that a weight got by that."""
+        """The largest relative error of a weight that the roundings can cause."""
         return sum(BY_NAME[name].roundoff for name in self.roundings)
+
+
+class TensorRow(TypedDict):
+    """One converted tensor."""
+
+    parameter: str
+    """The canonical name."""
+    source: str | None
+    """The name in the source; None for a new tensor."""
+    target: str
+    transform: str
+    dtype: str
+    shape: list[int]
+    scale: NotRequired[float]
+    standardized_with_epsilon: NotRequired[float]
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """The description of a converted folder."""
+
     name: str
     architecture: str
     classes: int
-    """0: it has no head."""
+    """0 for a network without a head."""
     ws_eps: float
-    """The epsilon of weight standardization with which these weights are meant to be run."""
+    """The epsilon of weight standardization to run these weights with."""
     layout: str
-    changes: ConversionOptions
+    options: ConversionOptions
     origin: Origin
     source: Source
     files: dict[str, File]
-    """Every file that was written, by name, but for the record itself."""
-    tensors: list[dict[str, Any]]
-    """For each: its canonical name, both keys, the transform, dtype and new shape."""
-    converter: str = field(default=f"bit-convert {convert.__version__}")
+    """Every file that was written, by name, except the manifest itself."""
+    tensors: list[TensorRow]
+    converter: str = field(default=f"{CONVERTER} {convert.__version__}")
+    schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:
         write_json(folder / MANIFEST_NAME, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """The record in `folder`, None if it has none. Raises `CheckpointError` if it is damaged."""
-        path = folder / MANIFEST_NAME
-        if not path.is_file():
+        """Return the manifest in `folder`, None if there is none.
+
+        Raises `CheckpointError` if it is damaged or has another schema.
+        """
+        header = _decoded(folder, _Header)
+        if header is None:
             return None
-        try:
-            values = json.loads(path.read_text("utf-8"))
-            origin, source = values["origin"], values["source"]
-            origin["roundings"] = tuple(origin["roundings"])
-            source["files"] = _files(source["files"])
-            values |= {
-                "origin": Origin(**origin),
-                "source": Source(**source),
-                "changes": ConversionOptions(**values["changes"]),
-                "files": _files(values["files"]),
-            }
-            record = cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, CheckpointError) as error:
-            raise CheckpointError(f"{path} is damaged ({error})") from None
-        rows = isinstance(record.tensors, list) and all(
-            isinstance(row, dict) and all(isinstance(value, str | list | float | None) for value in row.values())
-            for row in record.tensors
-        )
-        if not rows:
-            raise CheckpointError(f"{path} is damaged (its tensors are no rows)")
-        texts = (record.name, record.layout, record.architecture, record.origin.name, record.source.path)
-        files = {**record.source.files, **record.files}
-        hashes = (record.origin.sha256, *(file.sha256 for file in (*record.source.files.values(), *files.values())))
-        if not all(isinstance(text, str) and text.isprintable() for text in (*texts, *files)):
-            raise CheckpointError(f"{path} is damaged (a name or path is none)")
-        roundings = record.origin.roundings
-        known = len(roundings) <= 9 and all(isinstance(name, str) and name in BY_NAME for name in roundings)
-        if type(record.ws_eps) is not float or not 0 < record.ws_eps < 1 or not known or not record.source.files:
-            raise CheckpointError(f"{path} is damaged (its epsilon, a rounding or its source is none)")
-        if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes):
-            raise CheckpointError(f"{path} is damaged (a SHA-256 is none)")
-        if not record.name or record.name in (".", "..") or "/" in record.name:
-            raise CheckpointError(f"{path} is damaged (its name {record.name!r} cannot be that of a folder)")
-        return record
+        path = folder / MANIFEST_NAME
+        if header.converter.startswith(CONVERTER) and header.schema != SCHEMA:
+            older = header.schema < SCHEMA
+            raise CheckpointError(
+                f"{path} was written by {'an older' if older else 'a newer'} version (schema {header.schema}); "
+                + ("convert it again" if older else "update bit-convert")
+            )
+        manifest = _decoded(folder, cls)
+        if manifest is not None and (fault := next(_faults(manifest), None)):
+            raise CheckpointError(f"{path} is damaged: {fault}; convert again")
+        return manifest
 
     @classmethod
     def beside(cls, path: Path) -> Manifest | None:
-        """The record in a folder, or that in the folder of a file which it lists."""
+        """Return the manifest in a folder, or the one beside a file if it lists that file."""
         if path.is_dir():
             return cls.read(path)
-        with contextlib.suppress(CheckpointError):  # of something else that is called so
-            record = cls.read(path.parent)
-            return record if record is not None and path.name in record.files else None
-        return None
-
-
-def _files(values: dict[str, Any]) -> dict[str, File]:
-    return {name: File(**file) for name, file in values.items()}
+        try:
+            header = _decoded(path.parent, _Header)
+        except CheckpointError:  # another program's file of the same name
+            return None
+        return cls.read(path.parent) if header is not None and path.name in header.files else None
 
 
 def foreign_names(folder: Path) -> list[str]:
-    """What lies in a folder and is not of the conversion recorded there."""
-    record = Manifest.read(folder)
-    ours = {*record.files, MANIFEST_NAME, *REPORT_NAMES} if record is not None else set()
-    return sorted(path.name for path in folder.iterdir() if path.name not in ours or not path.is_file())
+    """List what is in a folder and was not written by the conversion, of any schema, that is described there."""
+    header = _decoded(folder, _Header)
+    files = set()
+    if header is not None and header.converter.startswith(CONVERTER):
+        files = {*header.files, MANIFEST_NAME, *REPORT_NAMES}
+    return sorted(path.name for path in folder.iterdir() if path.name not in files or not path.is_file())
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The part of a manifest that every version has."""
+
+    files: dict[str, Any]
+    converter: str = ""
+    schema: int = 1
+
+
+def _decoded(folder: Path, kind: type[Decoded]) -> Decoded | None:
+    path = folder / MANIFEST_NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind) if path.is_file() else None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; convert again") from None
+
+
+def _faults(manifest: Manifest) -> Iterator[str]:
+    """Check what the types do not say."""
+    origin, source = manifest.origin, manifest.source
+    texts = {
+        "name": manifest.name,
+        "layout": manifest.layout,
+        "architecture": manifest.architecture,
+        "origin.name": origin.name,
+        "source.path": source.path,
+        **{f"files[{name!r}]": name for name in (*source.files, *manifest.files)},
+    }
+    hashes = {
+        "origin.sha256": origin.sha256,
+        **{f"source.files[{name!r}].sha256": file.sha256 for name, file in source.files.items()},
+        **{f"files[{name!r}].sha256": file.sha256 for name, file in manifest.files.items()},
+    }
+    for place, text in texts.items():
+        if not text.isprintable():
+            yield f"{place} is not a printable name"
+    for place, digest in hashes.items():
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            yield f"{place} is not a SHA-256 in hexadecimal digits"
+    if not manifest.name or manifest.name in (".", "..") or "/" in manifest.name:
+        yield f"name {manifest.name!r} cannot be the name of a folder"
+    if not 0 < manifest.ws_eps < 1:
+        yield f"ws_eps is {manifest.ws_eps:g}, expected a number between 0 and 1"
+    if len(origin.roundings) > MAX_ROUNDINGS or not all(name in BY_NAME for name in origin.roundings):
+        yield f"origin.roundings must list at most {MAX_ROUNDINGS} of {', '.join(BY_NAME)}"
+    if not source.files:
+        yield "source.files is empty"

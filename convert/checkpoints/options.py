@@ -1,55 +1,64 @@
-"""What a conversion changes beyond names and the order of axes: nothing, unless it is asked for."""
+"""The options of a conversion that change values; without them only names and axes change."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from bit.config import BitConfig
 from bit.image_processing import PROFILES
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, UsageError, did_you_mean
 from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME, DType
 from convert.network.parameters import Place
 
+WS_EPS = ("keep", "compensate")
+DTYPE_NAMES = {"half": "float16", "single": "float32", "double": "float64"}
+"""Names that are not accepted, and the dtypes to suggest instead."""
+
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """Raises `CheckpointError` for values that mean nothing."""
+    """Options of one conversion. Raises `UsageError` for invalid values."""
 
     head: str = "keep"
-    """`keep`, `drop`, or `new:N`: zeros for N classes, as BiT fine-tunes from (arXiv 1912.11370, section 3.3)."""
+    """`keep`, `drop`, or `new:N` for a head of N classes filled with zeros, as BiT starts fine-tuning
+    (arXiv 1912.11370, section 3.3)."""
     dtype: str | None = None
-    """What every weight is rounded to; None keeps each as it is."""
+    """The dtype to round every weight to; None keeps each as it is."""
     ws_eps: str = "keep"
     """`compensate` scales kernels so that a library with another epsilon computes the same function."""
     profile: str | None = None
-    """Whose way to prepare images is written, one of `PROFILES`; None: the layout's own."""
+    """The preprocessing to state, one of `PROFILES`; None for the layout's default."""
 
     def __post_init__(self) -> None:
-        if self.head not in ("keep", "drop") and not re.fullmatch(r"new:[1-9][0-9]{0,6}", self.head):
-            raise CheckpointError(f"the head {self.head!r} is none: keep, drop, or new:N for N classes")
-        if self.dtype is not None and self.dtype not in BY_NAME:
-            raise CheckpointError(f"the dtype {self.dtype!r} is none of {', '.join(BY_NAME)}")
-        if self.ws_eps not in ("keep", "compensate"):
-            raise CheckpointError(f"ws_eps is {self.ws_eps!r}: keep or compensate")
-        if self.profile is not None and self.profile not in PROFILES:
-            raise CheckpointError(f"the profile {self.profile!r} is none of {', '.join(PROFILES)}")
+        if not re.fullmatch(r"keep|drop|new:[1-9][0-9]{0,6}", self.head):
+            near = did_you_mean(self.head, ("keep", "drop"))
+            raise UsageError(f"invalid head {self.head!r}: use keep, drop, or new:N for N classes{near}")
+        choices: dict[str, Collection[str]] = {"dtype": BY_NAME, "ws_eps": WS_EPS, "profile": PROFILES}
+        for option, names in choices.items():
+            value = getattr(self, option)
+            if value is not None and value not in names:
+                near = _suggestion(value, names)
+                raise UsageError(f"invalid {option} {value!r}: choose from {', '.join(names)}{near}")
 
     @property
     def new_head(self) -> bool:
         return self.head.startswith("new:")
 
-    def check(self, layout: Layout) -> None:
-        """Raise `CheckpointError` for what the layout cannot be written with."""
+    def check(self, layout: Layout, max_shard_size: str | None = None) -> None:
+        """Raise `UsageError` for options that the layout does not support."""
         if layout.folded and self.dtype not in (None, "float32"):
-            raise CheckpointError(f"{layout.name} is written in float32; leave --dtype out")
-        if layout.profile is None and self.profile is not None:
-            raise CheckpointError(f"{layout.name} says nothing of how images are prepared; leave --profile out")
+            raise UsageError(f"{layout.name} is always written in float32; leave --dtype out")
+        if layout.export.profile is None and self.profile is not None:
+            raise UsageError(f"{layout.name} does not state how images are prepared; leave --profile out")
+        if max_shard_size is not None and not layout.export.shards:
+            raise UsageError(f"{layout.name} is read from one file; leave --max-shard-size out")
 
     def config(self, source: BitConfig, layout: Layout) -> BitConfig:
-        """What a network of `source` is when it was written in `layout` with these changes."""
+        """Return the configuration of the converted network, for a source with the configuration `source`."""
         config = source
         if self.head != "keep":
             classes = int(self.head.removeprefix("new:")) if self.new_head else 0
@@ -59,16 +68,17 @@ class ConversionOptions:
         return config
 
     def profile_of(self, layout: Layout) -> str:
-        """Whose way to prepare images is written; nothing for a layout that has no place for it."""
-        return self.profile or layout.profile or ""
+        """Return the preprocessing profile to state, or an empty string if the layout does not state one."""
+        return self.profile or layout.export.profile or ""
 
     def dtype_of(self, source: DType, layout: Layout) -> DType:
+        """Return the dtype in which a tensor is written."""
         if layout.folded:
             return BY_NAME["float32"]
         return BY_NAME[self.dtype] if self.dtype is not None else source
 
     def scale(self, place: Place, source: BitConfig, layout: Layout) -> float:
-        """By what a parameter is multiplied.
+        """Return the factor by which a parameter is multiplied.
 
         (s·w − s·m) / √(s²·v + ε) = (w − m) / √(v + ε/s²), so s = √(ε / ε of the source) gives the
         source's function with the layout's ε.
@@ -80,9 +90,15 @@ class ConversionOptions:
         return math.sqrt(layout.ws_eps / source.ws_eps)
 
 
-UNCHANGED = ConversionOptions()
-
-
 def is_standardized(place: Place) -> bool:
-    """Whether the parameter is a kernel under weight standardization: all are but the head's."""
+    """Return whether the parameter is a kernel under weight standardization: every kernel except the head's."""
     return place.kind.endswith("/kernel") and not place.kind.startswith("head/")
+
+
+def _suggestion(value: str, names: Collection[str]) -> str:
+    """Suggest the name that is meant; fp16 and bf16, for example, mean float16 and bfloat16."""
+    name = DTYPE_NAMES.get(value.lower(), re.sub(r"^(b?)fp?(?=[0-9])", r"\1float", value.lower()))
+    return f"; did you mean {name}?" if name in names else did_you_mean(value, names)
+
+
+UNCHANGED = ConversionOptions()

@@ -1,1 +1,1 @@
-"""The command `bit`, one subcommand a file."""
+"""The command `bit`, one subcommand in each file."""

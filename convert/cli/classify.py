@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
-from convert.cli.common import json_option, require
+from convert.cli.common import json_option
 from convert.cli.terminal import print_json, progress_bar, write
-from convert.errors import CheckpointError
-from convert.sources.resolve import user_path
 
 
 @click.command("classify")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--model", required=True, type=click.Path(path_type=Path), help="A converted folder, transformers or timm."
-)
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--model", metavar="DIR", required=True, help="A converted folder, of the layout transformers or timm.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Number of labels to print.")
 @json_option
-def classify_command(images: tuple[Path, ...], model: Path, top: int, as_json: bool) -> None:
-    """Name what IMAGES, files or folders of files, show."""
-    require(True, "torch", "torch")
-    from bit.classification import classify, image_files
+def classify_command(images: tuple[str, ...], model: str, top: int, as_json: bool) -> None:
+    """Label images with a converted model.
 
-    model = user_path(model)
-    if not model.is_dir():
-        raise CheckpointError(f"there is no folder {str(model)!r}")
-    results = {}
+    IMAGES are image files, or folders of image files. Needs PyTorch.
+    """
+    from convert import api
+
     with progress_bar() as progress:
-        try:
-            for file, predictions in classify(image_files([user_path(path) for path in images]), model, top, progress):
-                results[str(file)] = [asdict(prediction) for prediction in predictions]
-        except ValueError as error:
-            raise CheckpointError(str(error)) from None
+        results = api.classify(images, model, top=top, progress=progress)
     if as_json:
-        print_json(results)
+        print_json({str(file): [asdict(label) for label in labels] for file, labels in results.items()})
         return
-    for name, found in results.items():
-        write(f"{name}\n", sys.stdout)
-        for prediction in found:
-            write(f"  {prediction['probability']:7.2%}  {prediction['label']}\n", sys.stdout)
+    for file, labels in results.items():
+        write(f"{file}\n", sys.stdout)
+        for label in labels:
+            write(f"  {label.probability:7.2%}  {label.label}\n", sys.stdout)

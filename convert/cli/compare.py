@@ -2,43 +2,75 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from convert.cli.common import FAILED, checkpoints_option, json_option, mirror_option
-from convert.cli.terminal import print_json, print_rich, progress_bar
-from convert.sources.resolve import user_path
+from convert.cli.terminal import print_json, print_rich, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from convert.options import SourceOptions
+    from convert.verification.results import Difference
+
+STATUS = {
+    "identical": "identical",
+    "equal": "equal but stored differently",
+    "different": "different",
+    "missing": "missing in one",
+}
+"""Wording for each status of a tensor."""
 
 
 @click.command("compare")
 @click.argument("first")
 @click.argument("second")
-@click.option("--no-taps", is_flag=True, help="Compare the weights alone; the networks are not run.")
+@click.option("--no-taps", "taps", flag_value=False, default=True, help="Compare only the weights; do not run them.")
 @checkpoints_option
 @mirror_option
 @json_option
-def compare_command(
-    first: str, second: str, no_taps: bool, checkpoints: Path, mirror: str | None, as_json: bool
-) -> None:
-    """Say in what FIRST and SECOND, two checkpoints of any layouts, differ; exit with 1 if they do."""
-    from convert.checkpoints.checkpoint import Checkpoint
-    from convert.reporting.text import difference_lines, difference_table
-    from convert.sources.resolve import hub_name, locate
-    from convert.verification.comparison import compare
+def compare_command(first: str, second: str, taps: bool, as_json: bool, **options: Unpack[SourceOptions]) -> None:
+    """Compare two checkpoints of any layouts.
 
-    with progress_bar() as progress, contextlib.ExitStack() as stack:
-        one, other = (
-            stack.enter_context(Checkpoint(locate(name, user_path(checkpoints), progress, mirror), hub_name(name)))
-            for name in (first, second)
-        )
-        found = compare(one, other, progress, taps=not no_taps)
+    Exits with 1 if FIRST and SECOND differ.
+    """
+    from convert import api
+
+    with progress_bar() as progress:
+        found = api.compare(first, second, taps=taps, progress=progress, **options)
     if as_json:
         print_json(found.to_dict())
     else:
-        tables = [] if found.equal else [difference_table(found)]
-        print_rich(*tables, *difference_lines(found))
+        print_table(("tensor or tap", "largest difference", "relative L2"), _rows(found))
+        print_rich(*_lines(found))
     if not found.equal:
         sys.exit(FAILED)
+
+
+def _rows(found: Difference) -> Iterator[tuple[str, str, str]]:
+    for tensor in found.tensors:
+        if tensor.status == "missing":
+            yield tensor.parameter, STATUS["missing"], ""
+        elif tensor.status == "different":
+            yield tensor.parameter, _number(tensor.largest), _number(tensor.relative_l2)
+    for tap in found.taps:
+        if not tap.alike:
+            yield f"{tap.tap} ({tap.input})", "", _number(tap.relative_l2)
+
+
+def _lines(found: Difference) -> Iterator[str]:
+    counts = Counter(tensor.status for tensor in found.tensors)
+    described = ", ".join(f"{counts[status]} {words}" for status, words in STATUS.items() if counts[status])
+    yield f"{len(found.tensors)} tensors: {described}"
+    if found.taps:
+        alike = sum(tap.alike for tap in found.taps)
+        greatest = max((tap.relative_l2 for tap in found.taps if tap.relative_l2 is not None), default=None)
+        yield f"{alike} of {len(found.taps)} taps agree, greatest error {_number(greatest)} (relative L2)"
+    yield "[bold green]equal[/]" if found.equal else "[bold red]different[/]"
+
+
+def _number(value: float | None) -> str:
+    return "not comparable" if value is None else f"{value:.1e}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from convert.cli.common import checkpoints_option, json_option, mirror_option
 from convert.cli.terminal import print_json, print_rich, progress_bar
-from convert.sources.resolve import user_path
+
+if TYPE_CHECKING:
+    from convert.options import SourceOptions
+    from convert.verification.results import Inspection
 
 
 @click.command("inspect")
@@ -16,18 +20,43 @@ from convert.sources.resolve import user_path
 @checkpoints_option
 @mirror_option
 @json_option
-def inspect_command(checkpoint: str, checkpoints: Path, mirror: str | None, as_json: bool) -> None:
-    """Say what CHECKPOINT is: its layout and network, and whether its weights are as they should be."""
-    from convert.checkpoints.checkpoint import Checkpoint
-    from convert.reporting.text import inspection_lines
-    from convert.sources.resolve import hub_name, locate
-    from convert.verification.inspection import inspect
+def inspect_command(checkpoint: str, as_json: bool, **options: Unpack[SourceOptions]) -> None:
+    """Describe a checkpoint and its weights."""
+    from convert import api
 
     with progress_bar() as progress:
-        path = locate(checkpoint, user_path(checkpoints), progress, mirror)
-        with Checkpoint(path, hub_name(checkpoint)) as opened:
-            found = inspect(opened, progress)
+        found = api.inspect(checkpoint, progress=progress, **options)
     if as_json:
         print_json(found.to_dict())
     else:
-        print_rich(*inspection_lines(found))
+        print_rich(*_lines(found))
+
+
+def _lines(found: Inspection) -> Iterator[str]:
+    from rich.markup import escape
+
+    classes = f"{found.classes} classes" if found.classes else "no head"
+    yield f"{escape(found.path)}: {found.architecture}, {classes}"
+    yield (
+        f"  layout {found.layout}, {found.container}, {found.dtype}, {found.tensors} tensors, "
+        f"{found.parameters:,} parameters, {found.bytes:,} bytes"
+    )
+    for name, file in found.files.items():
+        yield f"  {file.sha256}  {escape(name)}"
+    yield f"  {'a' if found.recorded_outputs else 'no'} recording of the original code exists for these bytes"
+    if found.zero_head:
+        yield "  the head is all zeros"
+    for name in found.nonfinite:
+        yield f"  [red]✗[/] {escape(name)} holds NaN or infinity"
+    if found.least_variance is not None:
+        yield (
+            f"  expected epsilon {found.ws_eps:g}; smallest variance of a filter {found.least_variance:.2e}, "
+            f"at {escape(found.worst_filter)}"
+        )
+    for cost in found.epsilon_costs:
+        yield (
+            f"  {cost.layout} standardizes with epsilon {cost.epsilon:g}, which makes the output of that filter "
+            f"{cost.deviation:.2%} smaller"
+        )
+    for note in found.notes:
+        yield f"  {escape(note)}"

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from convert.cli.common import json_option
-from convert.cli.terminal import print_json, print_rich
+from convert.cli.terminal import print_json, print_rich, print_table
+
+if TYPE_CHECKING:
+    from convert.published.catalogue import Published
 
 
 @click.command("list")
-@click.argument("name", metavar="[PATTERN]", required=False)
-@click.option("--architecture", help="R50x1, say.")
-@click.option("--data", help="What it was trained on: ILSVRC-2012, ImageNet-21k, CIFAR-10 or VTAB-1k.")
-@click.option("--task", help="What its head tells apart: caltech101, say.")
-@click.option("--classes", type=int, help="How many classes its head has.")
+@click.argument("pattern", required=False)
+@click.option("--architecture", metavar="NAME", help="For example R50x1.")
+@click.option("--data", metavar="NAME", help="Training set: ILSVRC-2012, ImageNet-21k, CIFAR-10 or VTAB-1k.")
+@click.option("--task", metavar="NAME", help="Task of the head, for example caltech101.")
+@click.option("--classes", metavar="N", type=int, help="Number of classes of the head.")
 @json_option
-def list_command(as_json: bool, **wanted: Any) -> None:
-    """List the checkpoints that Google published, those with PATTERN in their names if it is given.
+def list_command(pattern: str | None, as_json: bool, **filters: Any) -> None:
+    """List the checkpoints that Google published.
 
-    PATTERN may have * and ?, and then stands for the whole name.
+    PATTERN is a part of the name or, with *, ? or [...], the whole name.
     """
-    from convert.published.selection import select
-    from convert.reporting.text import zoo_lines, zoo_table
+    from convert import api
 
-    chosen = select(**wanted)
+    chosen = api.zoo(pattern, **filters)
     if as_json:
         print_json([item.to_dict() for item in chosen])
-    else:
-        together = all(value is None for value in wanted.values())
-        print_rich(zoo_table(chosen, together), *zoo_lines(chosen, together))
+        return
+    together = pattern is None and all(value is None for value in filters.values())
+    print_table(("name", "classes", "input", "top-1 %", "trained on"), _rows(chosen, together), left=(0, 4))
+    print_rich(*_lines(chosen, together))
+
+
+def _rows(chosen: list[Published], together: bool) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each checkpoint; with `together` one row for all files of a task of VTAB-1k."""
+    from convert.published.catalogue import VTAB
+
+    rows = {f"BiT-M-*-{item.task}" if together and VTAB in item.data else item.name: item for item in chosen}
+    for name, item in rows.items():
+        accuracy = f"{item.accuracies[-1].value:.2f}" if item.accuracies else ""
+        mark = " !" if item.defects else ""
+        yield name + mark, str(item.classes), str(item.evaluation.size), accuracy, ", ".join(item.data)
+
+
+def _lines(chosen: list[Published], together: bool) -> Iterator[str]:
+    for item in chosen:
+        for defect in item.defects:
+            yield f"[yellow]![/] {item.name}: {defect}"
+    hint = "; to see the files behind a name with *, give that name to bit list" if together else ""
+    yield f"{len(chosen)} checkpoint{'s' if len(chosen) != 1 else ''}{hint}"

@@ -1,9 +1,10 @@
-"""The command `bit`: it and its subcommands alone exit or read the environment and, through `terminal`, print."""
+"""The command `bit`: exit statuses, signals and errors. Only this package prints, exits or reads the environment."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
@@ -19,35 +20,38 @@ from convert.cli.push import push_command
 from convert.cli.record import record_command
 from convert.cli.terminal import print_json, write
 from convert.cli.verify import verify_command
-from convert.errors import CheckpointError, VerificationError
+from convert.errors import ConvertError, VerificationError
 
 BAD_INPUT = 2
-"""The exit status for input that cannot be used; see `commands.common.FAILED` for the other."""
+"""Exit status for input that cannot be used; the other is `convert.cli.common.FAILED`."""
 
 
 class Commands(click.Group):
-    """Turns what can go wrong with input into one `error:` line and exit status 2."""
+    """Report each error as one `error:` line with an exit status, without a traceback."""
 
-    def main(self, *arguments: Any, **options: Any) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
                 signal.signal(number, _terminate)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
+        as_json = "--json" in (sys.argv if args is None else args)
         try:
-            sys.exit(super().main(*arguments, **{**options, "standalone_mode": False}) or 0)
+            sys.exit(super().main(args, *others, **{**options, "standalone_mode": False}) or 0)
         except click.exceptions.NoArgsIsHelpError as error:
             write(error.format_message() + "\n", sys.stdout)
             sys.exit(BAD_INPUT)
         except click.ClickException as error:
-            hint = "; see bit --help" if isinstance(error, click.UsageError) else ""
-            _refuse(error.format_message().rstrip(".") + hint)
-        except CheckpointError as error:
-            _refuse(str(error), error.problems, FAILED if isinstance(error, VerificationError) else BAD_INPUT)
+            context = error.ctx if isinstance(error, click.UsageError) else None
+            page = f"; see {context.command_path} --help" if context else ""
+            _refuse(error.format_message().rstrip(".") + page, as_json)
+        except ConvertError as error:
+            status = FAILED if isinstance(error, VerificationError) else BAD_INPUT
+            _refuse(str(error), as_json, error.problems, status)
         except OSError as error:
             message = error.strerror or str(error)
-            _refuse(f"{error.filename}: {message}" if error.filename else message)
+            _refuse(f"{error.filename}: {message}" if error.filename else message, as_json)
         except (KeyboardInterrupt, click.Abort):
             write("interrupted\n", sys.stderr)
             sys.exit(128 + signal.SIGINT)
@@ -58,8 +62,8 @@ def _terminate(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _refuse(message: str, problems: tuple[str, ...] = (), status: int = BAD_INPUT) -> NoReturn:
-    if "--json" in sys.argv:
+def _refuse(message: str, as_json: bool, problems: Sequence[str] = (), status: int = BAD_INPUT) -> NoReturn:
+    if as_json:
         print_json({"error": message, "problems": problems})
     write("error: " + " ".join(message.split()) + "\n", sys.stderr)
     sys.exit(status)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from convert.cli.common import converted_folder, json_option, layout_option
-from convert.cli.terminal import print_json, print_rich, progress_bar
+from convert.cli.common import json_option, layout_option
+from convert.cli.terminal import print_json, print_rich, print_warning, progress_bar
+
+if TYPE_CHECKING:
+    from convert.options import PushOptions
+    from convert.publishing.publish import Publication
 
 
 @click.command("push")
@@ -17,22 +22,52 @@ from convert.cli.terminal import print_json, print_rich, progress_bar
 @layout_option
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request; the branch stays as it is.")
-@click.option("--revision", help="The branch to push to. [default: the main one]")
-@click.option("--message", help="What the commit says.")
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option("--revision", metavar="BRANCH", help="Branch to push to. [default: the main branch]")
+@click.option("--message", metavar="TEXT", help="Message of the commit.")
+@click.option("--dry-run", is_flag=True, help="List the files and show the model card; send nothing.")
 @json_option
-def push_command(folder: str, repository: str, layout: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Push a verified FOLDER to REPOSITORY, owner/name, on the Hugging Face Hub, in one commit.
+def push_command(
+    folder: str, repository: str, to: str, dry_run: bool, as_json: bool, **options: Unpack[PushOptions]
+) -> None:
+    """Push a verified folder to the Hugging Face Hub.
 
-    The CHECKPOINT that was converted may be named instead, with --to for its layout. The token is
-    that of `hf auth login`, or HF_TOKEN in the environment.
+    REPOSITORY is owner/name; it gets one commit with exactly these files. FOLDER may be the name of
+    the CHECKPOINT that was converted, with --to for its layout. The token is that of hf auth login,
+    or HF_TOKEN in the environment. --dry-run needs neither token nor network.
     """
-    from convert.publishing.publish import publish
-    from convert.reporting.text import publication_lines
+    from convert import api
 
     with progress_bar() as progress:
-        result = publish(converted_folder(folder, layout), repository, progress, dry_run=dry_run, **options)
+        publication = api.publish(folder, repository, to=to, dry_run=dry_run, progress=progress, **options)
     if as_json:
-        print_json(asdict(result))
+        print_json(asdict(publication))
     else:
-        print_rich(*publication_lines(result))
+        print_rich(*_lines(publication))
+    if publication.not_asked:
+        print_warning(f"the Hub was not asked: {publication.not_asked}")
+
+
+def _lines(publication: Publication) -> Iterator[str]:
+    from rich.markup import escape
+
+    from convert.publishing.publish import IDENTICAL, PLANNED
+
+    where, commit = escape(publication.pull_request or publication.url), (publication.commit or "")[:12]
+    if publication.state == IDENTICAL:
+        yield f"{where} holds exactly these files already, at commit {commit}; nothing was sent"
+        return
+    kind = "private" if publication.private else "public"
+    if publication.state == PLANNED:
+        yield f"README.md:\n\n{escape(publication.card)}"
+        if publication.creates:
+            yield f"{escape(publication.repository)} would be created, {kind}"
+    for name in publication.files if publication.not_asked else publication.sent:
+        yield f"  send    {publication.files[name].sha256}  {escape(name)}"
+    for name in publication.deleted:
+        yield f"  delete  {escape(name)}"
+    held = f"{len(publication.files)} files, {sum(file.bytes for file in publication.files.values()) / 1e6:.1f} MB"
+    if publication.state == PLANNED:
+        yield f"{where} would hold {held}; nothing was sent"
+    else:
+        yield f"[green]✓[/] {held}: the Hub's SHA-256 of every file is the same"
+        yield f"{where}: {kind}, commit {commit}"

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from convert.cli.common import checkpoints_option, mirror_option, records_option
-from convert.cli.terminal import progress_bar, write
-from convert.sources.resolve import user_path
+from convert.cli.common import checkpoints_option, json_option, mirror_option, recordings_option
+from convert.cli.terminal import print_json, progress_bar, write
+
+if TYPE_CHECKING:
+    from convert.options import SourceOptions
 
 
 @click.command("record")
 @click.argument("checkpoint")
-@records_option
+@recordings_option
 @checkpoints_option
 @mirror_option
-def record_command(checkpoint: str, records: Path, checkpoints: Path, mirror: str | None) -> None:
-    """Record what the network of CHECKPOINT computes, to hold conversions to.
+@json_option
+def record_command(checkpoint: str, recordings: str | None, as_json: bool, **options: Unpack[SourceOptions]) -> None:
+    """Record the outputs of a checkpoint's network.
 
-    The definition runs in float64, PyTorch and TensorFlow, where they are installed, in float32.
+    Conversions of CHECKPOINT are then compared with the recording. The oracle runs in float64;
+    PyTorch and TensorFlow, where they are installed, in float32.
     """
-    from convert.checkpoints.checkpoint import Checkpoint
-    from convert.references.recorder import record
-    from convert.sources.resolve import hub_name, locate
+    from convert import api
 
     with progress_bar() as progress:
-        path = locate(checkpoint, user_path(checkpoints), progress, mirror)
-        with Checkpoint(path, hub_name(checkpoint)) as source:
-            target = record(source, user_path(records), progress)
-    write(f"{target}: {', '.join(sorted(file.stem for file in target.glob('*.safetensors')))}\n", sys.stdout)
+        folder = api.record(checkpoint, recordings=recordings, progress=progress, **options)
+    runs = sorted(file.stem for file in folder.glob("*.safetensors"))
+    if as_json:
+        print_json({"folder": str(folder), "recordings": runs})
+    else:
+        write(f"{folder}: {', '.join(runs)}\n", sys.stdout)

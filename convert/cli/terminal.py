@@ -1,4 +1,4 @@
-"""What `convert.cli.main` prints with: text, tables, JSON, warnings and progress."""
+"""Print text, tables, JSON, warnings and progress."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from convert.progress import Progress
 
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on a terminal, elsewhere a line for each kind of work; on standard error."""
+    """Yield a callback that shows a bar on a terminal, or one line for each task elsewhere, on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
@@ -26,10 +24,10 @@ def progress_bar() -> Iterator[Progress]:
     if not console.is_terminal:
         seen: set[str] = set()
 
-        def line(what: str, done: int, total: int) -> None:
-            if what not in seen:
-                seen.add(what)
-                write(f"{what} …\n", sys.stderr)
+        def line(task: str, done: int, total: int) -> None:
+            if task not in seen:
+                seen.add(task)
+                write(f"{task} …\n", sys.stderr)
 
         yield line
         return
@@ -37,35 +35,59 @@ def progress_bar() -> Iterator[Progress]:
     with Bars(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
-        def bar(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=None)
-            bars.update(tasks[what], completed=done, total=total or None)
+        def bar(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=None)
+            bars.update(tasks[task], completed=done, total=total or None)
 
         yield bar
 
 
-def print_rich(*items: RenderableType) -> None:
-    """Text with rich's markup, and tables, as wide and as colourful as standard output allows."""
+def width() -> int | None:
+    """Return the characters in a line of the terminal; None if standard output is not a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal else None
+
+
+def print_rich(*lines: str) -> None:
+    """Print lines with rich's markup: colours on a terminal, plain text elsewhere. Long lines are not broken."""
     from rich.console import Console
 
     console = Console()
     with console.capture() as captured:
-        for item in items:
-            console.print(item, highlight=False, soft_wrap=isinstance(item, str))
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=True)
     write(captured.get(), sys.stdout)
 
 
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> None:
+    """Print a table, each column as wide as needed; those in `left` are aligned left. Print nothing without rows."""
+    from rich.markup import escape
+
+    cells = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        escape("  ".join(cell.ljust(size) if number in left else cell.rjust(size) for number, (cell, size) in row))
+        for row in (enumerate(zip(line, widths, strict=True)) for line in cells)
+    ]
+    if len(lines) > 1:
+        print_rich(f"[bold]{lines[0].rstrip()}[/]", *(line.rstrip() for line in lines[1:]))
+
+
 def print_json(value: Any) -> None:
+    """Print a value as JSON."""
     write(json.dumps(value, indent=2) + "\n", sys.stdout)
 
 
 def print_warning(text: str) -> None:
+    """Print a line `warning: …` on standard error."""
     write(f"warning: {text}\n", sys.stderr)
 
 
 def write(text: str, stream: TextIO | None) -> None:
-    """Print; a stream that is closed or full, or whose reader went away, changes neither work nor verdict."""
+    """Print to a stream; one that is closed or full, or has no reader, changes neither work nor verdict."""
     if stream is None:
         return
     try:

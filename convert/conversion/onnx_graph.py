@@ -1,7 +1,7 @@
-"""BiT as an ONNX graph, with the kernels standardized: what `definition.forward` computes, node by node.
+"""Build BiT as an ONNX graph with standardized kernels; it computes the same function as `network.oracle`.
 
-Values inside carry the names of the taps, so that a runtime can be asked for any of them. Batch,
-height and width are free.
+Inner values have the names of the taps, so that a runtime can return any of them. Batch size, height
+and width are dynamic.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from numpy.typing import NDArray
 from onnx import helper
 
 import convert
-from bit.config import BitConfig
+from bit.config import NORM_EPS, BitConfig
 from convert.files.onnx import LABELS
-from convert.network.oracle import NORM_EPS
 from convert.network.parameters import STEM_SIZE, unit_name
 from convert.published.preprocessing import preprocessor
 
 OPSET = 17
 IR_VERSION = 8
-"""The first version of the format with that operator set."""
+"""The first version of the format that has this operator set."""
 INPUT = "pixel_values"
 
 
 def network(config: BitConfig, name: str, profile: str) -> onnx.ModelProto:
-    """The model without its weights; these are initializers named as the layout `onnx` has it.
+    """Return the model without weights; add them as initializers with the names of the layout `onnx`.
 
-    Input `pixel_values` `[batch, num_channels, height, width]` in [-1, 1], float32; output `logits`
-    `[batch, num_labels]`, or `pooled` `[batch, C]` where there is no head. The checkpoint's `name`,
-    its labels and how `profile` prepares images are in the model's properties.
+    The input is `pixel_values`, `[N, C, H, W]` float32 in [-1, 1]; the output is `logits`, `[N, num_labels]`,
+    or `pooled`, `[N, C]`, for a network without a head. The model's properties state the checkpoint's
+    `name`, the labels and the preprocessing of `profile`.
     """
     build = _Builder(config)
     output, size = build.forward()
@@ -60,7 +59,7 @@ def network(config: BitConfig, name: str, profile: str) -> onnx.ModelProto:
 
 
 class _Builder:
-    """Appends nodes; each method returns the name of the value that it makes."""
+    """Adds nodes to a graph; each method returns the name of the value that it adds."""
 
     def __init__(self, config: BitConfig) -> None:
         self.config = config
@@ -72,10 +71,10 @@ class _Builder:
         self.constant("border", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
 
     def forward(self) -> tuple[str, int]:
-        """The whole network: the name of its output and how many numbers that has for each image."""
+        """Add the whole network, and return the name of the output and the number of values for each image."""
         config = self.config
         x = self.convolution("root_block/conv", INPUT, "stem", STEM_SIZE, 2)
-        # Zeros, not −∞: no ReLU comes before, so they win over negative values at the border.
+        # Zeros, not −∞: there is no ReLU before, so they replace negative values at the border.
         padded = self.node("Pad", "root_block/padded", x, "border")
         x = self.node("MaxPool", "root_block", padded, kernel_shape=[3, 3], strides=[2, 2])
         for stage, depth in enumerate(config.depths):
@@ -101,11 +100,11 @@ class _Builder:
         return self.node("Add", name, y, x)
 
     def convolution(self, output: str, x: str, layer: str, size: int, stride: int) -> str:
-        """Padded by half the kernel."""
+        """Add a convolution that is padded by half the kernel."""
         return self.node("Conv", output, x, f"{layer}/kernel", pads=[size // 2] * 4, strides=[stride] * 2)
 
     def norm_relu(self, output: str, x: str, layer: str) -> str:
-        """Group normalization as instance normalization of each group; operator sets before 21 have no other."""
+        """Add group normalization and ReLU; operator sets before 21 normalize groups as instances only."""
         grouped = self.node("Reshape", f"{output}/grouped", x, "groups")
         normal = self.node("InstanceNormalization", f"{output}/normal", grouped, "ones", "zeros", epsilon=NORM_EPS)
         shape = self.node("Shape", f"{output}/shape", x)

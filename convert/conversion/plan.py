@@ -1,44 +1,48 @@
-"""The plan of a conversion: for each tensor of the new file, where it comes from and what is done to it."""
+"""The conversion plan: for each tensor of the new file, the source tensor and the changes to apply."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.checkpoints.checkpoint import Checkpoint
-from convert.checkpoints.options import ConversionOptions, is_standardized
+from bit.config import BitConfig
+from convert.checkpoints.checkpoint import Checkpoint, common_dtype
+from convert.checkpoints.manifest import TensorRow
+from convert.checkpoints.options import UNCHANGED, ConversionOptions, is_standardized
 from convert.errors import CheckpointError
 from convert.files.base import StoredTensor, Tensor
+from convert.files.sharded import INDEX_SUFFIX, split
+from convert.files.writers import ordered
 from convert.layouts.layout import Layout
 from convert.network.axes import Transform, Workspace
 from convert.network.dtypes import FLOAT16, FLOAT32, DType
 from convert.network.oracle import standardize
-from convert.network.parameters import KINDS, Place, parameters
+from convert.network.parameters import KINDS, Parameter, Place, parameters
 
 UNDERFLOW = 2
-"""Rounding that is off by more than so many times the roundoff has lost small numbers."""
+"""Small numbers were lost when the error of rounding exceeds the roundoff by this factor."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor's way from source to sink."""
+    """The recipe for one tensor of the new file."""
 
     place: Place
     source: StoredTensor | None
-    """None for what is new: zeros."""
+    """None for a new tensor, which is filled with zeros."""
     transform: Transform
     target: Tensor
     scale: float = 1.0
     fold: float | None = None
-    """The epsilon with which the kernel is standardized, if it is."""
+    """The epsilon with which the kernel is standardized; None if it is not."""
 
     @property
     def exact(self) -> bool:
-        """Whether the inverse transform gives the source's bytes back."""
+        """True if the inverse transform gives the source's bytes back."""
         return (
             self.source is not None
             and self.source.dtype == self.target.dtype
@@ -48,31 +52,33 @@ class Step:
 
     @property
     def rounds(self) -> bool:
-        """Whether elements may be other numbers afterwards than were meant."""
+        """True if values may be rounded."""
         if self.exact or self.source is None:
             return False
         widened = self.target.dtype.itemsize > self.source.dtype.itemsize
         return not widened or self.scale != 1.0 or self.fold is not None
 
     @property
-    def row(self) -> dict[str, Any]:
-        """What `conversion.json` says of it."""
-        changes = {} if self.scale == 1.0 else {"scale": self.scale}
-        changes |= {} if self.fold is None else {"standardized_with_epsilon": self.fold}
-        return {
-            "parameter": self.place.name,
-            "source": None if self.source is None else self.source.key,
-            "target": self.target.key,
-            "transform": f"{self.transform.source} -> {self.transform.target}",
-            "dtype": self.target.dtype.name,
-            "shape": list(self.target.shape),
-            **changes,
-        }
+    def row(self) -> TensorRow:
+        """The tensor's entry in `conversion.json`."""
+        row = TensorRow(
+            parameter=self.place.name,
+            source=None if self.source is None else self.source.key,
+            target=self.target.key,
+            transform=f"{self.transform.source} -> {self.transform.target}",
+            dtype=self.target.dtype.name,
+            shape=list(self.target.shape),
+        )
+        if self.scale != 1.0:
+            row["scale"] = self.scale
+        if self.fold is not None:
+            row["standardized_with_epsilon"] = self.fold
+        return row
 
     def blocks(
         self, checkpoint: Checkpoint, workspace: Workspace, allow_nonfinite: bool = False
     ) -> Iterator[NDArray[np.generic]]:
-        """The new tensor's bits in C order, in flat arrays, each valid until the next.
+        """Yield the new tensor's bits in C order, as flat arrays that are each valid until the next.
 
         Raises `CheckpointError` for NaN or infinity unless `allow_nonfinite`, and for finite values
         that the new dtype cannot hold.
@@ -97,13 +103,13 @@ class Step:
                 continue
             values = source.dtype.to_float64(block)
             values = values * self.scale if self.scale != 1.0 else values
-            altered = target.dtype.from_float64(values)
-            if finite and (fault := _cannot_hold(target.dtype, values, altered)):
-                raise CheckpointError(f"{checkpoint.file.path}: {source.key} {fault}; choose another --dtype")
-            yield altered
+            rounded = target.dtype.from_float64(values)
+            if finite and (reason := _cannot_hold(target.dtype, values, rounded)):
+                raise CheckpointError(f"{checkpoint.file.path}: {source.key} {reason}; choose another --dtype")
+            yield rounded
 
     def _folded(self, checkpoint: Checkpoint, epsilon: float, allow_nonfinite: bool) -> NDArray[np.generic]:
-        """The kernel, standardized in float64 as a whole."""
+        """Return the whole kernel, standardized in float64."""
         kernel = checkpoint.weights(self.place.name)
         if not (allow_nonfinite or np.isfinite(kernel).all()):
             raise _not_finite(checkpoint, checkpoint.tensor(self.place))
@@ -111,11 +117,90 @@ class Step:
         return self.target.dtype.from_float64(moved).reshape(-1)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A conversion that was decided on and not yet carried out."""
+
+    checkpoint: Checkpoint
+    layout: Layout
+    options: ConversionOptions
+    config: BitConfig
+    """The configuration of the converted network."""
+    steps: tuple[Step, ...]
+    """One for each tensor, in the order in which the container stores them."""
+    parts: Mapping[str, tuple[Step, ...]]
+    """The steps by the weights file that they write, in the order of that file."""
+    companions: Mapping[str, dict[str, Any]]
+    """The content of the JSON files beside the weights, by name."""
+
+    @property
+    def profile(self) -> str:
+        """The preprocessing profile that is written, empty if the layout does not state one."""
+        return self.options.profile_of(self.layout)
+
+
+def plan(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    options: ConversionOptions = UNCHANGED,
+    max_shard_size: str | None = None,
+) -> Plan:
+    """Decide how each tensor of `checkpoint` is written in `layout`.
+
+    `max_shard_size`, such as `5GB`, splits the weights as transformers does. Raises `UsageError` for
+    options that the layout does not support, and `CheckpointError` for weights that cannot be converted.
+    """
+    options.check(layout, max_shard_size)
+    if checkpoint.layout.folded:
+        raise CheckpointError(
+            f"{checkpoint.file.path}: the kernels are standardized, so the weights cannot be recovered; "
+            "convert the checkpoint that this file was made from"
+        )
+    config = options.config(checkpoint.config, layout)
+    steps = {
+        layout.key(parameter.place): _step(checkpoint, layout, options, parameter) for parameter in parameters(config)
+    }
+    name = layout.export.weights_name.format(name=checkpoint.name)
+    tensors = ordered(layout.export.container, (step.target for step in steps.values()))
+    dtype = common_dtype(tensor.dtype.name for tensor in tensors)
+    companions = layout.export.companions(config, dtype, checkpoint.name, options.profile_of(layout))
+    names = {name: [tensor.key for tensor in tensors]}
+    if max_shard_size is not None:
+        names, index = split(tensors, name, max_shard_size)
+        companions |= {} if index is None else {name + INDEX_SUFFIX: index}
+    return Plan(
+        checkpoint,
+        layout,
+        options,
+        config,
+        steps=tuple(steps[tensor.key] for tensor in tensors),
+        parts={part: tuple(steps[key] for key in keys) for part, keys in names.items()},
+        companions=companions,
+    )
+
+
+def _step(checkpoint: Checkpoint, layout: Layout, options: ConversionOptions, parameter: Parameter) -> Step:
+    place = parameter.place
+    key, shape = layout.key(place), layout.shape(parameter)
+    if place.kind.startswith("head/") and options.new_head:
+        dtype = options.dtype_of(FLOAT32, layout)
+        return Step(place, None, Transform(KINDS[place.kind], layout.axes(place)), Tensor(key, shape, dtype))
+    source = checkpoint.tensor(place)
+    return Step(
+        place,
+        source,
+        Transform(checkpoint.stored_axes(place), layout.axes(place)),
+        Tensor(key, shape, options.dtype_of(source.dtype, layout)),
+        options.scale(place, checkpoint.config, layout),
+        checkpoint.config.ws_eps if layout.folded and is_standardized(place) else None,
+    )
+
+
 def _cannot_hold(dtype: DType, values: NDArray[np.float64], rounded: NDArray[np.generic]) -> str | None:
-    """Why finite values are beyond the range of a dtype, in words; None if they are not."""
+    """Say why finite values are beyond the range of a dtype; None if they are not."""
     if not dtype.all_finite(rounded):
         return f"holds values up to {np.abs(values).max():.3g}, which {dtype.name} cannot hold"
-    if dtype is FLOAT16:  # the one whose smallest numbers lie among those of weights
+    if dtype is FLOAT16:  # the only dtype with a smallest number near the size of weights
         lost = float(np.linalg.norm(dtype.to_float64(rounded) - values) / (np.linalg.norm(values) or 1))
         if lost > UNDERFLOW * dtype.roundoff:
             return f"holds values so small that {dtype.name} is {lost:.1%} off"
@@ -126,35 +211,3 @@ def _not_finite(checkpoint: Checkpoint, tensor: StoredTensor) -> CheckpointError
     return CheckpointError(
         f"{checkpoint.file.path}: {tensor.key} holds NaN or infinity (--allow-nonfinite converts it)"
     )
-
-
-def plan(checkpoint: Checkpoint, layout: Layout, changes: ConversionOptions) -> list[Step]:
-    """Every step, in the order of the new file: members of an npz by name, else the forward pass's.
-
-    In safetensors larger elements come first, so that each is aligned.
-    """
-    changes.check(layout)
-    if checkpoint.layout.folded:
-        raise CheckpointError(
-            f"{checkpoint.file.path}: its kernels are standardized already, the weights are gone; "
-            "convert what it was made from"
-        )
-    steps = []
-    for parameter in parameters(changes.config(checkpoint.config, layout)):
-        place = parameter.place
-        key, shape = layout.key(place), layout.shape(parameter)
-        if place.kind.startswith("head/") and changes.new_head:
-            dtype = changes.dtype_of(FLOAT32, layout)
-            steps.append(Step(place, None, Transform(KINDS[place.kind], layout.axes(place)), Tensor(key, shape, dtype)))
-            continue
-        source = checkpoint.tensor(place)
-        transform = Transform(checkpoint.stored_axes(place), layout.axes(place))
-        target = Tensor(key, shape, changes.dtype_of(source.dtype, layout))
-        scale = changes.scale(place, checkpoint.config, layout)
-        fold = checkpoint.config.ws_eps if layout.folded and is_standardized(place) else None
-        steps.append(Step(place, source, transform, target, scale, fold))
-    if layout.container == "npz":
-        return sorted(steps, key=lambda step: step.target.key)
-    if layout.container == "safetensors":
-        return sorted(steps, key=lambda step: -step.target.dtype.itemsize)
-    return steps

@@ -1,1 +1,1 @@
-"""Containers of named arrays, one a file: read where they lie, written whole or not at all."""
+"""Files of named arrays, one container a module: arrays are read in place, files are written whole or not at all."""

@@ -1,10 +1,9 @@
-"""Outputs that are complete or absent."""
+"""Write files and folders that are complete or absent."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -12,15 +11,16 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from convert.errors import CheckpointError
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the `with` ends without an exception."""
+    """Provide a path to write to; it becomes `path` when the `with` block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _workplace(path) as folder:
         partial = folder / path.name
@@ -38,11 +38,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 class NewFolder:
-    """A folder made under a temporary name beside `target`, renamed to it by `commit`.
+    """A folder created under a temporary name beside `target`; `commit` renames it to `target`.
 
-    Whatever ends the `with` before `commit` leaves the target as it was. With `force` an existing
-    folder is replaced, but only one in which `foreign` finds no names that are not ours. Raises
-    `CheckpointError` for any other.
+    If the `with` block ends before `commit`, the target stays as it was. With `force` an existing
+    folder is replaced, but only if `foreign` returns no names of files that are not part of a
+    conversion. Raises `CheckpointError` for any other existing target.
     """
 
     def __init__(self, target: Path, foreign: Callable[[Path], list[str]], force: bool = False) -> None:
@@ -50,12 +50,12 @@ class NewFolder:
         self._force = force
         if os.path.lexists(target):
             if target.is_symlink() or not target.is_dir():
-                raise CheckpointError(f"{target} exists and is no folder; choose another --out")
+                raise CheckpointError(f"{target} exists and is not a folder; choose another --out")
             if not force:
                 raise CheckpointError(f"{target} exists; --force replaces it")
             if names := foreign(target):
                 raise CheckpointError(
-                    f"{target} holds other things than a conversion ({names[0]}); choose another --out"
+                    f"{target} holds files that are not part of a conversion ({names[0]}); choose another --out"
                 )
 
     def __enter__(self) -> Self:
@@ -67,72 +67,72 @@ class NewFolder:
         return self
 
     def commit(self) -> None:
-        """Bring every file to the disk and give the folder its name. Raises `OSError`."""
+        """Flush every file to the disk and rename the folder to the target. Raises `OSError`."""
         for file in (*self.path.iterdir(), self.path):
             _fsync(file)
         if self._force and self.target.exists():
-            self.target.rename(_replaced(self.path.parent, self.target))
+            self.target.rename(_beside(self.path.parent, self.target, "replaced"))
         try:
             self.path.rename(self.target)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise CheckpointError(f"{self.target} was written by another run meanwhile") from None
+                raise CheckpointError(
+                    f"{self.target} was created by another run in the meantime; --force replaces it"
+                ) from None
             raise
         for parent in (self.target.parent, *(parent.parent for parent in self._new_parents)):
             _fsync(parent)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._place.__exit__(None, None, None)
         with contextlib.suppress(OSError):
             for parent in self._new_parents:
-                parent.rmdir()  # fails, and is to, where something was written
+                parent.rmdir()  # fails, as it should, once something was written there
 
 
 @contextlib.contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target`, gone afterwards; one that a killed run left is removed first.
+    """Provide a hidden folder beside `target`; remove it afterwards, and first those that killed runs left.
 
-    A run holds the lock of its folder, and the system lets go of a dead one's.
+    A run holds a lock within its folder, which the system releases when the process dies.
     """
     prefix = f".{target.name}.partial-"
     for folder in target.parent.glob(f"{glob.escape(prefix)}*"):
-        if folder.is_symlink() or not folder.is_dir():
-            continue
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), _locked(folder):
-            if set(folder.iterdir()) <= {folder / target.name, _replaced(folder, target)}:
+        if _is_workplace(folder, target):
+            with contextlib.suppress(FileNotFoundError, PermissionError, Timeout), _lock(folder, target):
                 _settle(folder, target)
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        with _locked(path):
+        with _lock(path, target):
             yield path
     finally:
         _settle(path, target)
 
 
+def _is_workplace(folder: Path, target: Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    ours = {folder / target.name, *(_beside(folder, target, kind) for kind in ("replaced", "lock"))}
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        return set(folder.iterdir()) <= ours
+    return False
+
+
 def _settle(folder: Path, target: Path) -> None:
-    """Remove a workplace; what was to be replaced, and was not, goes back to where it was."""
-    replaced = _replaced(folder, target)
+    """Remove a workplace; first move a folder that was about to be replaced back to the target."""
+    replaced = _beside(folder, target, "replaced")
     if replaced.is_dir() and not target.exists():
         replaced.rename(target)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _replaced(folder: Path, target: Path) -> Path:
-    """Where in a workplace the folder waits whose place is taken; no target can be called so itself."""
-    return folder / f"{target.name}.replaced"
+def _beside(folder: Path, target: Path, kind: str) -> Path:
+    """Return a path in a workplace that cannot equal the path of the new target."""
+    return folder / f"{target.name}.{kind}"
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder. Raises `BlockingIOError` if another run does."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
+def _lock(folder: Path, target: Path) -> FileLock:
+    return FileLock(_beside(folder, target, "lock"), timeout=0)
 
 
 def _fsync(path: Path) -> None:

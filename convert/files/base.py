@@ -1,34 +1,35 @@
-"""Arrays that lie in a file: where they are, and how to read a part of one."""
+"""Named arrays in a file: where they are, how to read a part of one, how to write them."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError
-from convert.network.dtypes import DType
+from convert.network.dtypes import DTYPES, DType
 
 IN_MEMORY = 32 << 20
-"""An array that is packed is unpacked in memory up to this size, a larger one to a file in `TMPDIR`."""
+"""Largest packed array, in bytes, that is unpacked in memory; a larger one goes to a file in `TMPDIR`."""
 CHUNK = 1 << 20
-"""Bytes read at once to be hashed: what was copied is then still in the second-level cache."""
+"""Bytes read and hashed at once: small enough that copied data is still in the second-level cache."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What an array is, wherever it is stored."""
+    """Name, shape and element type of an array, wherever it is stored."""
 
     key: str
     shape: tuple[int, ...]
@@ -45,11 +46,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class StoredTensor(Tensor):
-    """An array in a file, from the byte `offset` on."""
+    """An array in a file, starting at the byte `offset`."""
 
     offset: int
     order: tuple[int, ...] | None = None
-    """Its axes as they lie in the file, slowest first; None: in their own order."""
+    """Axes in storage order, slowest first; None if they are stored in their own order."""
     big_endian: bool = False
 
     @property
@@ -69,15 +70,17 @@ class Checksum:
 
 @dataclass(frozen=True)
 class File:
+    """Size and SHA-256 of a file."""
+
     bytes: int
     sha256: str
 
 
 class TensorFile:
-    """A file of named arrays, opened for reading. Nothing but its directory is held in memory.
+    """A file of named arrays, opened for reading. Only the directory is held in memory.
 
-    A subclass fills `tensors` and `checksums` from the container's directory, and raises
-    `CheckpointError` for anything in it that cannot be right.
+    A subclass overrides `_open_directory`, which fills `tensors`, `packed` and `checksums` and raises
+    `CheckpointError` for anything that cannot be right.
     """
 
     container: str
@@ -86,38 +89,57 @@ class TensorFile:
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
         self.others: dict[str, str] = {}
-        """Arrays that cannot be weights, by name, with the reason in words."""
+        """Arrays that cannot be weights, by name, with the reason."""
         self.notes: list[str] = []
-        """What of the file was left aside, in words."""
+        """Sentences that name the parts of the file that are ignored."""
         self.labels: list[str] = []
-        """The names of the classes, if the file holds them."""
+        """Names of the classes, if the file holds them."""
         self.checksums: list[Checksum] = []
+        self.packed: set[str] = set()
+        """Arrays that must be unpacked to be read; their `offset` counts from the start of the unpacked bytes."""
+        self._unpacked: tuple[str, IO[bytes]] | None = None
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
         status = os.fstat(self._file.fileno())
         self.nbytes = status.st_size
         self._identity = (status.st_size, status.st_mtime_ns)
+        try:
+            self._open_directory()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_directory(self) -> None:
+        pass
 
     def read(self, tensor: StoredTensor, start: int, out: NDArray[np.generic]) -> None:
-        """Fill `out` with the elements from index `start` on, in stored order, as little-endian bits.
+        """Fill `out` with the elements from index `start` on, in storage order, as little-endian bits.
 
-        Raises `CheckpointError` if the file ends before.
+        Raises `CheckpointError` if the file ends too early.
         """
-        self._pread(out.view(np.uint8).data, tensor.offset + start * tensor.dtype.itemsize)
+        view, offset = out.view(np.uint8).data, tensor.offset + start * tensor.dtype.itemsize
+        if tensor.key not in self.packed:
+            self._pread(view, offset)
+        else:
+            file = self._spooled(tensor.key)
+            file.seek(offset)
+            if file.readinto(view) != len(view):  # type: ignore[attr-defined]
+                raise CheckpointError(f"{self.path}: {tensor.key} ends too early; the file is damaged")
         if tensor.big_endian:
             out.byteswap(inplace=True)
 
-    def digests(self, stop: threading.Event | None = None) -> dict[str, File]:
-        """Read every byte once and hold it to the checksums of its container; each file's size and SHA-256.
+    def unpack(self, key: str) -> Iterator[bytes]:
+        """Yield the bytes of a packed array. Raises `CheckpointError` if they are damaged."""
+        raise KeyError(key)
 
-        Raises `CheckpointError` as `sha256` does.
-        """
+    def digests(self, stop: threading.Event | None = None) -> dict[str, File]:
+        """Return the size and SHA-256 of each file of this checkpoint. Reads and checks every byte as `sha256` does."""
         return {self.path.name: File(self.nbytes, self.sha256(stop))}
 
     def sha256(self, stop: threading.Event | None = None) -> str:
-        """Read the file once from end to end: its SHA-256, and every checksum of its container.
+        """Read the file once from end to end; return the SHA-256 and check every checksum of the container.
 
-        Raises `CheckpointError` for a checksum that does not hold, or if the file changed since it
-        was opened. Returns early, with an empty string, when `stop` is set.
+        Raises `CheckpointError` for a wrong checksum, or if the file changed since it was opened.
+        Returns early, with an empty string, when `stop` is set.
         """
         digest, buffer = hashlib.sha256(), bytearray(CHUNK)
         pending = sorted(self.checksums, key=lambda checksum: checksum.start)
@@ -136,95 +158,120 @@ class TensorFile:
                     break
                 if crc != checksum.crc32:
                     raise CheckpointError(
-                        f"{self.path}: {checksum.key} is damaged (its CRC-32 is {crc:08x}, "
-                        f"the file's directory says {checksum.crc32:08x}); fetch the file again"
+                        f"{self.path}: {checksum.key} is damaged (CRC-32 {crc:08x}, "
+                        f"expected {checksum.crc32:08x}); fetch the file again"
                     )
                 crc, current = 0, current + 1
         status = os.fstat(self._file.fileno())
         if (status.st_size, status.st_mtime_ns) != self._identity:
-            raise CheckpointError(f"{self.path} changed while it was read")
+            raise CheckpointError(f"{self.path} changed while it was read; run the command again")
         return digest.hexdigest()
 
     def close(self) -> None:
+        if self._unpacked is not None:
+            self._unpacked[1].close()
         self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _spooled(self, key: str) -> IO[bytes]:
+        """Return the unpacked bytes of an array, which are kept until another array is read."""
+        if self._unpacked is None or self._unpacked[0] != key:
+            if self._unpacked is not None:
+                self._unpacked[1].close()
+            file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (closed later)
+            self._unpacked = (key, file)
+            file.writelines(self.unpack(key))
+        return self._unpacked[1]
 
     def _pread(self, out: memoryview, offset: int) -> None:
         done = 0
         while done < len(out):
             count = os.preadv(self._file.fileno(), [out[done:]], offset + done)
             if count == 0:
-                raise CheckpointError(f"{self.path} ends at byte {offset + done}, before its directory says")
+                raise CheckpointError(f"{self.path} ends at byte {offset + done}, too early; it is truncated")
             done += count
 
     def _check_disjoint(self, spans: Sequence[tuple[int, int, str]], end: int) -> None:
-        """Raise `CheckpointError` unless the `(start, end, name)` lie apart from each other and within the file."""
+        """Raise `CheckpointError` if any `(start, end, name)` overlaps another or reaches beyond `end`."""
         position, last = 0, ""
         for start, stop, name in sorted(spans):
             if start < position and stop > start:
-                raise CheckpointError(f"{self.path}: {last} and {name} overlap in the file")
+                raise CheckpointError(f"{self.path}: {last} and {name} overlap; the file is damaged")
             if stop > end:
                 raise CheckpointError(f"{self.path}: {name} reaches beyond the end of the file; it is truncated")
             if stop > start:
                 position, last = stop, name
 
+    def _check_size(self, tensor: Tensor, nbytes: int) -> None:
+        """Raise `CheckpointError` unless `nbytes` bytes of data fit the tensor's shape."""
+        if min(tensor.shape, default=1) < 0 or tensor.nbytes != nbytes:
+            raise self._wrong_size(tensor, nbytes)
 
-class PackedTensorFile(TensorFile):
-    """A file some of whose arrays must be unpacked to be read; one at a time is kept."""
+    def _wrong_size(self, tensor: Tensor, nbytes: int) -> CheckpointError:
+        shape = f"shape {list(tensor.shape)} of {tensor.dtype.name}"
+        return CheckpointError(f"{self.path}: {tensor.key} has {nbytes} bytes of data, which does not fit {shape}")
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.packed: set[str] = set()
-        """The names of those arrays; their `offset` is that in what `unpack` gives."""
-        self._unpacked: tuple[str, IO[bytes]] | None = None
+    def _wrong_type(self, key: str, found: object) -> CheckpointError:
+        expected = ", ".join(dtype.name for dtype in DTYPES)
+        return CheckpointError(f"{self.path}: {key} holds elements of type {found}; expected one of {expected}")
 
-    def unpack(self, key: str) -> Iterator[bytes]:
-        """The bytes of a packed array. Raises `CheckpointError` if they are damaged."""
-        raise KeyError(key)
 
-    def read(self, tensor: StoredTensor, start: int, out: NDArray[np.generic]) -> None:
-        if tensor.key not in self.packed:
-            super().read(tensor, start, out)
-            return
-        if self._unpacked is None or self._unpacked[0] != tensor.key:
-            self._drop()
-            self._unpacked = (tensor.key, self._spool(tensor.key))
-        file = self._unpacked[1]
-        file.seek(tensor.offset + start * tensor.dtype.itemsize)
-        view = out.view(np.uint8).data
-        if file.readinto(view) != len(view):  # type: ignore[attr-defined]
-            raise CheckpointError(f"{self.path}: {tensor.key} ends before its header says")
-        if tensor.big_endian:
-            out.byteswap(inplace=True)
+@dataclass(frozen=True)
+class Metadata:
+    """Contents of a new file beside the tensors; a container ignores what it has no place for."""
 
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """HDF5: attributes by the path of their group, which is `/` for the root."""
+    graph: Callable[[], Any] | None = None
+    """ONNX: returns the `onnx.ModelProto` to add the weights to. Called once, by the ONNX writer only."""
+
+
+NO_METADATA = Metadata()
+
+
+class Writer(ABC):
+    """A new file of named arrays. Write each tensor once, in the order of `ordered`, then call `finish`.
+
+    A file that was closed without `finish` is incomplete.
+    """
+
+    container: ClassVar[str]
+    written = 0
+    """Bytes from the start of the file that will not change again."""
+
+    @abstractmethod
+    def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None: ...
+
+    @staticmethod
+    def ordered(tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Return the tensors in the order in which this container stores them."""
+        return list(tensors)
+
+    @abstractmethod
+    def write(self, tensor: Tensor, blocks: Iterable[NDArray[np.generic]]) -> None:
+        """Write one tensor, given as flat arrays of element bits in C order."""
+
+    def finish(self) -> None:  # noqa: B027 (not every container has a last part)
+        """Complete the file and hand it to the operating system."""
+
+    @abstractmethod
     def close(self) -> None:
-        self._drop()
-        super().close()
+        """Close the file, complete or not."""
 
-    def _spool(self, key: str) -> IO[bytes]:
-        file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (kept for reading)
-        try:
-            file.writelines(self.unpack(key))
-        except BaseException:
-            file.close()
-            raise
-        return file
+    def __enter__(self) -> Self:
+        return self
 
-    def _drop(self) -> None:
-        if self._unpacked is not None:
-            self._unpacked[1].close()
-            self._unpacked = None
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def combined_sha256(files: Mapping[str, File]) -> str:
-    """That of the file, if it is one; of several, that of what the command `sha256sum` prints of them."""
+    """Return the SHA-256 of a single file; of several, that of the text that `sha256sum` prints about them."""
     if len(files) == 1:
         return next(iter(files.values())).sha256
     lines = "".join(f"{file.sha256}  {name}\n" for name, file in sorted(files.items()))
@@ -232,6 +279,18 @@ def combined_sha256(files: Mapping[str, File]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(text: bytes | bytearray) -> Any:
+    """Parse JSON in which no object holds the same name twice. Raises `ValueError` or `RecursionError`."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("it holds a name twice")
+        return found
+
+    return json.loads(text.decode("utf-8"), object_pairs_hook=unique)

@@ -1,4 +1,4 @@
-"""Opening a file of weights by what it contains, whatever it is called."""
+"""Open a file of weights by content, whatever the file is called."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from convert.files.safetensors import SafetensorsFile
 from convert.files.sharded import INDEX_SUFFIX, ShardedFile
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-"""What a zip archive begins with: a member, or the end of an empty one."""
+"""First bytes of a zip archive: a member, or the end of an empty archive."""
 HDF5 = b"\x89HDF\r\n\x1a\n"
 LEGACY_PICKLE = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-"""Of files of PyTorch before 1.6 (torch.serialization, `MAGIC_NUMBER`, pickled)."""
+"""First bytes of a file that PyTorch before 1.6 wrote (torch.serialization, `MAGIC_NUMBER`, pickled)."""
 PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 KINDS = "safetensors, npz, h5, a file of torch.save, ONNX, or an index of shards"
 
 
 def open_weights(path: Path) -> TensorFile:
-    """Open a file, an index of shards, or the one of either that lies in a folder.
+    """Open a file of weights, an index of shards, or the only one of these in a folder.
 
-    Raises `CheckpointError` for anything else, and for what is damaged.
+    Raises `CheckpointError` for anything else, and for a damaged file.
     """
     file = _in_folder(path) if path.is_dir() else path
     if file.exists() and not file.is_file():
@@ -57,15 +57,16 @@ def _open(file: Path) -> TensorFile:
 
             return OnnxFile(file)
         case "pickle":
-            raise CheckpointError(f"{file} is a pickle that torch.save did not write; pickles are not read")
-    raise CheckpointError(f"{file} is no file of weights ({KINDS})" + ("" if file.stat().st_size else "; it is empty"))
+            raise CheckpointError(f"{file} is a pickle that torch.save did not write; such files are not read")
+    empty = "" if file.stat().st_size else "; it is empty"
+    raise CheckpointError(f"{file} is not a file of weights (expected {KINDS}){empty}")
 
 
 def kind(path: Path) -> str | None:
-    """What a file contains, by how it begins; None if it is no file of weights."""
+    """Return the format of a file, judged by the first bytes; None for an unknown format."""
     with open(path, "rb") as file:
         start = file.read(64)
-    if start[7:9] == b"\0{":  # first, as what it begins with is a length, and can be any mark of the others
+    if start[7:9] == b"\0{":  # first, because the bytes before are a length and can equal any other mark
         return "safetensors"
     if start.startswith(ZIP):
         return "pytorch" if b"/data.pkl" in start or _is_pickled(path) else "npz"
@@ -77,7 +78,7 @@ def kind(path: Path) -> str | None:
         return "pickle"
     if start.lstrip().startswith(b"{") and path.name.endswith(INDEX_SUFFIX):
         return "index"
-    # A protocol buffer has no mark: the version of the format and the name of the producer come first.
+    # A protocol buffer has no mark; it starts with the version of the format and the name of the producer.
     if start[:1] == b"\x08" and start[2:3] == b"\x12":
         return "onnx"
     return None
@@ -92,19 +93,19 @@ def _is_pickled(path: Path) -> bool:
 
 
 def _in_folder(folder: Path) -> Path:
-    """The weights in a folder: those of an index, else the only file; of several kinds safetensors."""
+    """Return the weights in a folder: an index, else the only file; safetensors where there are several kinds."""
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if file.is_file() and (of := kind(file)):
-            found.setdefault(of, []).append(file)
-    indices = {of: name for name in found.get("index", []) if (of := name.name.removesuffix(INDEX_SUFFIX))}
+        if file.is_file() and (container := kind(file)):
+            found.setdefault(container, []).append(file)
+    indices = {name: file for file in found.get("index", []) if (name := file.name.removesuffix(INDEX_SUFFIX))}
     if indices:
         name = min(indices, key=lambda name: not name.endswith(".safetensors"))
-        if folder / name in found.get("safetensors", []):  # which libraries would prefer to the index
+        if folder / name in found.get("safetensors", []):  # libraries would prefer it to the index
             raise CheckpointError(f"{folder} holds both {name} and {indices[name].name}; name one of them")
         return indices[name]
     files = found.get("safetensors") or [file for group in found.values() for file in group]
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
-        raise CheckpointError(f"{folder} must hold one file of weights ({KINDS}); it holds {names}")
+        raise CheckpointError(f"{folder} must hold exactly one file of weights ({KINDS}); found: {names}")
     return files[0]

@@ -1,4 +1,4 @@
-"""What can be done to a growing file while it grows: hashing it and bringing it to the disk."""
+"""Hash a growing file and flush it to the disk while it grows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FLUSH_BYTES = 64 << 20
 
 
 class Follower:
-    """Two threads behind a writer: one hashes what is written, one flushes it to the disk.
+    """Two threads behind a writer: one hashes the file, one flushes it to the disk.
 
-    What is hashed is what reads back from the file, not what was meant to be written.
+    The hash is that of the bytes read back from the file, not of the bytes handed to the writer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,26 +29,27 @@ class Follower:
         self._work = [self._threads.submit(work) for work in (self._hash, self._flush)]
 
     def advance(self, written: int) -> None:
-        """The first `written` bytes of the file will not change any more."""
+        """Announce that the first `written` bytes of the file will not change again."""
         with self._changed:
             self._written = written
             self._changed.notify_all()
 
     def finish(self) -> str:
-        """Wait until all that was announced is hashed and on the disk; the SHA-256. Raises `OSError`."""
+        """Wait until all announced bytes are hashed and on the disk; return the SHA-256. Raises `OSError`."""
         self.stop()
         for work in self._work:
             work.result()
         return self._digest.hexdigest()
 
     def stop(self) -> None:
+        """End both threads once they have caught up."""
         with self._changed:
             self._finished = True
             self._changed.notify_all()
         self._threads.shutdown()
 
     def _wait(self, position: int, least: int) -> int:
-        """Block until `least` bytes lie behind `position` or the writer is done; the bytes written."""
+        """Block until there are `least` bytes after `position` or the writer is done; return the bytes written."""
         with self._changed:
             self._changed.wait_for(lambda: self._finished or self._written >= position + least)
             return self._written
@@ -60,7 +61,7 @@ class Follower:
                 while position < end:
                     count = file.readinto(memoryview(buffer)[: min(CHUNK, end - position)])
                     if not count:
-                        raise OSError(f"{self._path} is shorter than what was written")
+                        raise OSError(f"{self._path} was cut short while it was written")
                     self._digest.update(memoryview(buffer)[:count])
                     position += count
 

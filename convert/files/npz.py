@@ -1,4 +1,4 @@
-"""NumPy's `.npz`: a zip archive of `.npy` members, read from their offsets, written member by member."""
+"""NumPy's `.npz`: a zip archive of `.npy` members, read in place, written member by member."""
 
 from __future__ import annotations
 
@@ -12,120 +12,105 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError
-from convert.files.base import StoredTensor, Tensor
+from convert.files.base import NO_METADATA, Metadata, StoredTensor, Tensor, Writer
 from convert.files.zip import ArchiveFile
 from convert.network import dtypes
 
 MAX_HEADER = 10_000
 INTEGERS = ("i", "u", "b")
-"""Kinds of elements that are no weights, but harmless: counters of a training, say."""
+"""Kinds of elements that cannot be weights but are harmless, such as step counters of a training run."""
 
 
 class NpzFile(ArchiveFile):
-    """A `.npz` opened for reading. Stored members are read in place, deflated ones unpacked.
+    """A `.npz` opened for reading. Stored members are read in place, deflated ones are unpacked.
 
-    Raises `CheckpointError` for anything that is not an archive of plain arrays; objects are never
-    unpickled.
+    Raises `CheckpointError` for anything but an archive of plain arrays; objects are never unpickled.
     """
 
     container = "npz"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        try:
-            for name, info in self.members.items():
-                key = name.removesuffix(".npy")
-                if key == name:
-                    raise CheckpointError(f"{self.path}: {name} is not an .npy array")
-                if info.compress_type != zipfile.ZIP_STORED:
-                    self.packed.add(key)
-                self._read_header(key, info)
-        except BaseException:
-            self.close()
-            raise
+    def _open_directory(self) -> None:
+        super()._open_directory()
+        for name, info in self.members.items():
+            key = name.removesuffix(".npy")
+            if key == name:
+                raise CheckpointError(f"{self.path}: {name} is not an .npy array")
+            if info.compress_type != zipfile.ZIP_STORED:
+                self.packed.add(key)
+            self._read_header(key, info)
 
     def unpack(self, key: str) -> Iterator[bytes]:
         return self.content(f"{key}.npy")
 
     def _read_header(self, key: str, info: zipfile.ZipInfo) -> None:
-        """Parse a member's `.npy` header."""
         first = self.start_of(info.filename, min(MAX_HEADER, info.file_size))
-        member = 0 if key in self.packed else self.offsets[info.filename]
         try:
-            shape, fortran_order, descr, header_bytes = parse_header(first)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            raise CheckpointError(f"{self.path}: {info.filename} is no plain .npy array") from None
+            shape, fortran_order, descr, length = parse_header(first)
+        except (ValueError, TypeError, SyntaxError, AttributeError, LookupError, RecursionError, MemoryError):
+            raise CheckpointError(f"{self.path}: {info.filename} is not a plain .npy array") from None
         known = dtypes.from_npy(descr)
-        if known is None and descr[1:2] in INTEGERS:
+        if known is None:
+            if descr[1:2] not in INTEGERS:
+                raise self._wrong_type(key, "object (never unpickled)" if descr[1:] == "O" else descr)
             self.others[key] = f"holds elements of type {descr}"
             return
-        if known is None:
-            kind = "object, which are never unpickled" if descr[1:] == "O" else descr
-            raise CheckpointError(
-                f"{self.path}: {info.filename} holds elements of type {kind}; weights are "
-                + ", ".join(dtype.name for dtype in dtypes.DTYPES)
-            )
         dtype, big_endian = known
+        offset = length + (0 if key in self.packed else self.offsets[info.filename])
         order = tuple(reversed(range(len(shape)))) if fortran_order and len(shape) > 1 else None
-        tensor = StoredTensor(key, shape, dtype, member + header_bytes, order, big_endian)
-        if min(shape, default=1) < 0 or header_bytes + tensor.nbytes != info.file_size:
-            raise CheckpointError(
-                f"{self.path}: {info.filename} says it has the shape {list(shape)} of {dtype.name}, "
-                f"but the member has {info.file_size - header_bytes} bytes of data"
-            )
-        self.tensors[key] = tensor
+        self.tensors[key] = StoredTensor(key, shape, dtype, offset, order, big_endian)
+        self._check_size(self.tensors[key], info.file_size - length)
 
 
 def parse_header(start: bytes) -> tuple[tuple[int, ...], bool, str, int]:
-    """Shape, Fortran order, `descr` and the length of the `.npy` header that `start` begins with.
+    """Return shape, Fortran order, `descr` and length of the `.npy` header that `start` begins with.
 
-    By the format's description (numpy.lib.format). Raises `ValueError`, or what `ast.literal_eval`
-    raises, for anything else than a plain header.
+    Follows the description of the format (numpy.lib.format); NumPy's own reader loses the byte order
+    of bfloat16. Raises `ValueError`, or whatever `ast.literal_eval` raises, for an invalid header.
     """
-    if start[:6] != b"\x93NUMPY" or start[6:7] not in (b"\x01", b"\x02", b"\x03"):
-        raise ValueError("it does not begin as one")
-    prefix = 10 if start[6] == 1 else 12
+    prefix = {1: 10, 2: 12, 3: 12}.get(start[6] if start[:6] == b"\x93NUMPY" else 0, 0)
     end = prefix + int.from_bytes(start[8:prefix], "little")
-    if end > len(start):
-        raise ValueError("its header is cut short or too long")
+    if not prefix or end > len(start):
+        raise ValueError("no header of a known version, or an incomplete one")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that Python has to say of what is no literal
+        warnings.simplefilter("ignore")  # Python warns about some invalid literals
         header = ast.literal_eval(start[prefix:end].decode("latin1"))
-    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
-        raise ValueError("its header has other entries than descr, fortran_order and shape")
-    shape, fortran_order, descr = header["shape"], header["fortran_order"], header["descr"]
+    shape, fortran_order, descr = (header.pop(name) for name in ("shape", "fortran_order", "descr"))
     whole = isinstance(shape, tuple) and all(type(length) is int for length in shape)
-    if not whole or type(fortran_order) is not bool or not isinstance(descr, str):
-        raise ValueError("an entry of its header is of the wrong type")
+    if header or not whole or type(fortran_order) is not bool or not isinstance(descr, str):
+        raise ValueError("an entry of the header is unknown or of the wrong type")
     return shape, fortran_order, descr, end
 
 
-class NpzWriter:
-    """Writes a `.npz` of stored members, in the given order, as `numpy.savez` does."""
+class NpzWriter(Writer):
+    """A new `.npz` of stored members, sorted by name, as `numpy.savez` writes them."""
 
-    def __init__(self, path: Path, tensors: Sequence[Tensor]) -> None:
+    container = "npz"
+
+    def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None:
         self._file = open(path, "xb+")  # noqa: SIM115 (closed by `close`)
         self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
-        self.written = 0
-        """The bytes from the start of the file that will not change any more."""
+
+    @staticmethod
+    def ordered(tensors: Iterable[Tensor]) -> list[Tensor]:
+        return sorted(tensors, key=lambda tensor: tensor.key)
 
     def write(self, tensor: Tensor, blocks: Iterable[NDArray[np.generic]]) -> None:
-        """Append one array, given as its elements' bits in C order."""
         with self._archive.open(zipfile.ZipInfo(tensor.key + ".npy"), "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(
                 member, {"descr": tensor.dtype.npy, "fortran_order": False, "shape": tensor.shape}
             )
             for block in blocks:
                 member.write(block.view(np.uint8).data)
-        self._file.flush()
-        self.written = self._file.tell()
+        self._flush()
 
     def finish(self) -> None:
-        """Write what closes the file, and hand it to the operating system."""
         self._archive.close()
-        self._file.flush()
-        self.written = self._file.tell()
+        self._flush()
 
     def close(self) -> None:
-        self._archive.fp = None  # an archive that is not finished stays without a directory
+        self._archive.fp = None  # leaves an unfinished archive without a directory
         self._file.close()
+
+    def _flush(self) -> None:
+        self._file.flush()
+        self.written = self._file.tell()

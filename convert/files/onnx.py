@@ -1,13 +1,13 @@
-"""ONNX models: the weights of a graph, within the file or, beyond two gigabytes, in one beside it."""
+"""ONNX models: the weights of a graph, in the file itself or, beyond two gigabytes, in a second file."""
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
@@ -15,41 +15,36 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo, set_external_data
 
 from convert.errors import CheckpointError
-from convert.files.base import File, StoredTensor, Tensor, TensorFile
+from convert.files.base import NO_METADATA, File, Metadata, StoredTensor, Tensor, TensorFile, Writer
 from convert.network.dtypes import FLOAT32
 
 MAX_EMBEDDED = (2 << 30) - (64 << 20)
-"""Bytes of weights in the file itself: a protocol buffer holds two gigabytes in all."""
+"""Largest size of the weights in the file itself, in bytes: a protocol buffer holds two gigabytes in all."""
 LABELS = "labels"
 """The property that holds the names of the classes, a list in JSON."""
 DATA_SUFFIX = ".data"
 
 
 class OnnxFile(TensorFile):
-    """The initializers of an ONNX model. Raises `CheckpointError` for a file that is none, or is damaged."""
+    """The initializers of an ONNX model. Raises `CheckpointError` for a damaged file or another format."""
 
     container = "onnx"
+    _data: TensorFile | None = None
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._data: TensorFile | None = None
+    def _open_directory(self) -> None:
         try:
-            try:
-                self.model = onnx.load(path, load_external_data=False)
-            except DecodeError as error:
-                raise CheckpointError(f"{path} is not a complete ONNX file ({error})") from None
-            self._embedded = {tensor.name: tensor for tensor in self.model.graph.initializer}
-            if len(self._embedded) != len(self.model.graph.initializer):
-                raise CheckpointError(f"{path} holds two initializers of one name")
-            self.labels = self._labels()
-            for name, tensor in self._embedded.items():
-                self.tensors[name] = self._stored(name, tensor)
-        except BaseException:
-            self.close()
-            raise
+            self.model = onnx.load(self.path, load_external_data=False)
+        except DecodeError as error:
+            raise CheckpointError(f"{self.path} is not a complete ONNX file ({error})") from None
+        self._embedded = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        if len(self._embedded) != len(self.model.graph.initializer):
+            raise CheckpointError(f"{self.path} holds two initializers of one name")
+        self.labels = self._labels()
+        for name, tensor in self._embedded.items():
+            self.tensors[name] = self._stored(name, tensor)
 
     def without_weights(self) -> onnx.ModelProto:
-        """A copy of the model with all but its initializers."""
+        """Return a copy of the model with all but the initializers."""
         bare = onnx.ModelProto()
         bare.CopyFrom(self.model)
         del bare.graph.initializer[:]
@@ -64,8 +59,7 @@ class OnnxFile(TensorFile):
             out[:] = values[start : start + out.size]
 
     def digests(self, stop: threading.Event | None = None) -> dict[str, File]:
-        beside = self._data.digests(stop) if self._data is not None else {}
-        return {**super().digests(stop), **beside}
+        return {**super().digests(stop), **(self._data.digests(stop) if self._data is not None else {})}
 
     def close(self) -> None:
         if self._data is not None:
@@ -76,9 +70,9 @@ class OnnxFile(TensorFile):
         for entry in self.model.metadata_props:
             if entry.key == LABELS:
                 try:
-                    return [str(label) for label in json.loads(entry.value)]
-                except (ValueError, TypeError):
-                    raise CheckpointError(f"{self.path} has labels that are no list") from None
+                    return [str(label) for label in msgspec.json.decode(entry.value, type=list)]
+                except msgspec.DecodeError:
+                    raise CheckpointError(f"{self.path}: the property {LABELS} is not a list in JSON") from None
         return []
 
     def _stored(self, name: str, tensor: onnx.TensorProto) -> StoredTensor:
@@ -87,36 +81,41 @@ class OnnxFile(TensorFile):
         offset, nbytes = 0, len(tensor.raw_data)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             try:
-                about = ExternalDataInfo(tensor)
+                stated = ExternalDataInfo(tensor)
             except ValueError:
-                raise CheckpointError(f"{self.path}: {name} lies at no number") from None
-            if about.location != self.path.name + DATA_SUFFIX:
-                raise CheckpointError(f"{self.path} names {about.location!r}, other than its own data")
+                raise CheckpointError(f"{self.path}: the offset of {name} is not a number") from None
+            if stated.location != self.path.name + DATA_SUFFIX:
+                raise CheckpointError(
+                    f"{self.path} stores weights in {stated.location!r}; expected {self.path.name + DATA_SUFFIX!r}"
+                )
             if self._data is None:
-                self._data = TensorFile(self.path.with_name(about.location))
-            offset, nbytes = about.offset or 0, about.length or 0
+                self._data = TensorFile(self.path.with_name(stated.location))
+            offset, nbytes = stated.offset or 0, stated.length or 0
             if not 0 <= offset <= self._data.nbytes - nbytes:
-                raise CheckpointError(f"{self.path}: {name} reaches beyond the end of its data; it is truncated")
+                raise CheckpointError(f"{self.path}: {name} reaches beyond the end of the data; it is truncated")
         stored = StoredTensor(name, tuple(tensor.dims), FLOAT32, offset)
-        if stored.nbytes != nbytes:
-            raise CheckpointError(f"{self.path}: {name} has {nbytes} bytes, other than its shape says")
+        self._check_size(stored, nbytes)
         return stored
 
 
-class OnnxWriter:
-    """Writes the weights of `graph` and then the model, whose other parts are given."""
+class OnnxWriter(Writer):
+    """A new ONNX model: the graph of `metadata` with the weights added as initializers.
 
-    def __init__(self, path: Path, tensors: Sequence[Tensor], model: onnx.ModelProto) -> None:
-        self._path, self._model = path, model
+    Weights too large for one protocol buffer go to a second file, `….data`, while they are written.
+    """
+
+    container = "onnx"
+
+    def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None:
+        if metadata.graph is None:
+            raise ValueError("an ONNX file needs a graph")
+        self._path, self._model = path, metadata.graph()
         self._data = None
         if sum(tensor.nbytes for tensor in tensors) > MAX_EMBEDDED:
             self._data = open(path.with_name(path.name + DATA_SUFFIX), "xb")  # noqa: SIM115 (closed by `close`)
         path.touch(exist_ok=False)
-        self.written = 0
-        """The bytes from the start of the file that will not change any more."""
 
     def write(self, tensor: Tensor, blocks: Iterable[NDArray[np.generic]]) -> None:
-        """Add one array, given as its elements' bits in C order."""
         item = self._model.graph.initializer.add(
             name=tensor.key, data_type=onnx.TensorProto.FLOAT, dims=tensor.shape, raw_data=b""
         )
@@ -129,7 +128,6 @@ class OnnxWriter:
             self._data.write(block.view(np.uint8).data)
 
     def finish(self) -> None:
-        """Write the model, and hand it to the operating system."""
         if self._data is not None:
             self._data.flush()
             os.fsync(self._data.fileno())

@@ -1,42 +1,44 @@
-"""Weights in several files with an index of which holds what (transformers, `model.safetensors.index.json`)."""
+"""Weights in several files, with an index that names the file of each tensor (transformers' format)."""
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.errors import CheckpointError
-from convert.files.base import File, StoredTensor, Tensor, TensorFile
-from convert.files.safetensors import no_duplicates
+from convert.errors import CheckpointError, UsageError
+from convert.files.base import File, StoredTensor, Tensor, TensorFile, parse_json
 
 INDEX_SUFFIX = ".index.json"
 SIZE = re.compile(r"[0-9.]*[1-9][0-9.]*\s*[KMGT]B", re.IGNORECASE)
-"""Of the sizes that huggingface_hub reads those that are finite and more than none."""
+"""Sizes that huggingface_hub reads, as far as they are finite and above zero."""
+
+
+class Index(msgspec.Struct):
+    """The content of `model.safetensors.index.json`."""
+
+    weight_map: dict[str, str]
+    """File name by tensor name."""
 
 
 class ShardedFile(TensorFile):
     """All files that an index lists, as one.
 
-    Raises `CheckpointError` unless every tensor that the index names is in the file that it names,
-    there is no other, and each file lies beside the index.
+    Raises `CheckpointError` unless every listed file is in the folder of the index and the files hold
+    exactly the tensors that the index lists for them.
     """
 
     def __init__(self, path: Path, open_file: Callable[[Path], TensorFile]) -> None:
-        super().__init__(path)
+        self._open_file = open_file
         self._shards: dict[str, TensorFile] = {}
         self._holder: dict[str, TensorFile] = {}
-        try:
-            self._open(_weight_map(path), open_file)
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(path)
         self.container = next(iter(self._shards.values())).container
 
     def read(self, tensor: StoredTensor, start: int, out: NDArray[np.generic]) -> None:
@@ -51,51 +53,50 @@ class ShardedFile(TensorFile):
             shard.close()
         super().close()
 
-    def _open(self, weight_map: Mapping[str, str], open_file: Callable[[Path], TensorFile]) -> None:
+    def _open_directory(self) -> None:
+        weight_map = self._weight_map()
         for name in sorted(set(weight_map.values())):
             if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-                raise CheckpointError(f"{self.path} names {name!r}, which is not beside it")
+                raise CheckpointError(f"{self.path} lists {name!r}, which is not the name of a file in this folder")
             shard = self.path.with_name(name)
             if not shard.is_file():
                 raise CheckpointError(f"{self.path} lists {name}, which is missing")
-            self._shards[name] = file = open_file(shard)
+            self._shards[name] = file = self._open_file(shard)
             self.notes += [f"{name}: {note}" for note in file.notes]
         for name, file in self._shards.items():
             for key, tensor in file.tensors.items():
                 if key in self._holder:
-                    raise CheckpointError(f"{self.path}: {key} is in two of its files")
-                if weight_map.get(key) != name:
-                    raise CheckpointError(
-                        f"{self.path}: {key} is in {name}, the index lists it under {weight_map.get(key, 'none')}"
-                    )
+                    raise CheckpointError(f"{self.path}: {key} is in two of the files")
+                if (listed := weight_map.get(key)) != name:
+                    where = f"in {listed}" if listed else "in no file"
+                    raise CheckpointError(f"{self.path}: {key} is in {name}, but the index lists it {where}")
                 self._holder[key] = file
                 self.tensors[key] = tensor
         for key, name in weight_map.items():
             if key not in self.tensors:
-                raise CheckpointError(f"{self.path} lists {key} in {name}, where it is not")
+                raise CheckpointError(f"{self.path} lists {key} in {name}, which does not hold it")
+
+    def _weight_map(self) -> dict[str, str]:
+        try:
+            index = msgspec.convert(parse_json(self.path.read_bytes()), Index)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.path} is a damaged index ({error})") from None
+        if not index.weight_map:
+            raise CheckpointError(f"{self.path} is a damaged index (weight_map lists no files)")
+        return index.weight_map
 
 
-def _weight_map(path: Path) -> Mapping[str, str]:
-    try:
-        index = json.loads(path.read_text("utf-8"), object_pairs_hook=no_duplicates)
-        found = index["weight_map"]
-        if not found or not all(isinstance(name, str) for name in found.values()):
-            raise ValueError("weight_map lists no files")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is a damaged index ({error})") from None
-    return dict(found)
+def split(tensors: Sequence[Tensor], name: str, most: str) -> tuple[dict[str, list[str]], dict[str, Any] | None]:
+    """Split tensors into files of at most `most` (`500MB`, `5GB`), as transformers does, by the same function.
 
-
-def split(tensors: list[Tensor], name: str, most: str) -> tuple[dict[str, list[str]], dict[str, Any] | None]:
-    """The names of the tensors by file, none larger than `most` (`500MB`, `5GB`), and the index.
-
-    As transformers splits, by the same function; the index is None where one file holds all.
-    Raises `CheckpointError` for a size that is none.
+    Returns the names of the tensors by file, and the index; the index is None if one file holds all.
+    Raises `UsageError` for an invalid size.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
 
+    invalid = f"invalid shard size {most!r}; expected a size such as 500MB or 5GB"
     if not SIZE.fullmatch(most.strip()):
-        raise CheckpointError(f"the shard size {most!r} is none; 500MB or 5GB is")
+        raise UsageError(invalid)
     stem = name.removesuffix(".safetensors")
     try:
         plan = split_state_dict_into_shards_factory(
@@ -105,7 +106,7 @@ def split(tensors: list[Tensor], name: str, most: str) -> tuple[dict[str, list[s
             max_shard_size=most,
         )
     except ValueError as error:
-        raise CheckpointError(f"the shard size {most!r} is none ({error}); 500MB or 5GB is") from None
+        raise UsageError(f"{invalid} ({error})") from None
     if not plan.is_sharded:
         return {name: [tensor.key for tensor in tensors]}, None
     total = {
@@ -115,8 +116,8 @@ def split(tensors: list[Tensor], name: str, most: str) -> tuple[dict[str, list[s
     return plan.filename_to_tensors, {"metadata": total, "weight_map": plan.tensor_to_filename}
 
 
-def _as_registered(tensors: list[Tensor]) -> list[Tensor]:
-    """In the order of transformers' state dict, in which a unit's projection comes first."""
+def _as_registered(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors in the order of transformers' state dict, where a unit's projection comes first."""
     ordered: list[Tensor] = []
     for tensor in tensors:
         unit, projection, _ = tensor.key.partition("downsample.")

@@ -1,7 +1,8 @@
-"""Zip archives whose members are read where they lie, with their names, sizes and places checked."""
+"""Zip archives whose members are read in place, with names, sizes and offsets checked."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 import zipfile
@@ -10,69 +11,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from convert.errors import CheckpointError
-from convert.files.base import CHUNK, Checksum, PackedTensorFile
+from convert.files.base import CHUNK, Checksum, TensorFile
 
 MAX_INFLATION = 1032
-"""DEFLATE cannot shrink more (RFC 1951: 258 bytes in two bits)."""
+"""Largest compression ratio of DEFLATE (RFC 1951: 258 bytes in two bits)."""
 ENCRYPTED, PATCHED, UTF8 = 0x41, 0x20, 0x800
 """Bits of a member's flags (PKWARE, APPNOTE 4.4.4)."""
 
 
-class ArchiveFile(PackedTensorFile):
+class ArchiveFile(TensorFile):
     """A zip archive opened for reading. Member names are never used as paths.
 
-    Raises `CheckpointError` for an archive that is damaged or holds what cannot be read safely:
-    members that are encrypted, overlap, reach beyond the file, lie under another name than the
-    directory says, or claim more bytes than they can hold.
+    Raises `CheckpointError` for an archive that is damaged or cannot be read safely: members that
+    are encrypted, overlap, reach beyond the file, have another name in the directory than in their
+    own header, or claim more bytes than they can hold.
     """
 
+    _archive: zipfile.ZipFile | None = None
+
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
         self.members: dict[str, zipfile.ZipInfo] = {}
         self.offsets: dict[str, int] = {}
-        """Where the bytes of each member begin, deflated or not."""
+        """Offset of each member's bytes, deflated or not."""
+        super().__init__(path)
+
+    def _open_directory(self) -> None:
         try:
-            self._archive = zipfile.ZipFile(path)
+            self._archive = zipfile.ZipFile(self.path)
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            self.close()
-            raise CheckpointError(f"{path} is not a complete {self.container} file ({error})") from None
-        try:
-            self._read_members()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        if hasattr(self, "_archive"):
-            self._archive.close()
-        super().close()
-
-    def start_of(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of a member, inflated."""
-        try:
-            with self._archive.open(self.members[name]) as member:
-                return member.read(count)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise self._damaged(name, error) from None
-
-    def content(self, name: str) -> Iterator[bytes]:
-        """A member's bytes, inflated; its CRC-32 is checked by `zipfile`."""
-        try:
-            with self._archive.open(self.members[name]) as member:
-                while chunk := member.read(CHUNK):
-                    yield chunk
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise self._damaged(name, error) from None
-
-    def _damaged(self, name: str, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {name} is damaged ({error}); fetch the file again")
-
-    def _read_members(self) -> None:
+            raise CheckpointError(f"{self.path} is not a complete {self.container} file ({error})") from None
         spans = []
         for info in self._archive.infolist():
             name = info.filename
             if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or "\0" in name:
-                raise CheckpointError(f"{self.path}: the member name {name!r} is not that of an array")
+                raise CheckpointError(f"{self.path}: the member name {name!r} is not the name of an array")
             if name in self.members:
                 raise CheckpointError(f"{self.path} holds two members named {name}")
             offset = self._data_offset(info)
@@ -80,16 +52,41 @@ class ArchiveFile(PackedTensorFile):
             spans.append((info.header_offset, offset + info.compress_size, name))
             if info.compress_type == zipfile.ZIP_STORED:
                 if info.compress_size != info.file_size:
-                    raise CheckpointError(f"{self.path}: {name} is stored, but with two different sizes")
+                    raise CheckpointError(f"{self.path}: {name} is stored with two different sizes; it is damaged")
                 self.checksums.append(Checksum(name, offset, offset + info.file_size, info.CRC))
             elif info.file_size > MAX_INFLATION * (info.compress_size + 1):
                 raise CheckpointError(f"{self.path}: {name} claims {info.file_size} bytes, more than it can hold")
         self._check_disjoint(spans, self.nbytes)
 
+    def close(self) -> None:
+        if self._archive is not None:
+            self._archive.close()
+        super().close()
+
+    def start_of(self, name: str, count: int) -> bytes:
+        """Return the first `count` bytes of a member, inflated."""
+        with self._opened(name) as member:
+            return member.read(count)
+
+    def content(self, name: str) -> Iterator[bytes]:
+        """Yield the bytes of a member, inflated; `zipfile` checks the CRC-32."""
+        with self._opened(name) as member:
+            while chunk := member.read(CHUNK):
+                yield chunk
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[zipfile.ZipExtFile]:
+        assert self._archive is not None
+        try:
+            with self._archive.open(self.members[name]) as member:
+                yield member  # type: ignore[misc]  # typed as IO[bytes]
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise CheckpointError(f"{self.path}: {name} is damaged ({error}); fetch the file again") from None
+
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
-        """Where a member's bytes begin: behind its local header, whose length the directory does not tell."""
+        """Return the offset of a member's bytes: after the local header, whose length the directory does not state."""
         if info.flag_bits & (ENCRYPTED | PATCHED):
-            raise CheckpointError(f"{self.path}: {info.filename} is encrypted or a patch")
+            raise CheckpointError(f"{self.path}: {info.filename} is encrypted or a patch; pack the arrays plainly")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise CheckpointError(
                 f"{self.path}: {info.filename} is compressed by method {info.compress_type}; "
@@ -97,7 +94,7 @@ class ArchiveFile(PackedTensorFile):
             )
         header = bytearray(30)
         if not 0 <= info.header_offset <= self.nbytes - len(header):
-            raise CheckpointError(f"{self.path}: {info.filename} lies outside the file; it is truncated")
+            raise CheckpointError(f"{self.path}: {info.filename} is outside the file; it is truncated")
         self._pread(memoryview(header), info.header_offset)
         if header[:4] != b"PK\x03\x04":
             raise CheckpointError(f"{self.path}: {info.filename} has no local header where the directory says")
@@ -105,5 +102,5 @@ class ArchiveFile(PackedTensorFile):
         name = bytearray(min(name_length, self.nbytes - info.header_offset - len(header)))
         self._pread(memoryview(name), info.header_offset + len(header))
         if bytes(name) != info.orig_filename.encode("utf-8" if info.flag_bits & UTF8 else "cp437"):
-            raise CheckpointError(f"{self.path}: {info.filename} is called otherwise where it lies in the file")
+            raise CheckpointError(f"{self.path}: {info.filename} has another name in the member's own header")
         return int(info.header_offset + 30 + name_length + extra_length)

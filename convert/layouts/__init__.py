@@ -1,12 +1,21 @@
-"""One table a file: how each library names BiT's parameters."""
+"""The layouts: how each library names BiT's parameters, one table a file."""
 
+from convert.errors import UsageError, did_you_mean
 from convert.layouts.flax import FLAX
 from convert.layouts.google import GOOGLE
 from convert.layouts.google_tf2 import GOOGLE_TF2
 from convert.layouts.keras import KERAS
+from convert.layouts.layout import Layout
 from convert.layouts.onnx import ONNX
 from convert.layouts.timm import TIMM
 from convert.layouts.transformers import TRANSFORMERS
 
 LAYOUTS = {layout.name: layout for layout in (TRANSFORMERS, TIMM, GOOGLE, GOOGLE_TF2, FLAX, KERAS, ONNX)}
 READABLE = {name: layout for name, layout in LAYOUTS.items() if not layout.folded}
+
+
+def find(name: str) -> Layout:
+    """Return the layout of that name. Raises `UsageError` if there is none."""
+    if name not in LAYOUTS:
+        raise UsageError(f"unknown layout {name!r}; choose from {', '.join(LAYOUTS)}{did_you_mean(name, LAYOUTS)}")
+    return LAYOUTS[name]

@@ -1,4 +1,4 @@
-"""A foreign naming of BiT's parameters, as a table."""
+"""A library's names and axes for BiT's parameters, as a table."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from convert.network.axes import Transform
 from convert.network.parameters import KINDS, Parameter, Place
 
 Attributes = Mapping[str, Mapping[str, Any]]
-"""By the path of a group, its attributes; the root is `/`."""
+"""The attributes of each group of an h5 file by the group's path; the root is `/`."""
 Companions = Callable[[BitConfig, str, str, str], dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """How a layout names one kind of parameter, and the letters of its axes there.
+    """The name template of one kind of parameter, and the letters of the axes in this layout.
 
     In the template `{block}` and `{unit}` count from 1, `{stage}` and `{layer}` from 0; `{_stage}` and
-    `{_layer}` are nothing for the first, then `_1` and so on.
+    `{_layer}` are empty for the first and `_1`, `_2`, … for the others.
     """
 
     template: str
@@ -30,47 +30,63 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Settings for writing a layout: container, file names and the JSON files beside the weights."""
+
+    library: str
+    """The library that defines the names, for people to read."""
+    container: str
+    """`safetensors`, `npz`, `h5` or `onnx`."""
+    weights_name: str = "model.safetensors"
+    """Name of the weights file; `{name}` stands for the checkpoint's name."""
+    caveat: Callable[[BitConfig], str | None] = lambda config: None
+    """Returns a warning for users of the library about a network, or None."""
+    companions: Companions = lambda config, dtype, name, profile: {}
+    """Returns the JSON files that the library reads beside the weights, from the configuration and the
+    names of the dtype, the checkpoint and the preprocessing profile."""
+    profile: str | None = None
+    """The preprocessing profile used by default; None if the layout does not state preprocessing."""
+    stated: Callable[[BitConfig, Mapping[str, Any]], BitConfig] = lambda config, values: config
+    """Returns the configuration with what only the library's `config.json` states added.
+
+    Raises `ValueError` where that contradicts the arrays or describes a network other than BiT.
+    """
+    attributes: Callable[[Sequence[str]], Attributes] = lambda keys: {}
+    """Returns the group attributes of an h5 file from the names of the arrays."""
+    labelled: bool = True
+    """True if the layout stores class names."""
+    shards: bool = False
+    """True if the library reads weights that are split into several files with an index."""
+
+
+@dataclass(frozen=True)
 class Layout:
+    """A naming table, and how files with these names are written."""
+
     name: str
     rows: Mapping[str, Row]
-    """One row for each of `parameters.KINDS`."""
-    library: str
-    """Whose names they are."""
-    container: str
-    """What it is written as: `safetensors`, `npz`, `h5` or `onnx`."""
-    weights_name: str
-    """The file that is written, `{name}` being the checkpoint's."""
+    """One row for each of `parameters.KINDS`. The three norms and convolutions of a unit may share a row: `{n}`
+    in the kind and the template stands for 1, 2 and 3, and `{abc}` in the template for a, b and c."""
     ws_eps: float
-    """The weight-standardization epsilon of the library that owns the layout."""
-    caveat: Callable[[BitConfig], str | None] = lambda config: None
-    """What a user of the library should know about this network in it."""
-    companions: Companions = lambda config, dtype, name, profile: {}
-    """The JSON files that the library wants beside the weights, from the configuration and the names of
-    the dtype, the checkpoint and the profile."""
-    profile: str | None = None
-    """Whose way to prepare images it states unless another is asked for; None: it states none."""
-    stated: Callable[[BitConfig, Mapping[str, Any]], BitConfig] = lambda config, values: config
-    """The configuration that the arrays imply, with what only the library's `config.json` says.
-
-    Raises `ValueError` where that contradicts the arrays or describes another network than BiT's.
-    """
+    """The weight-standardization epsilon of the library that defines the layout."""
+    export: Export
     spellings: Mapping[str, str] = field(default_factory=dict)
-    """Regular expressions for parts of names that some files spell otherwise, with what the table has."""
-    attributes: Callable[[Sequence[str]], Attributes] = lambda keys: {}
-    """What an h5 file says of its groups, from the names of its arrays."""
-    labelled: bool = True
-    """Whether it has a place for the names of the classes."""
-    shards: bool = False
-    """Whether the library reads weights in several files with an index."""
+    """Regular expressions for parts of names that some files spell differently, with the table's spelling."""
     folded: bool = False
-    """Whether kernels are standardized in the file, so that it cannot be converted back."""
+    """True if kernels are standardized in the file, so that it cannot be converted back."""
 
     def __post_init__(self) -> None:
-        if set(self.rows) != set(KINDS):
+        rows = {
+            kind.replace("{n}", n): Row(row.template.replace("{n}", n).replace("{abc}", letter), row.axes)
+            for kind, row in self.rows.items()
+            for n, letter in (("1", "a"), ("2", "b"), ("3", "c"))
+        }
+        object.__setattr__(self, "rows", rows)
+        if set(rows) != set(KINDS):
             raise ValueError(f"layout {self.name} must have one row for each kind of parameter")
 
     def key(self, place: Place) -> str:
-        """The layout's name of a parameter."""
+        """Return the layout's name of a parameter."""
         stage, layer = place.stage, place.layer
         return self.rows[place.kind].template.format(
             stage=stage,
@@ -82,14 +98,15 @@ class Layout:
         )
 
     def axes(self, place: Place) -> str:
+        """Return the letters of a parameter's axes."""
         return self.rows[place.kind].axes
 
     def shape(self, parameter: Parameter) -> tuple[int, ...]:
-        """The shape that the parameter's array has in this layout."""
+        """Return the shape of a parameter's array in this layout."""
         return Transform(parameter.axes, self.axes(parameter.place)).shape(parameter.shape)
 
     def place(self, key: str) -> Place | None:
-        """The parameter that this layout calls `key`; None if there is none."""
+        """Return the parameter that this layout calls `key`, or None if it has no such name."""
         for spelling, ours in self.spellings.items():
             key = re.sub(spelling, ours, key)
         for kind, pattern in self._patterns.items():
@@ -102,7 +119,7 @@ class Layout:
         return None
 
     def locate(self, keys: Iterable[str]) -> Located:
-        """Which of `keys` names which parameter."""
+        """Assign each of `keys` to the parameter that it names."""
         located = Located()
         for key in keys:
             place = self.place(key)
@@ -118,7 +135,7 @@ class Layout:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """Matches what the template may make; `place` checks that it does."""
+    """Return a pattern for every name that the template can give; `place` rejects the other names it matches."""
     seen: set[str] = set()
 
     def index(match: re.Match[str]) -> str:
@@ -133,7 +150,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 @dataclass
 class Located:
-    """Foreign names by the parameter they mean; more than one each is a fault."""
+    """Names in a file by the parameter that they name; two names for one parameter are an error."""
 
     keys: dict[Place, list[str]] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from bit.config import CONFIG_NAME, PUBLISHED, BitConfig
-from convert.layouts.layout import Layout, Row
-from convert.published.catalogue import evaluation
+from convert.layouts.layout import Export, Layout, Row
+from convert.published.catalogue import evaluation, timm_architecture
 from convert.published.preprocessing import evaluated_by
 
-# timm's own entries exist for the published architectures alone.
-MODELS = {architecture: f"resnetv2_{architecture[1:]}_bit" for architecture in PUBLISHED}
-
-UNKNOWN = "resnetv2"
+MODELS = {architecture: timm_architecture(architecture) for architecture in PUBLISHED}
+"""timm's model names; timm has none for other architectures."""
+OTHER_MODEL = "resnetv2"
 
 WS_EPS = "ws_eps"
 
@@ -20,17 +19,17 @@ def _caveat(config: BitConfig) -> str | None:
     if config.architecture in MODELS:
         return None
     return (
-        f"timm.create_model knows no {config.architecture} BiT; build timm.models.resnetv2.ResNetV2 with "
+        f"timm.create_model has no model for {config.architecture}; build timm.models.resnetv2.ResNetV2 with "
         "stem_type='fixed' and these sizes, then load model.safetensors"
     )
 
 
 def _companions(config: BitConfig, dtype: str, name: str, profile: str) -> dict[str, dict[str, Any]]:
-    """`config.json` as timm's `save_config_for_hf` writes it."""
+    """Return `config.json` as timm's `save_config_for_hf` writes it."""
     tag, how = evaluation(name).tag, evaluated_by(profile, name)
     return {
         CONFIG_NAME: {
-            "architecture": MODELS.get(config.architecture, UNKNOWN),
+            "architecture": MODELS.get(config.architecture, OTHER_MODEL),
             "num_classes": config.num_labels,
             "num_features": config.hidden_sizes[-1],
             "pretrained_cfg": {
@@ -49,22 +48,23 @@ def _companions(config: BitConfig, dtype: str, name: str, profile: str) -> dict[
             },
             **({"label_names": [label for _, label in sorted(config.id2label.items())]} if config.id2label else {}),
             **({"model_args": {"in_chans": config.num_channels}} if config.num_channels != 3 else {}),
-            # timm itself fixes the epsilon and does not read this.
+            # For this project: timm does not read problem_type, and has a fixed epsilon.
+            **({"problem_type": config.problem_type} if config.problem_type else {}),
             WS_EPS: config.ws_eps,
         }
     }
 
 
 def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
-    known = MODELS.get(config.architecture, UNKNOWN)
+    known = MODELS.get(config.architecture, OTHER_MODEL)
     if values.get("architecture", known) != known:
-        raise ValueError(f"architecture is {values['architecture']!r}, where timm calls a BiT of these arrays {known}")
+        raise ValueError(f"architecture is {values['architecture']!r}, expected {known} for these tensors")
     if values.get("num_classes", config.num_labels) != config.num_labels:
-        raise ValueError(f"it says {values['num_classes']} classes, the head has {config.num_labels}")
+        raise ValueError(f"num_classes is {values['num_classes']}, but the head has {config.num_labels} classes")
     epsilon = values.get(WS_EPS, config.ws_eps)
     if type(epsilon) is not float:
         raise ValueError(f"{WS_EPS} is {epsilon!r}, not a number")
-    config = config.replace(ws_eps=epsilon)
+    config = config.replace(ws_eps=epsilon, problem_type=values.get("problem_type"))
     labels = values.get("label_names")
     if labels is None:
         return config
@@ -77,29 +77,24 @@ _UNIT = "stages.{stage}.blocks.{layer}."
 
 TIMM = Layout(
     name="timm",
-    library="timm",
-    container="safetensors",
-    weights_name="model.safetensors",
     ws_eps=1e-8,
-    caveat=_caveat,
-    companions=_companions,
-    profile="timm",
-    stated=_stated,
     rows={
         "stem/kernel": Row("stem.conv.weight", "oihw"),
-        "unit/norm1/scale": Row(_UNIT + "norm1.weight", "c"),
-        "unit/norm1/bias": Row(_UNIT + "norm1.bias", "c"),
-        "unit/conv1/kernel": Row(_UNIT + "conv1.weight", "oihw"),
-        "unit/norm2/scale": Row(_UNIT + "norm2.weight", "c"),
-        "unit/norm2/bias": Row(_UNIT + "norm2.bias", "c"),
-        "unit/conv2/kernel": Row(_UNIT + "conv2.weight", "oihw"),
-        "unit/norm3/scale": Row(_UNIT + "norm3.weight", "c"),
-        "unit/norm3/bias": Row(_UNIT + "norm3.bias", "c"),
-        "unit/conv3/kernel": Row(_UNIT + "conv3.weight", "oihw"),
+        "unit/norm{n}/scale": Row(_UNIT + "norm{n}.weight", "c"),
+        "unit/norm{n}/bias": Row(_UNIT + "norm{n}.bias", "c"),
+        "unit/conv{n}/kernel": Row(_UNIT + "conv{n}.weight", "oihw"),
         "unit/projection/kernel": Row(_UNIT + "downsample.conv.weight", "oihw"),
         "norm/scale": Row("norm.weight", "c"),
         "norm/bias": Row("norm.bias", "c"),
         "head/kernel": Row("head.fc.weight", "nc11"),
         "head/bias": Row("head.fc.bias", "n"),
     },
+    export=Export(
+        library="timm",
+        container="safetensors",
+        caveat=_caveat,
+        companions=_companions,
+        profile="timm",
+        stated=_stated,
+    ),
 )

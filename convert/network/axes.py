@@ -1,7 +1,7 @@
-"""Permuting the axes of an array that is read and written piece by piece.
+"""Permute the axes of an array that is read and written piece by piece.
 
-A transform is two strings of axis letters, `hwio` → `oihw` say; a `1` is an axis of length one.
-Its inverse is the same two strings exchanged, so nothing can be forgotten in one direction.
+A transform is two strings of axis letters, `hwio` → `oihw` for example; a `1` is an axis of length
+one. The inverse transform exchanges the two strings.
 """
 
 from __future__ import annotations
@@ -21,61 +21,55 @@ target, and a strip of them stays in the first-level cache while its columns are
 Element = TypeVar("Element", bound=np.generic)
 
 ReadInto = Callable[[int, NDArray[np.generic]], None]
-"""`read(start, out)` fills the flat array `out` with the elements from index `start` on."""
+"""`read(start, out)` fills the flat array `out` with the elements from index `start` onwards."""
 
 
 class Workspace:
-    """The memory in which tensors are transposed, used again for each; touched only as far as needed."""
+    """Memory in which tensors are transposed, reused for each; pages are touched only as far as needed."""
 
     def __init__(self, slab_bytes: int = 160 << 20, block_bytes: int = 1 << 20) -> None:
-        # 160 MiB hold the largest 3×3 kernel that was published, 144 MiB in R152x4; a block that was
-        # transposed is checked and written from the second-level cache.
-        self.slab_bytes = slab_bytes
-        self.block_bytes = block_bytes
-        self._slab = np.empty(slab_bytes, np.uint8)
-        self._block = np.empty(block_bytes, np.uint8)
+        # 160 MiB hold the largest 3×3 kernel that was published, 144 MiB in R152x4; a transposed
+        # block is checked and written from the second-level cache.
+        self.slab_bytes, self.block_bytes = slab_bytes, block_bytes
+        self._buffers = {"slab": np.empty(slab_bytes, np.uint8), "block": np.empty(block_bytes, np.uint8)}
 
     def slab(self, size: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-        """A flat array for what is read, uninitialized."""
-        self._slab, array = _view(self._slab, size, dtype)
-        return array
+        """Return a flat, uninitialized array for the elements that are read."""
+        return self._array("slab", size, dtype)
 
     def block(self, size: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-        """A flat array for what is yielded, uninitialized."""
-        self._block, array = _view(self._block, size, dtype)
-        return array
+        """Return a flat, uninitialized array for the elements that are yielded."""
+        return self._array("block", size, dtype)
 
-
-def _view(
-    buffer: NDArray[np.uint8], size: int, dtype: np.dtype[np.generic]
-) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
-    if buffer.size < size * dtype.itemsize:
-        buffer = np.empty(size * dtype.itemsize, np.uint8)
-    return buffer, buffer[: size * dtype.itemsize].view(dtype)
+    def _array(self, name: str, size: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        nbytes = size * dtype.itemsize
+        if self._buffers[name].size < nbytes:
+            self._buffers[name] = np.empty(nbytes, np.uint8)
+        return self._buffers[name][:nbytes].view(dtype)
 
 
 @dataclass(frozen=True)
 class Transform:
-    """From an array whose axes are `source` to one whose axes are `target`."""
+    """A permutation of an array with the axes `source` into one with the axes `target`."""
 
     source: str
     target: str
 
     def __post_init__(self) -> None:
         if sorted(self.source.replace("1", "")) != sorted(self.target.replace("1", "")):
-            raise ValueError(f"{self.source} and {self.target} do not name the same axes")
+            raise ValueError(f"{self.source} and {self.target} do not have the same axes")
 
     @property
     def inverse(self) -> Transform:
         return Transform(self.target, self.source)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The target's shape for a source of `shape`. Raises `ValueError` if `shape` cannot be `source`."""
+        """Return the target's shape for a source of `shape`. Raises `ValueError` if that does not fit the axes."""
         lengths = self._lengths(shape)
         return tuple(lengths.get(axis, 1) for axis in self.target)
 
     def __call__(self, array: NDArray[Element]) -> NDArray[Element]:
-        """The whole array at once, as a view where NumPy can."""
+        """Return the whole array permuted, as a view where NumPy can. Raises `ValueError` like `shape`."""
         lengths = self._lengths(array.shape)
         letters = self.source.replace("1", "")
         squeezed = array.reshape([lengths[axis] for axis in letters])
@@ -85,7 +79,7 @@ class Transform:
     def blocks(
         self, shape: tuple[int, ...], dtype: np.dtype[np.generic], read: ReadInto, workspace: Workspace
     ) -> Iterator[NDArray[np.generic]]:
-        """The target's elements in C order, as flat contiguous arrays, each valid until the next.
+        """Yield the target's elements in C order, as flat contiguous arrays, each valid until the next.
 
         A tensor larger than the workspace is read in slabs along the target's first axis.
         """
@@ -118,11 +112,11 @@ class Transform:
 
     def _lengths(self, shape: tuple[int, ...]) -> dict[str, int]:
         if len(shape) != len(self.source) or any(n != 1 for a, n in zip(self.source, shape, strict=True) if a == "1"):
-            raise ValueError(f"an array of shape {list(shape)} does not have the axes {self.source}")
+            raise ValueError(f"shape {list(shape)} does not fit the axes {self.source}")
         return {axis: length for axis, length in zip(self.source, shape, strict=True) if axis != "1"}
 
     def _merged(self, shape: tuple[int, ...]) -> tuple[dict[str, int], list[str]]:
-        """Axes that stay neighbours become one; the source's with their lengths, and the target's order."""
+        """Merge axes that stay neighbours; return the source's with their lengths, and the target's order."""
         lengths = self._lengths(shape)
         target = "".join(axis for axis in self.target if lengths.get(axis, 1) != 1)
         letters = [axis for axis in self.source if lengths.get(axis, 1) != 1]
@@ -147,10 +141,10 @@ def _copy_in_strips(source: NDArray[np.generic], target: NDArray[np.generic]) ->
 def runs(
     shape: tuple[int, ...], size: int, axis: int = 0, part: slice = slice(None)
 ) -> Iterator[tuple[int, tuple[int | slice, ...]]]:
-    """The pieces that lie whole in an array in C order: where each begins, and its index in what is taken.
+    """Yield contiguous pieces of the `part` of an array in C order along `axis`.
 
-    Taken is the `part` of the indices along `axis`; a piece has at most `size` elements, or one index
-    of its first axis.
+    Each is the offset of its first element in the array, and its index in the part. A piece has at
+    most `size` elements, or one index of its first axis.
     """
     strides = [math.prod(shape[number + 1 :]) for number in range(len(shape))]
     chosen = range(shape[axis])[part]

@@ -1,6 +1,6 @@
-"""The element types that checkpoints hold, and what each container calls them.
+"""The element types of checkpoints, and their names in each container.
 
-bfloat16 has no NumPy type: its bits travel as `uint16`, and a `.npy` header written by JAX or
+NumPy has no bfloat16: its bits are handled as `uint16`, and a `.npy` header written by JAX or
 TensorFlow calls it a two-byte void.
 """
 
@@ -14,39 +14,42 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class DType:
+    """An element type."""
+
     name: str
-    """As in `config.json` of transformers."""
+    """Name in the `config.json` of transformers, and in this project."""
     safetensors: str
+    """Name in the header of a safetensors file."""
     npy: str
     """The little-endian `descr` of a `.npy` header."""
     bits: np.dtype[np.generic]
     """Little-endian NumPy type of the same size that holds the bits."""
     roundoff: float
-    """The largest relative error of rounding to the nearest, half the distance from 1 to the next number."""
+    """Largest relative error of rounding to the nearest number: half the distance from 1 to the next one."""
 
     @property
     def itemsize(self) -> int:
         return self.bits.itemsize
 
     def all_finite(self, bits: NDArray[np.generic]) -> bool:
-        """Whether no element is NaN or infinite. `bits` is contiguous, of dtype `self.bits`."""
+        """Return whether no element is NaN or infinite. `bits` is contiguous, of dtype `self.bits`."""
         if self is BFLOAT16:
             exponent = 0x7F80
             return not bool(np.any((bits.view(np.uint16) & exponent) == exponent))
-        # A finite sum proves it at memory speed; it may overflow though every element is finite.
+        # A finite sum proves it at the speed of memory; the sum of finite elements may overflow, though.
         with np.errstate(over="ignore", invalid="ignore"):
             total = np.add.reduce(bits, axis=None)
         return bool(np.isfinite(total)) or bool(np.isfinite(bits).all())
 
     def to_float64(self, bits: NDArray[np.generic]) -> NDArray[np.float64]:
-        """The values, exactly: float64 holds every element of every type here."""
+        """Return the exact values: float64 represents every element of these types."""
         if self is BFLOAT16:
             bits = (bits.astype(np.uint32) << 16).view(np.float32)
         return bits.astype(np.float64)
 
     @np.errstate(over="ignore")
     def from_float64(self, values: NDArray[np.float64]) -> NDArray[np.generic]:
-        """The bits of the nearest numbers, ties to even; infinity beyond the largest."""
+        """Return the bits of the nearest numbers, ties to even; infinity beyond the largest."""
         return _bfloat16_bits(values) if self is BFLOAT16 else values.astype(self.bits)
 
 
@@ -61,9 +64,9 @@ BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES}
 
 
 def from_npy(descr: str) -> tuple[DType, bool] | None:
-    """The type that the `descr` of a `.npy` header names, and whether it is big-endian.
+    """Return the type with this `descr` in a `.npy` header, and whether it is big-endian.
 
-    None for any other (objects, integers, records, …).
+    Returns None for all others (objects, integers, structured types, …).
     """
     for dtype in DTYPES:
         if descr[1:] == dtype.npy[1:] and descr[:1] in ("<", ">", "|"):
@@ -72,10 +75,10 @@ def from_npy(descr: str) -> tuple[DType, bool] | None:
 
 
 def _bfloat16_bits(values: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """bfloat16 is the upper half of a float32."""
+    """Round to bfloat16, the upper half of a float32."""
     near = values.astype(np.float32)
     bits, exact = near.view(np.uint32), near.astype(np.float64)
-    # Rounded to odd first (Boldo and Melquiond, 2008), so that rounding twice is rounding once.
+    # Rounding to odd first (Boldo and Melquiond, 2008) makes rounding twice the same as rounding once.
     bits = (bits - (np.abs(exact) > np.abs(values))) | (exact != values)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""The images that every network is run on: seeded, so that anyone can make them again."""
+"""The seeded images that every network is run on."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 INPUTS = {"square": (1, 2, 224, 224), "odd": (2, 1, 193, 257)}
-"""By name: seed, count, height and width. Those of the records; odd sizes show mistakes of padding and stride."""
+"""Seed, count, height and width of each input, as in the recordings.
+
+The odd sizes of the second reveal mistakes of padding and stride that even sizes hide.
+"""
 
 
 def batches(
     inputs: Mapping[str, tuple[int, int, int, int]] = INPUTS, channels: int = 3
 ) -> dict[str, NDArray[np.float32]]:
-    """The images of each input, see `images`."""
+    """Return the images `[N, H, W, channels]` of each input, see `images`."""
     return {name: images(*numbers, channels=channels) for name, numbers in inputs.items()}
 
 
 def images(seed: int, count: int, height: int, width: int, channels: int = 3) -> NDArray[np.float32]:
-    """`count` inputs `[N, H, W, C]` in [-1, 1]: a smooth field (a bilinear 8×8 grid) under noise.
+    """Return `count` images `[N, H, W, channels]` in [-1, 1]: a smooth field (a bilinear 8×8 grid) plus noise.
 
-    With three channels these are the inputs of the records, bit for bit.
+    With three channels these are the inputs of the recordings, bit for bit.
     """
     rng = np.random.RandomState(seed)
     field = rng.uniform(-1, 1, (count, 9, 9, channels))

@@ -1,7 +1,7 @@
 """The canonical list of a BiT network's parameters, enumerated from its configuration.
 
 Kernels are `[h, w, i, o]` (height, width, input and output channels), norms `[c]`, the head
-`[c, n]` and `[n]`. Every foreign naming is a table over the kinds below, see `layouts`.
+`[c, n]` and `[n]`. Every layout is a table over the kinds below, see `layouts`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bit.config import BitConfig
 STEM_SIZE = 7
 
 ALL = slice(None)
-"""Of the output channels of a parameter: all."""
+"""All output channels of a parameter."""
 
 KINDS = {
     "stem/kernel": "hwio",
@@ -32,12 +32,12 @@ KINDS = {
     "head/kernel": "cn",
     "head/bias": "n",
 }
-"""Each kind of parameter with the letters of its canonical axes, in the order of the network."""
+"""The kinds of parameters, with the letters of their canonical axes, in the order of the network."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which parameter: its kind and, for those of a unit, the stage and the unit in it, from 0."""
+    """The place of a parameter in the network: its kind and, inside a unit, the stage and the unit in it, from 0."""
 
     kind: str
     stage: int = 0
@@ -53,6 +53,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Parameter:
+    """A parameter of one network, with its canonical shape."""
+
     place: Place
     shape: tuple[int, ...]
 
@@ -66,12 +68,12 @@ class Parameter:
 
 
 def unit_name(stage: int, layer: int) -> str:
-    """big_transfer's name of a unit; both arguments count from 0."""
+    """Return the name of a unit in big_transfer, `block1/unit01`; both arguments count from 0."""
     return f"block{stage + 1}/unit{layer + 1:02d}"
 
 
 def parameters(config: BitConfig) -> list[Parameter]:
-    """Every parameter of the network, in the order of the forward pass."""
+    """Return every parameter of the network, in the order of the forward pass."""
     listed = [Parameter(Place("stem/kernel"), (STEM_SIZE, STEM_SIZE, config.num_channels, config.embedding_size))]
     channels = config.embedding_size
     for stage, (units, size) in enumerate(zip(config.depths, config.hidden_sizes, strict=True)):

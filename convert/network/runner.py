@@ -1,36 +1,39 @@
-"""What every implementation of the network offers to be compared: to run one part of it at a time."""
+"""The interface of every implementation of the network, and running one part by part."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bit.config import BitConfig
-from convert.network.taps import parts
+from convert.network.taps import Part, parts
 
-Batches = Mapping[str, NDArray[np.generic]]
-"""By the name of an input: images `[N, H, W, C]`, or features `[N, C]`."""
-
+Batches = Mapping[str, NDArray[Any]]
+"""For each input by name: images or activations `[N, H, W, C]`, or features `[N, C]`."""
 Taps = Iterator[tuple[str, Batches]]
-"""Each tap's name and its value for every input."""
-
+"""The name of a tap and its value for every input."""
 
 AT_ONCE, STEM_AT_ONCE = 40_000_000, 1_000_000
-"""Bytes that a part is given at once; several times as many lie between its layers, of the stem's forty times."""
-
+"""Bytes of input that a part is given at once. Its layers hold several times as much, those of the
+stem forty times."""
 WEIGHTS_AT_ONCE = 50_000_000
 """Bytes of weights with which a layer that can be divided computes at once, see `by_channels`."""
 
 
 class Implementation(Protocol):
-    """The network of one checkpoint, in one dtype. It holds the weights of a part only while that runs."""
+    """The network of one checkpoint in one dtype, run one part at a time.
+
+    It holds the weights of a part only while that part runs. Inputs do not see each other.
+    Activations are `[N, H, W, C]`.
+    """
 
     @property
     def name(self) -> str:
-        """As a report calls it, `bit (PyTorch)` say."""
+        """Name in reports, such as `bit (PyTorch)`."""
 
     @property
     def dtype(self) -> str:
@@ -40,33 +43,90 @@ class Implementation(Protocol):
     def about(self) -> Mapping[str, str]:
         """Versions, device, threads and whether reduced precision is off."""
 
-    def run(self, part: str, inputs: Batches) -> Taps:
-        """Yield the taps of one of `taps.parts`, given the last tap of the part before, or the images.
+    def stem(self, images: Batches) -> tuple[Batches, Batches]:
+        """Run the stem on images in [-1, 1]; return its convolution and its pooled output."""
 
-        Every input takes the same way on its own.
-        """
-        ...
+    def unit(self, stage: int, layer: int, x: Batches) -> Batches:
+        """Run one unit; `stage` and `layer` count from 0."""
 
+    def pooled(self, x: Batches) -> tuple[Batches, Batches]:
+        """Return the last norm with its ReLU, and its mean over the image, `[N, C]`."""
 
-def run(implementation: Implementation, part: str, inputs: Batches) -> Taps:
-    """The taps of a part, images that are large there one or a few at a time; images do not see each other."""
-    found: dict[str, dict[str, list[NDArray[np.generic]]]] = {}
-    for piece in _pieces(inputs, STEM_AT_ONCE if part == "root_block" else AT_ONCE):
-        for tap, values in implementation.run(part, piece):
-            for name, value in values.items():
-                found.setdefault(tap, {}).setdefault(name, []).append(value)
-    for tap in list(found):
-        images = found.pop(tap)
-        yield tap, {name: _joined(images.pop(name)) for name in list(images)}
+    def logits(self, features: Batches) -> Batches:
+        """Return the logits `[N, num_labels]` of pooled features `[N, C]`."""
 
 
-def _joined(values: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    return values[0] if len(values) == 1 else np.concatenate(values)
+class PartRunner(ABC):
+    """Base of implementations that run every kind of part in the same way."""
+
+    @abstractmethod
+    def run(self, kind: str, x: Batches, *place: int) -> Sequence[Batches]:
+        """Run the part that the method `kind` runs, a unit at its `place`; return the values of its taps in order."""
+
+    def stem(self, images: Batches) -> tuple[Batches, Batches]:
+        convolved, pooled = self.run("stem", images)
+        return convolved, pooled
+
+    def unit(self, stage: int, layer: int, x: Batches) -> Batches:
+        return self.run("unit", x, stage, layer)[0]
+
+    def pooled(self, x: Batches) -> tuple[Batches, Batches]:
+        normalized, pooled = self.run("pooled", x)
+        return normalized, pooled
+
+    def logits(self, features: Batches) -> Batches:
+        return self.run("logits", features)[0]
+
+
+def call(implementation: Implementation, part: Part, x: Batches) -> tuple[Batches, ...]:
+    """Run one part on all images at once; return the values of its taps in order."""
+    match part.kind:
+        case "stem":
+            return implementation.stem(x)
+        case "unit":
+            return (implementation.unit(part.stage, part.layer, x),)
+        case "pooled":
+            return implementation.pooled(x)
+    return (implementation.logits(x),)
+
+
+def run_part(implementation: Implementation, part: Part, inputs: Batches) -> Taps:
+    """Yield the taps of a part. Large images go one or a few at a time."""
+    at_once = STEM_AT_ONCE if part.kind == "stem" else AT_ONCE
+    results = [[dict(values) for values in call(implementation, part, piece)] for piece in _pieces(inputs, at_once)]
+    for index, tap in enumerate(part.taps):
+        joined = {}
+        for name in inputs:  # each piece is freed once it is joined
+            values = [result[index].pop(name) for result in results if name in result[index]]
+            joined[name] = values[0] if len(values) == 1 else np.concatenate(values)
+            del values
+        yield tap, joined
+        del joined
+
+
+def run_network(implementation: Implementation, config: BitConfig, images: Batches) -> Taps:
+    """Yield every tap of the network, each part given the output of the one before."""
+    state = images
+    for part in parts(config):
+        for tap, values in run_part(implementation, part, state):
+            yield tap, values
+            state = values
+
+
+def by_channels(count: int, nbytes: int) -> Iterator[slice]:
+    """Yield the output channels of a layer with `nbytes` of weights, some at a time.
+
+    No output channel sees the weights of another. The last slice has no end, so that a tensor with
+    more than `count` channels is noticed.
+    """
+    step = max(1, count * WEIGHTS_AT_ONCE // nbytes)
+    for start in range(0, count, step):
+        yield slice(start, start + step if start + step < count else None)
 
 
 def _pieces(inputs: Batches, at_once: int) -> Iterator[Batches]:
-    """Views of the images, in order, of so many bytes at most, or of one image."""
-    group: dict[str, NDArray[np.generic]] = {}
+    """Yield views of the images, in order, with at most `at_once` bytes or one image each."""
+    group: dict[str, NDArray[Any]] = {}
     left = at_once
     for name, images in inputs.items():
         while len(images):
@@ -78,22 +138,3 @@ def _pieces(inputs: Batches, at_once: int) -> Iterator[Batches]:
                 yield group
                 group, left = {}, at_once
     yield group
-
-
-def by_channels(count: int, nbytes: int) -> Iterator[slice]:
-    """The output channels of a layer that has `nbytes` of weights, some at a time: none sees another's weights.
-
-    The last slice has no end, so that a tensor with more than `count` is noticed.
-    """
-    step = max(1, count * WEIGHTS_AT_ONCE // nbytes)
-    for start in range(0, count, step):
-        yield slice(start, start + step if start + step < count else None)
-
-
-def walk(implementation: Implementation, config: BitConfig, images: Batches) -> Taps:
-    """Yield every tap of the network, each part given what the one before made of the images."""
-    state = images
-    for part in parts(config):
-        for tap, values in run(implementation, part, state):
-            yield tap, values
-            state = values

@@ -1,13 +1,14 @@
-"""Comparing what two implementations compute inside the network.
+"""The parts of the network, the named activations (taps) of each, and their summaries.
 
-A tap is a named intermediate result. A record keeps small ones whole and of large ones statistics
-and a sample, so that 50 layers of two inputs fit in half a megabyte.
+A summary keeps a small tap whole, and of a large one statistics and a sample, so that the 50 layers
+of two inputs fit into half a megabyte.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,44 +16,61 @@ from numpy.typing import NDArray
 from bit.config import BitConfig
 from convert.network.parameters import unit_name
 
+STEM_TAPS = ("root_block/conv", "root_block")
+"""The taps of the stem: after its convolution, and after its pooling. Names are big_transfer's."""
+POOLED_TAPS = ("pre_head", "pooled")
+"""After the last group normalization and ReLU, and after the mean over the image."""
 SAMPLE_SIZE = 512
 WHOLE = ("pooled", "logits")
+"""Taps that a summary keeps whole."""
 
 Array = NDArray[np.float64]
 Key = tuple[str, str]
-"""An input's name and a tap's."""
+"""The name of an input and of a tap."""
 Summary = Mapping[str, Array]
-"""`{"": array}` for a tap kept whole, else its `stats` (mean, standard deviation, minimum, maximum)
-and a `sample` of 512 values."""
+"""`{"": array}` for a tap kept whole, else `stats` (mean, standard deviation, minimum, maximum) and
+a `sample` of 512 values."""
 
 
-def parts(config: BitConfig) -> dict[str, tuple[str, ...]]:
-    """The network in parts that run one after the other, with the taps of each.
+@dataclass(frozen=True)
+class Part:
+    """A part of the network that runs as one step; the next part is given its last tap."""
 
-    A part is called as its last tap, which is what the next part is given.
-    """
-    units = [unit_name(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
-    return {
-        "root_block": ("root_block/conv", "root_block"),
-        **{unit: (unit,) for unit in units},
-        "pooled": ("pre_head", "pooled"),
-        **({"logits": ("logits",)} if config.num_labels else {}),
-    }
+    kind: str
+    """`stem`, `unit`, `pooled` or `logits`: the method of `runner.Implementation` that runs it."""
+    taps: tuple[str, ...]
+    prefix: str
+    """The start of its parameters' canonical names, `block1/unit01` or `head`."""
+    stage: int = 0
+    """Of a unit, from 0."""
+    layer: int = 0
+    """The unit's number in its stage, from 0."""
+
+    @property
+    def name(self) -> str:
+        """The name of its last tap."""
+        return self.taps[-1]
 
 
-def unit_place(name: str) -> tuple[int, int]:
-    """The stage and the layer, both from 0, of the unit that is called `blockB/unitUU`."""
-    block, unit = name.split("/")
-    return int(block.removeprefix("block")) - 1, int(unit.removeprefix("unit")) - 1
+def parts(config: BitConfig) -> list[Part]:
+    """Return the parts of a network in the order of the forward pass."""
+    places = [(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
+    names = {place: unit_name(*place) for place in places}
+    return [
+        Part("stem", STEM_TAPS, "stem"),
+        *(Part("unit", (name,), name, stage, layer) for (stage, layer), name in names.items()),
+        Part("pooled", POOLED_TAPS, "norm"),
+        *([Part("logits", ("logits",), "head")] if config.num_labels else []),
+    ]
 
 
 def tap_names(config: BitConfig) -> list[str]:
-    """Every tap of a network, in the order of the forward pass."""
-    return [tap for taps in parts(config).values() for tap in taps]
+    """Return every tap of a network in the order of the forward pass."""
+    return [tap for part in parts(config) for tap in part.taps]
 
 
 def summarize(tap: str, array: NDArray[np.generic]) -> Summary:
-    """The summary of a tap, `[N, H, W, C]` or `[N, C]`, in float64.
+    """Return the summary of a tap `[N, H, W, C]` or `[N, C]`, in float64.
 
     The sampled indices are those of the recorded outputs: drawn with the tap's name as the seed.
     """

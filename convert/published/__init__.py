@@ -1,1 +1,1 @@
-"""What Google published: the checkpoints, their classes' names and their preprocessing."""
+"""The checkpoints that Google published, the names of their classes, and the preprocessing of images."""

@@ -1,14 +1,18 @@
-"""The checkpoints that google-research published, as data (big_transfer, README and `models.py`)."""
+"""The checkpoints that google-research published (big_transfer, README and `models.py`)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from bit.config import PUBLISHED
 from bit.image_processing import PROFILES
+from convert.errors import CheckpointError, did_you_mean
 
 BUCKET = "https://storage.googleapis.com/bit_models"
 
@@ -35,86 +39,73 @@ VTAB_CLASSES = {
     "kitti-distance": 4,
     "dsprites-xpos": 16,
 }
-"""The tasks of VTAB-1k that models were fine-tuned on, three runs each, and their classes (google-research/
-task_adaptation, `data/` and `scripts/run_all_tasks.sh`)."""
+"""Number of classes of each VTAB-1k task that models were fine-tuned on, in three runs each
+(google-research/task_adaptation, `data/` and `scripts/run_all_tasks.sh`)."""
 
 SMALL = (CIFAR_10, "cifar100", "svhn", "eurosat", "dsprites-orientation", "dsprites-xpos")
-"""Tasks whose images have fewer than 96×96 pixels: 32×32 or 64×64 (TensorFlow Datasets)."""
+"""Tasks with images of fewer than 96×96 pixels: 32×32 or 64×64 (TensorFlow Datasets)."""
 
 TOP_1 = {"R50x1": 80.39, "R50x3": 83.98, "R101x1": 82.33, "R101x3": 84.43, "R152x2": 84.47, "R152x4": 84.94}
-"""Of BiT-M fine-tuned on ILSVRC-2012, in percent (timm, `results-imagenet.csv`)."""
+"""Top-1 accuracy in percent of BiT-M fine-tuned on ILSVRC-2012 (timm, `results-imagenet.csv`)."""
 
 DEFECTS = {
-    "BiT-S-R152x2": ("big_transfer names it in its code; nobody confirmed that it can be downloaded",),
-    "BiT-S-R50x3.h5": ("holds another network: its stem has 64 channels, not 192 (big_transfer, issue 47)",),
-    "BiT-S-R101x1.h5": ("holds another network: its stem has 256 channels, not 64 (big_transfer, issue 47)",),
+    "BiT-S-R152x2": ("named in big_transfer's code; not confirmed that it can be downloaded",),
+    "BiT-S-R50x3.h5": ("holds another network: the stem has 64 channels, not 192 (big_transfer, issue 47)",),
+    "BiT-S-R101x1.h5": ("holds another network: the stem has 256 channels, not 64 (big_transfer, issue 47)",),
 }
 
-BIT = """\
-@inproceedings{kolesnikov2020big,
-  title = {Big Transfer (BiT): General Visual Representation Learning},
-  author = {Kolesnikov, Alexander and Beyer, Lucas and Zhai, Xiaohua and Puigcerver, Joan and Yung, Jessica and
-            Gelly, Sylvain and Houlsby, Neil},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  year = {2020},
-  eprint = {1912.11370},
-  archivePrefix = {arXiv}
-}"""
-
-DISTILLATION = """\
-@inproceedings{beyer2022knowledge,
-  title = {Knowledge distillation: A good teacher is patient and consistent},
-  author = {Beyer, Lucas and Zhai, Xiaohua and Royer, Am{\\'e}lie and Markeeva, Larisa and Anil, Rohan and
-            Kolesnikov, Alexander},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2022},
-  eprint = {2106.05237},
-  archivePrefix = {arXiv}
-}"""
+BIT, DISTILLATION = (
+    f"@{entry.strip()}" for entry in Path(__file__).with_name("citations.bib").read_text("utf-8").split("@")[1:]
+)
+"""The BibTeX entries to cite."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What images are made into: resized to `size / crop_pct`, then cropped to a square of `size` pixels."""
+    """Preparation of images for evaluation: resize to `size / crop_pct`, then crop a square of `size` pixels."""
 
     size: int = 224
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
     tag: str | None = None
-    """What timm calls these weights, behind the name of the architecture and a point."""
+    """timm's tag of these weights: the part of the name after the architecture and a dot."""
     square: bool = False
-    """Whether both edges are resized, and not the short one alone."""
+    """True if both edges are resized to `size`, and not only the shorter one."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
+    """A published accuracy."""
+
     value: float
     """In percent."""
     dataset: str
     resolution: int
-    """Of the square that the network sees, in pixels."""
+    """Edge of the network's square input, in pixels."""
     source: str
     metric: str = "top-1"
 
 
 @dataclass(frozen=True)
 class Published:
+    """A published checkpoint."""
+
     name: str
     address: str
-    """Below the bucket."""
+    """Path in the bucket."""
     architecture: str
     data: tuple[str, ...]
-    """What it was trained on, in that order."""
+    """The data sets of the training, in order."""
     task: str
-    """What its head tells apart."""
+    """The data set of the head's classes."""
     classes: int
     labels: str | None
-    """The set in `labels` that names the classes, if one does."""
+    """The set in `labels.LABEL_SETS` that names the classes; None if there is none."""
     evaluation: Evaluation = Evaluation()
-    """timm's (`resnetv2.py`) where timm has these weights, else of the resolution that Google has for the task."""
+    """As in timm (`resnetv2.py`) where timm has these weights, else at Google's resolution for the task."""
     accuracies: tuple[Accuracy, ...] = ()
     defects: tuple[str, ...] = ()
-    """What is known to be wrong with the file."""
+    """Known defects of the file."""
     citation: str = BIT
     """BibTeX."""
     license: str = "apache-2.0"
@@ -124,8 +115,14 @@ class Published:
         return f"{BUCKET}/{self.address}"
 
     @property
+    def timm_name(self) -> str | None:
+        """timm's name of the same weights; None if timm has none. The `.h5` files are not known to be equal."""
+        tag = self.evaluation.tag
+        return f"{timm_architecture(self.architecture)}.{tag}" if tag and not self.name.endswith(".h5") else None
+
+    @property
     def problem_type(self) -> str | None:
-        """Which loss trained it: a sigmoid for each class of ImageNet-21k (big_transfer, issue 26), else a softmax."""
+        """The loss of the training: a sigmoid for each class of ImageNet-21k (big_transfer, issue 26), else None."""
         return "multi_label_classification" if self.task == IMAGENET_21K else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,23 +158,72 @@ DISTILLED = (
         (_by_timm(83.86, 384),),
     ),
 )
-"""Two students and their teachers."""
+"""Name, data, evaluation and accuracies of two students and their teachers."""
 
 
 @cache
 def published() -> dict[str, Published]:
-    """Every published checkpoint by its name: that of the `.npz` file, and of an `.h5` file with its ending."""
+    """Return every published checkpoint by name: `.npz` files without the ending, `.h5` files with it."""
     return {item.name: item for item in (*_pretrained(), *_fine_tuned(), *_vtab(), *_distilled())}
 
 
+def find(name: str) -> Published | None:
+    """Return the published checkpoint with that name, or with that name in timm."""
+    items = published()
+    return items.get(name) or next((item for item in items.values() if item.timm_name == name), None)
+
+
+def select(
+    name: str | None = None,
+    architecture: str | None = None,
+    data: str | None = None,
+    task: str | None = None,
+    classes: int | None = None,
+) -> list[Published]:
+    """Return the checkpoints that match every given filter, regardless of case.
+
+    `name` is a part of the name, or a pattern for all of it if it contains `*`, `?` or `[…]`; the other
+    filters ignore punctuation. Raises `CheckpointError` with suggestions if nothing matches.
+    """
+    chosen = list(published().values())
+    filters = {"name": name, "architecture": architecture, "data": data, "task": task, "classes": classes}
+    for field, wanted in filters.items():
+        if wanted is None:
+            continue
+        found = [item for item in chosen if any(_matches(field, str(wanted), text) for text in _texts(item, field))]
+        if not found:
+            known = {text for item in chosen for text in _texts(item, field)}
+            among = f"{len(chosen)} published checkpoints" + (" left" if len(chosen) < len(published()) else "")
+            raise CheckpointError(f"none of the {among} has the {field} {wanted}{did_you_mean(str(wanted), known)}")
+        chosen = found
+    return chosen
+
+
+def _texts(item: Published, field: str) -> tuple[str, ...]:
+    value = getattr(item, field)
+    return value if isinstance(value, tuple) else (str(value),)
+
+
+def _matches(field: str, wanted: str, text: str) -> bool:
+    wanted, text = wanted.lower(), text.lower()
+    if field != "name":
+        return re.sub(r"\W", "", wanted) == re.sub(r"\W", "", text)
+    return fnmatchcase(text, wanted) if set(wanted) & set("*?[") else wanted in text
+
+
 def evaluation(name: str) -> Evaluation:
-    """How the checkpoint of that name is evaluated; timm's default for those that nobody published."""
+    """Return how the checkpoint of that name is evaluated; timm's default for others."""
     found = published().get(name)
     return found.evaluation if found is not None else Evaluation()
 
 
+def timm_architecture(architecture: str) -> str:
+    """Return timm's name of a published architecture, such as `resnetv2_50x1_bit` for R50x1."""
+    return f"resnetv2_{architecture[1:]}_bit"
+
+
 def google_size(task: str | None = None) -> int:
-    """The edge in pixels of the square that Google's rule has for the images of a task."""
+    """Return the edge in pixels to which Google's rule resizes the images of a task."""
     return int(PROFILES["google"]["small_size" if task in SMALL else "size"]["height"])
 
 
@@ -212,15 +258,5 @@ def _vtab() -> Iterator[Published]:
 
 def _distilled() -> Iterator[Published]:
     for name, data, how, top_1 in DISTILLED:
-        yield Published(
-            name,
-            f"distill/{name}.npz",
-            name.split("_")[0],
-            data,
-            ILSVRC,
-            1000,
-            "ilsvrc2012",
-            how,
-            top_1,
-            citation=DISTILLATION,
-        )
+        place = (f"distill/{name}.npz", name.split("_")[0])
+        yield Published(name, *place, data, ILSVRC, 1000, "ilsvrc2012", how, top_1, citation=DISTILLATION)

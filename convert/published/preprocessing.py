@@ -1,4 +1,4 @@
-"""How images become a checkpoint's input, as one of three evaluates it."""
+"""The preprocessing of images for a checkpoint, in each of three profiles."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ FILTERS = {"bilinear": BILINEAR, "bicubic": BICUBIC}
 
 
 def evaluated_by(profile: str, name: str) -> Evaluation:
-    """How `profile`, one of `bit.image_processing.PROFILES`, evaluates the checkpoint of that name.
+    """Return how `profile`, one of `bit.image_processing.PROFILES`, evaluates the checkpoint of that name.
 
-    `google`: a square of 480, or 128 for a task with small images, and no crop; `timm`: as `zoo`
-    has it; `transformers`: the defaults of its image processor.
+    `google` resizes to a square of 480 pixels, or 128 for a task with small images, and does not crop.
+    `timm` evaluates as timm does, see `Published.evaluation`. `transformers` uses the defaults of the
+    library's image processor.
     """
     match profile:
         case "google":
@@ -27,9 +28,9 @@ def evaluated_by(profile: str, name: str) -> Evaluation:
 
 
 def preprocessor(profile: str, name: str) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`, as transformers and `bit` read it."""
+    """Return the content of `preprocessor_config.json`, as transformers and `bit` read it."""
     how = evaluated_by(profile, name)
     square = {"height": how.size, "width": how.size}
-    short_edge = {"shortest_edge": math.floor(how.size / how.crop_pct)}  # rounded as timm rounds it
+    short_edge = {"shortest_edge": math.floor(how.size / how.crop_pct)}  # rounded down as in timm
     settings = {"size": square} if how.square else {"size": short_edge, "crop_size": square}
     return BitImageProcessor.from_profile(profile, **settings, resample=FILTERS[how.interpolation]).to_dict()

@@ -1,31 +1,33 @@
-"""The gate before publishing: only what lies there exactly as it was verified passes."""
+"""Check that a folder still holds exactly what was verified."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 import convert
 from convert.checkpoints.manifest import MANIFEST_NAME, REPORT_NAME, REPORT_NAMES, VERIFICATION_NAME, Manifest
 from convert.errors import CheckpointError, VerificationError
 from convert.files.base import file_sha256
 from convert.progress import Progress
+from convert.verification.results import SCHEMA
 
 CARD_NAME = "README.md"
-BESIDE = {*REPORT_NAMES, CARD_NAME}
-"""Files that tell of the verification, and so may lie beside what was verified."""
+UNVERIFIED = {*REPORT_NAMES, CARD_NAME}
+"""Files that may be in the folder although no verification covers them."""
 
 IN_MEMORY = 8_000_000
-"""Bytes up to which a file is read once and sent as it was then hashed."""
+"""Largest size in bytes of a file that is read only once, so that the hashed bytes are the bytes sent."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds: its bytes, or where they are; their number, and their SHA-256."""
+    """The bytes of a file or a path to them, with size and SHA-256."""
 
     data: Path | bytes
     size: int
@@ -39,107 +41,123 @@ class Content:
             return cls(data, len(data), hashlib.sha256(data).hexdigest())
         return cls(data, data.stat().st_size, file_sha256(data))
 
+    def read(self) -> bytes:
+        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
+
     def git_oid(self) -> str:
-        """The name git gives these bytes: the SHA-1 of a header with their number, and of them."""
-        digest = hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
-        if isinstance(self.data, bytes):
-            digest.update(self.data)
-        else:
-            with open(self.data, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        """Return git's name for these bytes: the SHA-1 of a header with the size and of the bytes."""
+        header = hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
+        with io.BytesIO(self.data) if isinstance(self.data, bytes) else open(self.data, "rb") as file:
+            return hashlib.file_digest(file, lambda: header).hexdigest()
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """A row of `checks` or `pixels`; a number that was not finite is None."""
+
+    error: float | None
+    tolerance: float | None
+    passed: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the row claims to have passed and the two numbers agree with that."""
+        numbers = self.error is not None and self.tolerance is not None and 0 <= self.error <= self.tolerance
+        return self.passed and numbers
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The fields of `verification.json` that decide whether a folder may be published."""
+
+    verifier: str
+    passed: bool
+    problems: tuple[str, ...]
+    files: dict[str, str]
+    checks: tuple[Comparison, ...]
+    pixels: tuple[Comparison, ...]
+    report: str | None = None
+    """SHA-256 of `verification.html`."""
+
+
+class _Stamp(msgspec.Struct):
+    schema: int = 1
 
 
 @dataclass(frozen=True)
-class Verified:
-    """A folder that passed: every file of it as it was hashed, and what `verification.json` says."""
+class VerifiedFolder:
+    """A folder that passed, with the manifest, the content of `verification.json`, and every file as it was hashed."""
 
-    record: Manifest
+    manifest: Manifest
     verification: dict[str, Any]
     files: dict[str, Content]
 
 
-def verified(folder: Path, progress: Progress) -> Verified:
-    """Everything in `folder`, hashed again.
+def check_folder(folder: Path, progress: Progress) -> VerifiedFolder:
+    """Hash every file in `folder` and compare it with the verification.
 
-    Raises `VerificationError` unless `verification.json` passed, number by number, for exactly
-    these bytes and in this version; `CheckpointError` for what is no converted folder.
+    Raises `VerificationError` unless `verification.json` reports a pass, number by number, by this
+    version and for exactly these bytes; `CheckpointError` if the folder is not a conversion.
     """
-    record = Manifest.read(folder)
-    if record is None:
-        raise CheckpointError(f"{folder} holds no {MANIFEST_NAME}; only folders that bit convert wrote are published")
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise CheckpointError(f"{folder} has no {MANIFEST_NAME}; only folders that bit convert wrote can be published")
     if not (folder / VERIFICATION_NAME).is_file():
-        raise VerificationError(f"{folder} was never verified; bit verify {folder} does it")
+        raise VerificationError(f"{folder} is not verified; run bit verify {folder}")
     files, problems = {}, []
     for path in sorted(folder.iterdir()):
         if path.is_file():
             progress("hashing every file again", 0, 0)
             files[path.name] = Content.of(path)
         else:
-            problems.append(f"{path.name} is no file")
-    report = _report(files[VERIFICATION_NAME])
+            problems.append(f"{path.name} is not a file")
+    report = _decode(files[VERIFICATION_NAME].read(), folder)
     problems += [*_faults(report), *_changes(report, files)]
     if problems:
-        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise VerificationError(
-            f"{folder} is not as it was verified: {problems[0]}{more}; bit verify {folder} verifies it again", problems
+            f"{folder} cannot be published: {problems[0]}{more}; run bit verify {folder} again", problems
         )
-    return Verified(record, report, files)
+    return VerifiedFolder(manifest, msgspec.json.decode(files[VERIFICATION_NAME].read()), files)
 
 
-def _report(content: Content) -> dict[str, Any]:
-    data = content.data if isinstance(content.data, bytes) else content.data.read_bytes()
+def _decode(data: bytes, folder: Path) -> Report:
     try:
-        report = json.loads(data)
-    except (ValueError, RecursionError):
-        report = None
-    return report if isinstance(report, dict) else {}
+        schema = msgspec.json.decode(data, type=_Stamp).schema
+        if schema == SCHEMA:
+            return msgspec.json.decode(data, type=Report)
+        problem = f"has schema {schema}, but this version reads schema {SCHEMA}"
+    except (msgspec.MsgspecError, RecursionError) as error:
+        problem = f"is damaged ({error})"
+    raise VerificationError(
+        f"{folder} cannot be published: {VERIFICATION_NAME} {problem}; run bit verify {folder} again",
+        [f"{VERIFICATION_NAME} {problem}"],
+    )
 
 
-def _faults(report: dict[str, Any]) -> list[str]:
-    """Why this is not the report of a verification that passed here."""
-    verifier, checks = f"bit-convert {convert.__version__}", report.get("checks")
-    faults = []
-    if report.get("passed") is not True:
-        faults.append(f"{VERIFICATION_NAME} does not say that it passed")
-    if report.get("problems") != []:
-        faults.append(f"{VERIFICATION_NAME} tells of problems")
-    if report.get("verifier") != verifier:
-        faults.append(f"{VERIFICATION_NAME} was not written by {verifier}")
-    if not isinstance(checks, list) or not checks:
-        return [*faults, f"{VERIFICATION_NAME} holds no comparison"]
-    pixels = report.get("pixels")
-    checks = [*checks, *(pixels if isinstance(pixels, list) else [None])]
-    failed = sum(not _passed(check) for check in checks)
-    if failed:
-        faults.append(f"{failed} of {len(checks)} comparisons in {VERIFICATION_NAME} are over their tolerance")
-    return faults
+def _faults(report: Report) -> list[str]:
+    """Return the reasons why this does not report a verification that passed in this version."""
+    verifier, rows = f"bit-convert {convert.__version__}", [*report.checks, *report.pixels]
+    failed = sum(not row.holds for row in rows)
+    faults = {
+        "does not report a pass": not report.passed,
+        f"reports {len(report.problems)} problems": bool(report.problems),
+        f"comes from {report.verifier}, not from {verifier}": report.verifier != verifier,
+        "has no comparisons": not report.checks,
+        f"has {failed} of {len(rows)} comparisons that are over their tolerance": failed > 0,
+        "lists no files": not report.files,
+    }
+    return [f"{VERIFICATION_NAME} {fault}" for fault, applies in faults.items() if applies]
 
 
-def _passed(check: Any) -> bool:
-    if not isinstance(check, dict) or check.get("passed") is not True:
-        return False
-    error: Any = check.get("error")
-    tolerance: Any = check.get("budget")
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in (error, tolerance)):
-        return False
-    return bool(0 <= error <= tolerance)
-
-
-def _changes(report: dict[str, Any], files: dict[str, Content]) -> list[str]:
-    """How the files differ from those that were verified."""
-    stated = report.get("files")
-    if not isinstance(stated, dict) or not stated:
-        return [f"{VERIFICATION_NAME} lists no files"]
-    missing = [f"{name} is missing" for name in sorted(set(stated) - set(files))]
+def _changes(report: Report, files: dict[str, Content]) -> list[str]:
+    """Return the differences between the files and those that were verified."""
+    missing = [f"{name} is missing" for name in sorted(set(report.files) - set(files))]
     changed = [
-        f"{name} has changed since: its SHA-256 is another"
+        f"{name} was changed after the verification (different SHA-256)"
         for name, content in files.items()
-        if name in stated and stated[name] != content.sha256
+        if name in report.files and report.files[name] != content.sha256
     ]
     page = files.get(REPORT_NAME)
-    if page is None or report.get("report") != page.sha256:
-        changed.append(f"{REPORT_NAME} is not the page that was written then")
-    added = [f"{name} was not there then" for name in sorted(set(files) - set(stated) - BESIDE)]
+    if page is None or report.report != page.sha256:
+        changed.append(f"{REPORT_NAME} is not the page that the verification wrote")
+    added = [f"{name} was added after the verification" for name in sorted(set(files) - set(report.files) - UNVERIFIED)]
     return [*missing, *changed, *added]

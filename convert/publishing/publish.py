@@ -1,23 +1,26 @@
-"""Publishing a verified folder on the Hugging Face Hub: one commit that holds exactly it, or none."""
+"""Publish a verified folder on the Hugging Face Hub: one commit with exactly these files, or none."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import convert
-from convert.errors import CheckpointError, VerificationError
+from convert.errors import HubError, UsageError, VerificationError
 from convert.files.base import File
-from convert.progress import Progress
+from convert.progress import Progress, silent
 from convert.publishing.card import card
-from convert.publishing.gate import CARD_NAME, Content, Verified, verified
-from convert.publishing.repository import Hub, Remote
+from convert.publishing.gate import CARD_NAME, Content, VerifiedFolder, check_folder
+from convert.publishing.repository import ATTEMPTS, Hub, HubUnavailableError, Remote, check_name
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+PLANNED, IDENTICAL, PUSHED = "planned", "identical", "pushed"
+"""The values of `Publication.state`."""
 
 STALE = re.compile(
     r"""
@@ -28,152 +31,173 @@ STALE = re.compile(
     """,
     re.VERBOSE,
 )
-"""Files of an earlier commit that a library would load beside or before the new weights: the names that
-transformers (`utils/__init__.py`), timm (`models/_hub.py`) and this converter give to weights, and what
-we write beside them. Any other file there is somebody's own, and stays."""
+"""Files of an earlier commit that a library could load together with the new weights, or instead of them: the
+names that transformers (`utils/__init__.py`), timm (`models/_hub.py`) and this converter use. All others stay."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class PublishOptions:
+    """The options of `publish`."""
+
+    private: bool = False
+    """Create a new repository as a private one."""
+    create_pr: bool = False
+    """Open a pull request instead of changing the branch."""
+    revision: str | None = None
+    """The branch; None for the main one."""
+    message: str | None = None
+    """The message of the commit."""
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+    """More files, by name. A `README.md` replaces the model card."""
+    dry_run: bool = False
+    """Send nothing. Without a token or network the repository is not asked."""
+
+
+@dataclass(frozen=True)
 class Publication:
-    """What was sent, or would be."""
+    """The files that were published, or would be."""
 
     repository: str
     url: str
+    files: Mapping[str, File]
+    """Size and SHA-256 of every file of ours that the repository holds then, by name."""
+    card: str
+    """The text of `README.md`."""
     private: bool
-    state: str = "planned"
-    """`planned`, `identical`, or `pushed`."""
+    state: str = PLANNED
+    """`planned`: a dry run; `identical`: the repository holds all files already; `pushed`."""
     creates: bool = False
-    """Whether the repository did not exist."""
+    """Whether the repository did not exist before."""
     commit: str | None = None
-    """The commit that holds the files; None of a plan."""
+    """The commit that holds the files; None in a dry run."""
     pull_request: str | None = None
-    files: dict[str, File] = field(default_factory=dict)
-    """Every file that the repository holds of ours, by name."""
-    sent: list[str] = field(default_factory=list)
-    """Those of them that it did not hold before."""
-    deleted: list[str] = field(default_factory=list)
+    """Address of the pull request that holds the files."""
+    sent: tuple[str, ...] = ()
+    """Files that the repository did not hold before."""
+    deleted: tuple[str, ...] = ()
+    """Files of an earlier commit that are deleted."""
+    not_asked: str | None = None
+    """The reason why a dry run could not ask the Hub, so that `creates`, `sent` and `deleted` are not known."""
 
 
 def publish(
     folder: Path,
     repository: str,
-    progress: Progress,
-    *,
-    private: bool = False,
-    create_pr: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    extra: Mapping[str, bytes] | None = None,
-    dry_run: bool = False,
+    options: PublishOptions = PublishOptions(),
+    progress: Progress = silent,
     api: HfApi | None = None,
 ) -> Publication:
-    """Make the branch `revision` of `repository` hold the converted `folder`, with one commit on its head.
+    """Make a branch of `repository` hold the converted and verified `folder`, by one commit.
 
-    A missing repository is made, `private` if so asked; `create_pr` opens a pull request instead of
-    moving the branch; a repository that holds all of it already is left alone; `dry_run` asks and
-    sends nothing. `extra` are further files, by name; a model card is made unless it or the folder
-    has one. `api` is the client, by default huggingface_hub's own with its token.
+    A missing repository is created; one that holds all files already is left alone; a model card is
+    added unless there is one. `api` is huggingface_hub's client, by default with the stored token.
 
-    Raises `VerificationError` for a folder that is not as it was verified, before any request, and
-    for a commit whose hashes are not those of the files; `CheckpointError` for all that keeps the
-    commit from being made: the branch is then as it was.
+    Raises `VerificationError` if the folder is not exactly as verified (before any request) or if the
+    Hub's hashes differ afterwards; `UsageError` for options that do not fit; `HubError` for anything
+    else that prevents the commit: the branch is then unchanged; `CheckpointError` if the folder is not
+    a conversion.
     """
-    passed = verified(folder, progress)
-    hub = Hub(repository, revision, api)
-    hub.check_permission(create_pr)
-    contents = _contents(passed, extra or {}, hub.repository)
-    remote = hub.look()
-    _check(hub, remote, private, create_pr)
-    plan = Publication(
-        hub.repository,
-        hub.url(),
-        private if remote is None else remote.private,
-        creates=remote is None,
-        files={name: File(content.size, content.sha256) for name, content in contents.items()},
-    )
-    plan.sent, plan.deleted = _difference(remote, contents)
-    if remote is not None:
-        if not plan.sent and not plan.deleted:
-            plan.state, plan.commit = "identical", remote.head
-            return plan
-        if create_pr and (found := hub.pull_request(lambda it: _holds(it, contents))) is not None:
-            plan.state, plan.commit, plan.pull_request = "identical", found.oid, found.pull_request
-            return plan
-    if dry_run:
-        return plan
-    return _send(hub, remote, contents, message or _message(passed), create_pr, plan, progress)
+    check_name(repository)
+    verified = check_folder(folder, progress)
+    try:
+        hub = Hub.connect(repository, options.revision, options.create_pr, api, 1 if options.dry_run else ATTEMPTS)
+        contents = _contents(verified, options.extra, hub.repository)
+        remote = hub.look()
+        planned = _plan(hub, remote, contents, options)
+    except HubUnavailableError as error:
+        if not options.dry_run:
+            raise
+        contents = _contents(verified, options.extra, repository)
+        planned = _publication(repository, api, contents, private=options.private, not_asked=str(error))
+    if options.dry_run or planned.state == IDENTICAL:
+        return planned
+    message = options.message or f"Add {verified.manifest.name}, verified by bit-convert {convert.__version__}"
+    return _push(hub, remote, contents, planned, replace(options, message=message), progress)
 
 
-def _contents(passed: Verified, extra: Mapping[str, bytes], repository: str) -> dict[str, Content]:
-    """Every file to be published. Raises `CheckpointError` for an extra one that would replace a verified one."""
+def _contents(verified: VerifiedFolder, extra: Mapping[str, bytes], repository: str) -> dict[str, Content]:
+    """Return every file to publish. Raises `UsageError` if an extra file would replace a verified one."""
     more = dict(extra)
-    if CARD_NAME not in passed.files and CARD_NAME not in more:
-        more[CARD_NAME] = card(passed.record, passed.verification, repository).encode()
-    if taken := set(more) & set(passed.files):
-        raise CheckpointError(f"{min(taken)} is in the folder already, and was verified as it is")
-    return {**passed.files, **{name: Content.of(data) for name, data in more.items()}}
+    if CARD_NAME not in verified.files and CARD_NAME not in more:
+        more[CARD_NAME] = card(verified.manifest, verified.verification, repository).encode()
+    if taken := set(more) & set(verified.files):
+        raise UsageError(f"the extra file {min(taken)} would replace a file of the folder; give it another name")
+    return {**verified.files, **{name: Content.of(data) for name, data in more.items()}}
 
 
-def _check(hub: Hub, remote: Remote | None, private: bool, create_pr: bool) -> None:
-    """Raise `CheckpointError` for what the repository is not, before anything is sent."""
-    if remote is None and (create_pr or hub.revision is not None):
-        wish = "a pull request" if create_pr else f"the branch {hub.revision}"
-        raise CheckpointError(f"there is no repository {hub.repository} that {hub.account} may see, for {wish}")
-    if remote is not None and private and not remote.private:
-        raise CheckpointError(f"{hub.repository} exists and is public; make it private there, or leave --private out")
+def _publication(repository: str, api: HfApi | None, contents: Mapping[str, Content], **facts: Any) -> Publication:
+    from huggingface_hub import HfApi
+
+    return Publication(
+        repository,
+        f"{(api or HfApi()).endpoint}/{repository}",
+        {name: File(content.size, content.sha256) for name, content in contents.items()},
+        contents[CARD_NAME].read().decode("utf-8", "replace"),
+        **facts,
+    )
 
 
-def _difference(remote: Remote | None, contents: Mapping[str, Content]) -> tuple[list[str], list[str]]:
-    """The names that the branch lacks, and those that it must not keep."""
-    if remote is None:
-        return list(contents), []
-    sent = [name for name, content in contents.items() if remote.lacks(name, content)]
-    return sent, sorted(name for name in remote.files if name not in contents and STALE.fullmatch(name))
+def _plan(hub: Hub, remote: Remote | None, contents: Mapping[str, Content], options: PublishOptions) -> Publication:
+    """Compare the repository with the files.
+
+    Raises `HubError` if it does not exist and cannot be created, `UsageError` if it is public and should be private.
+    """
+    if remote is None and (options.create_pr or hub.revision is not None):
+        purpose = "a pull request" if options.create_pr else f"the branch {hub.revision}"
+        raise HubError(f"{hub.account} can see no repository {hub.repository}, needed for {purpose}; create it first")
+    if remote is not None and options.private and not remote.private:
+        raise UsageError(f"{hub.repository} exists and is public; make it private there, or leave --private out")
+    seen = remote or Remote("", options.private, {})
+    sent, deleted = _difference(seen, contents)
+    facts: dict[str, Any] = {"private": seen.private, "creates": remote is None, "sent": sent, "deleted": deleted}
+    if not sent and not deleted:
+        facts |= {"state": IDENTICAL, "commit": seen.head}
+    elif options.create_pr and (found := hub.pull_request(lambda it: _holds(it, contents))) is not None:
+        facts |= {"state": IDENTICAL, "commit": found.oid, "pull_request": found.pull_request}
+    return _publication(hub.repository, hub.api, contents, **facts)
+
+
+def _difference(remote: Remote, contents: Mapping[str, Content]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the files that the branch lacks, and of those that it must not keep."""
+    lacking = tuple(name for name, content in contents.items() if remote.lacks(name, content))
+    return lacking, tuple(sorted(name for name in remote.files if name not in contents and STALE.fullmatch(name)))
 
 
 def _holds(remote: Remote, contents: Mapping[str, Content]) -> bool:
-    return _difference(remote, contents) == ([], [])
+    return not any(_difference(remote, contents))
 
 
-def _message(passed: Verified) -> str:
-    return f"Add {passed.record.name} as bit-convert {convert.__version__} verified it"
-
-
-def _send(
+def _push(
     hub: Hub,
     remote: Remote | None,
-    contents: dict[str, Content],
-    message: str,
-    create_pr: bool,
-    plan: Publication,
+    contents: Mapping[str, Content],
+    planned: Publication,
+    options: PublishOptions,
     progress: Progress,
 ) -> Publication:
-    from huggingface_hub import CommitOperationDelete
-
+    """Make the commit, and compare the hashes on the Hub with those of the files."""
     if remote is None:
-        progress(f"making {hub.repository}", 0, 0)
-        hub.create(plan.private)
+        progress(f"creating {hub.repository}", 0, 0)
+        hub = hub.create(planned.private)
         remote = hub.look()
         if remote is None:
-            raise CheckpointError(f"{hub.repository} was made and cannot be found; push again")
-        plan.sent, plan.deleted = _difference(remote, contents)
-    progress(f"sending {len(plan.sent)} files to {hub.repository}", 0, 0)
-    operations = hub.upload({name: contents[name] for name in plan.sent}, create_pr)
-    deletions = [CommitOperationDelete(name, is_folder=False) for name in plan.deleted]
-    head = remote.head
-    commit = hub.commit([*operations, *deletions], message, head, create_pr, lambda it: _holds(it, contents))
+            raise HubError(f"{hub.repository} was created but cannot be found; push again")
+    sent, deleted = _difference(remote, contents)
+    progress(f"sending {len(sent)} files to {hub.repository}", 0, 0)
+    uploaded = hub.upload({name: contents[name] for name in sent}, options.create_pr)
+    message, arrived = options.message or "", lambda it: _holds(it, contents)
+    commit = hub.commit(uploaded, deleted, message, remote.head, options.create_pr, arrived)
     progress("comparing the hashes on the Hub", 0, 0)
     try:
-        arrived = hub.at(commit.revision)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{commit.oid} was pushed, but its hashes could not be compared: {error}; push again, which compares them"
+        wrong = [name for names in _difference(hub.at(commit.revision), contents) for name in names]
+    except HubError as error:
+        raise HubError(
+            f"commit {commit.oid} was pushed, but the hashes could not be compared: {error}; push again to compare them"
         ) from None
-    sent, deleted = _difference(arrived, contents)
-    if wrong := [*sent, *deleted]:
+    if wrong:
         raise VerificationError(
-            f"{hub.repository} holds another {wrong[0]} at {commit.oid} than was verified; take that commit back",
-            [f"{name} is not what was verified" for name in wrong],
+            f"{hub.repository} holds another {wrong[0]} in commit {commit.oid} than was verified; revert that commit",
+            [f"{name} differs from the verified file" for name in wrong],
         )
-    plan.state, plan.commit, plan.pull_request = "pushed", commit.oid, commit.pull_request
-    return plan
+    done = replace(planned, state=PUSHED, commit=commit.oid, pull_request=commit.pull_request)
+    return replace(done, repository=hub.repository, url=hub.url, sent=sent, deleted=deleted)

@@ -17,22 +17,21 @@ from bit.keras import GroupNorm, Head, RootBlock, StandardizedConv, Unit, max_po
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.layouts.google import GOOGLE
 from convert.network.parameters import parameters
-from convert.network.runner import Batches, Implementation, Taps, by_channels
-from convert.network.taps import unit_place
+from convert.network.runner import Batches, Implementation, by_channels
 
 WEIGHTS: dict[Any, tuple[str, ...]] = {
     GroupNorm: ("gamma", "beta"),
     StandardizedConv: ("kernel",),
 }
-"""The layers that have weights, and what they call them."""
+"""The layers that have weights, and their attributes for them."""
 
 
 def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
-    """The network with the checkpoint's weights, in `float32`, on the CPU."""
+    """Return the network with the checkpoint's weights, in `float32`, on the CPU."""
     tf.config.set_visible_devices([], "GPU")
     tf.config.experimental.enable_tensor_float_32_execution(False)
     keras.config.set_floatx(dtype)
-    gc.freeze()  # so that what there is by now need not be searched after every layer
+    gc.freeze()  # so that existing objects are not searched after every layer
     return _Keras(checkpoint, dtype)
 
 
@@ -40,98 +39,91 @@ class _Keras:
     name = "bit.keras (TensorFlow)"
 
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
-        self.dtype, self._checkpoint = dtype, checkpoint
+        self.dtype, self._checkpoint, self._config = dtype, checkpoint, checkpoint.config
         version = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
         self.about = {"version": version, "device": "CPU", "TF32": "off"}
-        known = parameters(checkpoint.config)
-        self._names = {_name(GOOGLE.key(item.place)): item.name for item in known}
-        self._shapes = {item.name: item.shape for item in known}
+        self._items = {_path(GOOGLE.key(item.place)): item for item in parameters(checkpoint.config)}
 
-    def run(self, part: str, inputs: Batches) -> Taps:
-        """The taps of a part, see `Implementation.run`."""
-        x = {name: tf.convert_to_tensor(np.asarray(value, self.dtype)) for name, value in inputs.items()}
-        config = self._checkpoint.config
-        if part == "root_block":
-            x = self._each(partial(RootBlock, config), x)
-            yield "root_block/conv", _arrays(x)
-            yield part, _arrays({name: max_pool(value) for name, value in x.items()})
-        elif part == "pooled":
-            normed = self._each(partial(GroupNorm, config.num_groups), x)
-            x = {name: tf.nn.relu(value) for name, value in normed.items()}
-            yield "pre_head", _arrays(x)
-            yield part, _arrays({name: tf.reduce_mean(value, axis=(1, 2)) for name, value in x.items()})
-        elif part == "logits":
-            yield part, self._logits(x)
-        else:
-            stage, layer = unit_place(part)
-            yield part, _arrays(self._each(partial(Unit, config, stage, layer), x, f"block{stage + 1}/"))
+    def stem(self, images: Batches) -> tuple[Batches, Batches]:
+        convolved = self._each(partial(RootBlock, self._config), images)
+        return _arrays(convolved), _arrays({name: max_pool(x) for name, x in convolved.items()})
 
-    def _each(self, make: Callable[[], Any], x: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        """What a layer makes of each input; it and those inside are given their weights as they are called."""
-        with _on_call(lambda inner, attribute: self._weight(f"{prefix}{inner.path}/{attribute}")):
-            layer = make()
-            return {name: layer(value) for name, value in x.items()}
+    def unit(self, stage: int, layer: int, x: Batches) -> Batches:
+        return _arrays(self._each(partial(Unit, self._config, stage, layer), x, f"block{stage + 1}/"))
 
-    def _logits(self, x: dict[str, Any]) -> Batches:
-        """Of some classes at a time, each by a head for these."""
-        config = self._checkpoint.config
-        found: dict[str, list[Any]] = {name: [] for name in x}
-        for classes in by_channels(config.num_labels, 4 * config.num_labels * config.hidden_sizes[-1]):
-            head = Head(config.replace(num_labels=len(range(config.num_labels)[classes])))
-            head(next(iter(x.values())))  # is built by its first call
+    def pooled(self, x: Batches) -> tuple[Batches, Batches]:
+        normalized = self._each(partial(GroupNorm, self._config.num_groups), x)
+        activated = {name: tf.nn.relu(value) for name, value in normalized.items()}
+        pooled = {name: tf.reduce_mean(value, axis=(1, 2)) for name, value in activated.items()}
+        return _arrays(activated), _arrays(pooled)
+
+    def logits(self, features: Batches) -> Batches:
+        """Compute some classes at a time, each group by a head of that many outputs."""
+        count, size, logits = self._config.num_labels, self._config.hidden_sizes[-1], []
+        for classes in by_channels(count, 4 * count * size):
+            head = Head(self._config.replace(num_labels=len(range(count)[classes])))
+            head(np.zeros((1, size), self.dtype))  # the first call makes its weights
             for weight in head.weights:
-                weight.assign(self._checkpoint.weights(self._names[weight.path], classes, dtype=self.dtype))
-            for name, value in x.items():
-                found[name].append(np.asarray(head(value)))
-        return {name: np.concatenate(logits, axis=1) for name, logits in found.items()}
+                item = self._items[weight.path]
+                weight.assign(self._checkpoint.weights(item.name, classes, dtype=self.dtype))
+            logits.append(_arrays({name: head(np.asarray(x, self.dtype)) for name, x in features.items()}))
+        return {name: np.concatenate([values[name] for values in logits], axis=1) for name in features}
+
+    def _each(self, make: Callable[[], Any], x: Batches, prefix: str = "") -> dict[str, Any]:
+        """Run a new layer on each input; it and the layers inside are given their weights as they are called."""
+        with _weights_on_call(lambda inner, attribute: self._weight(f"{prefix}{inner.path}/{attribute}")):
+            layer = make()
+            return {name: layer(tf.convert_to_tensor(np.asarray(value, self.dtype))) for name, value in x.items()}
 
     def _weight(self, path: str) -> Any:
-        """A parameter by its path; zeros while Keras only finds out shapes, in a graph that would keep the values."""
-        name = self._names[path]
+        """Return a parameter by its path; zeros while Keras only infers shapes, in a graph that would keep values."""
+        item = self._items[path]
         if not tf.executing_eagerly():
-            return tf.zeros(self._shapes[name], self.dtype)
-        return self._checkpoint.weights(name, dtype=self.dtype)
+            return tf.zeros(item.shape, self.dtype)
+        return self._checkpoint.weights(item.name, dtype=self.dtype)
 
 
 @contextlib.contextmanager
-def _on_call(weight: Callable[[Any, str], Any]) -> Iterator[None]:
-    """Layers that are made within have no weights but while they are called: what `weight` gives, of
-    a large kernel some filters at a time."""
-    kept = {kind: (kind.build, kind.call) for kind in WEIGHTS}
+def _weights_on_call(weight: Callable[[Any, str], Any]) -> Iterator[None]:
+    """A context in which layers have weights only while they are called: those that `weight` returns.
 
-    def bare(layer: Any, shape: Any) -> None:
-        """Nothing is made of its own."""
+    A large kernel is used some filters at a time.
+    """
+    original = {kind: (kind.build, kind.call) for kind in WEIGHTS}
 
-    def called(layer: Any, x: Any) -> Any:
+    def build(layer: Any, shape: Any) -> None:
+        """Make no weights."""
+
+    def call(layer: Any, x: Any) -> Any:
         weights = {attribute: weight(layer, attribute) for attribute in WEIGHTS[type(layer)]}
         results = []
-        for piece in _in_parts(weights):
+        for piece in _by_channels(weights):
             for attribute, value in piece.items():
                 setattr(layer, attribute, tf.convert_to_tensor(value))
-            results.append(kept[type(layer)][1](layer, x))
+            results.append(original[type(layer)][1](layer, x))
             for attribute in piece:
                 delattr(layer, attribute)
-            gc.collect()  # Keras leaves them in cycles
+            gc.collect()  # Keras leaves them in reference cycles
         return results[0] if len(results) == 1 else tf.concat(results, axis=-1)
 
     for kind in WEIGHTS:
-        kind.build, kind.call = bare, called
+        kind.build, kind.call = build, call
     try:
         yield
     finally:
-        for kind, (build, call) in kept.items():
-            kind.build, kind.call = build, call
+        for kind, methods in original.items():
+            kind.build, kind.call = methods
 
 
-def _in_parts(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The weights of some output channels at a time, which are their last axis."""
+def _by_channels(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the weights of some output channels, their last axis, at a time."""
     nbytes = sum(math.prod(value.shape) * tf.as_dtype(value.dtype).size for value in weights.values())
     for channels in by_channels(next(iter(weights.values())).shape[-1], nbytes):
         yield {attribute: value[..., channels] for attribute, value in weights.items()}
 
 
-def _name(key: str) -> str:
-    """Google's name in TF2 from that in its npz."""
+def _path(key: str) -> str:
+    """Return the path in Keras of a parameter with this name in Google's npz."""
     return key.removeprefix("resnet/").replace("head/conv2d", "head/dense")
 
 

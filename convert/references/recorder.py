@@ -1,32 +1,39 @@
-"""Recording what a checkpoint computes, where nothing is recorded yet, to hold conversions to."""
+"""Record the outputs of a checkpoint, so that conversions can be compared with them without it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-import convert
 from convert.checkpoints.checkpoint import Checkpoint
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, UsageError
 from convert.files.atomic import NewFolder, write_json
 from convert.files.base import combined_sha256
 from convert.network.inputs import INPUTS, batches
-from convert.network.runner import Implementation, walk
+from convert.network.runner import Implementation, run_network
 from convert.network.taps import Key, Summary, summarize, tap_names
-from convert.progress import Progress
-from convert.references.recordings import CHECKPOINT_NAME, FLOAT32, RECORDER, SHIPPED, TRUTH, Recording, find
+from convert.progress import Progress, tracked
+from convert.references.recordings import (
+    CHECKPOINT_NAME,
+    FLOAT32,
+    FLOAT64,
+    RECORDER,
+    SHIPPED,
+    RecordedCheckpoint,
+    Recording,
+    find_recordings,
+)
 from convert.references.registry import REFERENCES
 from convert.references.worker import ReferenceProcess
-from convert.verification.candidate import Candidate
 
 FRAMEWORKS = ("pytorch", "keras")
-"""Those whose float32 is recorded, as Google's own two codes were; each that is installed."""
+"""References that are recorded in float32, if installed: in the frameworks of Google's own two codes."""
 
 
 def record(
@@ -36,53 +43,23 @@ def record(
     frameworks: tuple[str, ...] = FRAMEWORKS,
     sha256: str | None = None,
 ) -> Path:
-    """Record the taps of an unconverted checkpoint under `folder`: the definition's in float64, others' in float32.
+    """Record the taps of an unconverted checkpoint in a new folder inside `folder`, and return that.
 
-    Where none of the `frameworks` is installed the definition itself runs in float32. `sha256` is
-    the checkpoint's, if it was just computed. An earlier record is replaced. Returns the new
-    folder. Raises `CheckpointError` for weights that give values which are not finite, for a
-    converted checkpoint, and where outputs of the original code are recorded.
+    The oracle runs in float64, the `frameworks` in float32; if none of them is installed, so does
+    the oracle. `sha256` is that of the checkpoint, if it was just computed. Earlier recordings of
+    the checkpoint are replaced. Raises `UsageError` for the folder of the project's recordings, and
+    `CheckpointError` for a converted checkpoint, for one whose outputs are shipped with the project,
+    and for outputs that are not finite.
     """
-    if checkpoint.layout.folded or checkpoint.record is not None:
-        raise CheckpointError(f"{checkpoint.path} was converted; record what it was made from")
+    if folder.resolve().is_relative_to(SHIPPED.resolve()):
+        raise UsageError(f"{folder} is the folder of the project's own recordings; choose another")
+    if checkpoint.layout.folded or checkpoint.manifest is not None:
+        raise CheckpointError(f"{checkpoint.path} was converted; record the checkpoint that it was made from")
     sha256 = sha256 or combined_sha256(checkpoint.file.digests())
-    known = find(sha256, [folder, SHIPPED])
+    known = find_recordings(sha256, [folder, SHIPPED])
     if known is not None and not known.own:
         raise CheckpointError(f"outputs of the original code are recorded for {checkpoint.path} already")
-    target = _place(folder, checkpoint.name, sha256)
-    subject, about = Candidate.source(checkpoint), _about(checkpoint, sha256)
-    with NewFolder(target, _foreign, force=True) as output:
-        write_json(output.path / CHECKPOINT_NAME, {"name": checkpoint.name, "sha256": sha256})
-        truth = subject.definition()
-        _run(truth, TRUTH, checkpoint, about, progress).write(output.path / f"definition-{TRUTH}.safetensors")
-        available = [name for name in frameworks if REFERENCES[name].missing is None]
-        for name in available:
-            with ReferenceProcess(REFERENCES[name], checkpoint) as process:
-                run = _run(process.load("float32"), FLOAT32, checkpoint, about, progress)
-            run.write(output.path / f"{name}-{FLOAT32}.safetensors")
-        if not available:
-            run = _run(subject.definition(np.float32), FLOAT32, checkpoint, about, progress)
-            run.write(output.path / f"definition-{FLOAT32}.safetensors")
-        output.commit()
-    return target
-
-
-def _place(folder: Path, name: str, sha256: str) -> Path:
-    """The folder of the records: called as the checkpoint, unless another checkpoint of that name has it."""
-    plain = folder / name
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        stated = json.loads((plain / CHECKPOINT_NAME).read_text("utf-8"))
-        return plain if stated["sha256"] == sha256 else folder / f"{name}-{sha256[:8]}"
-    return plain
-
-
-def _foreign(folder: Path) -> list[str]:
-    ours = {CHECKPOINT_NAME}
-    return sorted(path.name for path in folder.iterdir() if path.name not in ours and path.suffix != ".safetensors")
-
-
-def _about(checkpoint: Checkpoint, sha256: str) -> dict[str, Any]:
-    return {
+    about = {
         "architecture": checkpoint.config.architecture,
         "classes": checkpoint.config.num_labels,
         "ws_eps": checkpoint.config.ws_eps,
@@ -91,23 +68,56 @@ def _about(checkpoint: Checkpoint, sha256: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+    target = _target(folder, checkpoint.name, sha256)
+    runs = _runs(checkpoint, frameworks)
+    with NewFolder(target, _foreign, force=True) as output, contextlib.closing(runs):
+        write_json(output.path / CHECKPOINT_NAME, msgspec.to_builtins(RecordedCheckpoint(checkpoint.name, sha256)))
+        for name, implementation in runs:
+            recording = _recording(implementation, checkpoint, about, progress)
+            recording.write(output.path / f"{name}-{recording.dtype}.safetensors")
+        output.commit()
+    return target
 
 
-def _run(
-    implementation: Implementation, dtype: str, checkpoint: Checkpoint, about: Mapping[str, Any], progress: Progress
+def _target(folder: Path, name: str, sha256: str) -> Path:
+    """Return the folder of a checkpoint's recordings: its name, unless another checkpoint of that name has it."""
+    with contextlib.suppress(OSError, ValueError):
+        if RecordedCheckpoint.read(folder / name).sha256 != sha256:
+            return folder / f"{name}-{sha256[:8]}"
+    return folder / name
+
+
+def _foreign(folder: Path) -> list[str]:
+    names = (path.name for path in folder.iterdir() if path.suffix != ".safetensors")
+    return sorted(name for name in names if name != CHECKPOINT_NAME)
+
+
+def _runs(checkpoint: Checkpoint, frameworks: tuple[str, ...]) -> Generator[tuple[str, Implementation]]:
+    """Yield the implementations to record, by the names of their files."""
+    yield "oracle", checkpoint.oracle()
+    installed = [REFERENCES[name] for name in frameworks if REFERENCES[name].missing is None]
+    for reference in installed:
+        with ReferenceProcess(reference, checkpoint) as process:
+            yield reference.name, process.load("float32")
+    if not installed:
+        yield "oracle", checkpoint.oracle(np.float32)
+
+
+def _recording(
+    implementation: Implementation, checkpoint: Checkpoint, about: Mapping[str, Any], progress: Progress
 ) -> Recording:
     images = batches(INPUTS, checkpoint.config.num_channels)
     taps: dict[Key, Summary] = {}
-    total = len(tap_names(checkpoint.config))
-    for done, (tap, values) in enumerate(walk(implementation, checkpoint.config, images), 1):
+    run = run_network(implementation, checkpoint.config, images)
+    task = f"recording {implementation.name} {implementation.dtype}"
+    for tap, values in tracked(run, task, len(tap_names(checkpoint.config)), progress):
         for name, value in values.items():
             if not np.isfinite(value).all():
                 raise CheckpointError(
                     f"{checkpoint.path}: {tap} of the {name} input is not finite; nothing is recorded"
                 )
             taps[name, tap] = summarize(tap, value)
-        progress(f"recording {implementation.name} {implementation.dtype}", done, total)
+    dtype = FLOAT64 if implementation.dtype == "float64" else FLOAT32
     environment = {"environment": dict(implementation.about)}
-    framework = implementation.about["version"]
-    name = f"{implementation.name} of bit-convert {convert.__version__}"
-    return Recording(name, framework, INPUTS, taps, dtype, {**about, **environment})
+    name = f"{implementation.name} of {RECORDER}"
+    return Recording(name, implementation.about["version"], INPUTS, taps, dtype, {**about, **environment})

@@ -1,4 +1,4 @@
-"""Outputs that were recorded for known checkpoints, see `reference_outputs/README.md`."""
+"""Recordings: stored outputs of runs on known checkpoints, see `reference_outputs/README.md`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -17,101 +18,112 @@ import convert
 from convert.errors import CheckpointError
 from convert.files.atomic import new_file
 from convert.network.taps import Key, Summary
-from convert.verification.metrics import summary_error
 
-SHIPPED = Path(__file__).parent.parent.parent / "reference_outputs"
-"""The records that come with the project."""
+_PACKAGE, _NAME = Path(convert.__file__).parent, "reference_outputs"
+SHIPPED = _PACKAGE / _NAME if (_PACKAGE / _NAME).is_dir() else _PACKAGE.parent / _NAME
+"""The recordings that come with the project: inside an installed package, else at the top of the checkout."""
 CHECKPOINT_NAME = "checkpoint.json"
-"""In each folder of records, which file they are of."""
+"""The file in each folder of recordings that names their checkpoint."""
 RECORDER = f"bit-convert {convert.__version__}"
-TRUTH, FLOAT32 = "f64", "f32"
-"""Dtypes of runs: one in float64 is the truth, those in float32 show how far rounding takes one from it."""
+"""The value of `recorder` in recordings of this version; those of Google's code have none."""
+FLOAT64, FLOAT32 = "f64", "f32"
+"""Names of dtypes in the files: of the run that others are compared with, and of those that show its rounding."""
+
+
+class RecordedCheckpoint(msgspec.Struct, frozen=True):
+    """The content of `checkpoint.json`: the name of the recorded checkpoint, and the SHA-256 of its file."""
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises `OSError`, and `ValueError` for an invalid file."""
+        return msgspec.json.decode((folder / CHECKPOINT_NAME).read_bytes(), type=cls)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What one run computed."""
+    """The outputs of one run."""
 
     implementation: str
     framework: str
     inputs: Mapping[str, tuple[int, int, int, int]]
-    """By name: seed, count, height and width of the images, see `inputs.images`."""
+    """Seed, count, height and width of the images of each input, see `inputs.images`."""
     taps: Mapping[Key, Summary]
-    dtype: str = TRUTH
+    dtype: str = FLOAT64
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else was noted: architecture, environment."""
+    """Further metadata, such as the architecture and the environment."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises `OSError`, `SafetensorError`, `KeyError` or `ValueError` for an invalid file."""
+        taps: dict[Key, dict[str, NDArray[np.float64]]] = {}
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads(file.metadata()["reference"])
+            for key in file.keys():  # noqa: SIM118 (not a dictionary)
+                name, _, tap = key.partition("/")
+                part = next((part for part in ("stats", "sample") if tap.endswith(f"/{part}")), "")
+                taps.setdefault((name, tap.removesuffix(f"/{part}") if part else tap), {})[part] = file.get_tensor(key)
+        inputs = msgspec.convert(about.pop("inputs"), dict[str, tuple[int, int, int, int]])
+        implementation, framework, dtype = (about.pop(key) for key in ("implementation", "framework", "dtype"))
+        return cls(implementation, framework, inputs, taps, dtype, about)
 
     def write(self, path: Path) -> None:
-        """Write the record, in float64 throughout, whole or not at all."""
-        arrays = {}
-        for (name, tap), summary in self.taps.items():
-            for part, values in summary.items():
-                arrays[f"{name}/{tap}/{part}" if part else f"{name}/{tap}"] = np.ascontiguousarray(values)
-        said = {"implementation": self.implementation, "framework": self.framework, "dtype": self.dtype}
-        reference = {**said, **self.about, "inputs": {name: list(numbers) for name, numbers in self.inputs.items()}}
+        """Write the recording, in float64 throughout, whole or not at all."""
+        arrays = {
+            f"{name}/{tap}/{part}".removesuffix("/"): np.ascontiguousarray(values)
+            for (name, tap), summary in self.taps.items()
+            for part, values in summary.items()
+        }
+        run = {"implementation": self.implementation, "framework": self.framework, "dtype": self.dtype}
+        metadata = {"reference": json.dumps({**run, **self.about, "inputs": self.inputs})}
         with new_file(path) as partial:
-            save_file(arrays, partial, metadata={"reference": json.dumps(reference)})
+            save_file(arrays, partial, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """All runs on one checkpoint."""
+    """All recordings of one checkpoint."""
 
     name: str
-    truth: Recording
+    float64: Recording
     float32: tuple[Recording, ...]
 
     @property
     def own(self) -> bool:
-        """Whether they are of `bit record`, not of the original code."""
-        return "recorder" in self.truth.about
+        """Return whether `bit record` made them, not the original code."""
+        return "recorder" in self.float64.about
 
-    def float32_error(self, key: Key) -> float:
-        """The larger error of the float32 runs at a tap."""
-        expected = self.truth.taps.get(key, {})
-        return max(summary_error(record.taps.get(key, {}), expected) for record in self.float32)
+    @classmethod
+    def read(cls, name: str, folder: Path) -> Self:
+        """Raises what `Recording.read` raises, and `ValueError` unless one is in float64 and others in float32."""
+        found = [Recording.read(path) for path in sorted(folder.glob("*.safetensors"))]
+        float64, float32 = (tuple(item for item in found if item.dtype == dtype) for dtype in (FLOAT64, FLOAT32))
+        if len(float64) != 1 or not float32:
+            counts = f"{len(float64)} runs in float64 and {len(float32)} in float32"
+            raise ValueError(f"{counts}; expected one in float64 and at least one in float32")
+        return cls(name, float64[0], float32)
 
 
-def find(sha256: str, folders: Iterable[Path] = (SHIPPED,), ws_eps: float | None = None) -> Recordings | None:
-    """The records of the checkpoint whose file has this SHA-256, if there are any.
+def find_recordings(
+    sha256: str, folders: Iterable[Path] = (SHIPPED,), ws_eps: float | None = None
+) -> Recordings | None:
+    """Return the recordings of the checkpoint whose file has this SHA-256, or None.
 
-    Those of `bit record` must be of this version and, if it is given, of that epsilon. Raises
-    `CheckpointError` for records that cannot be read.
+    Recordings of `bit record` are used only if they are of this version and, if `ws_eps` is given,
+    of that epsilon. Raises `CheckpointError` for recordings that cannot be read.
     """
-    for folder in folders:
-        for about in sorted(folder.glob(f"*/{CHECKPOINT_NAME}")):
+    for parent in folders:
+        for file in sorted(parent.glob(f"*/{CHECKPOINT_NAME}")):
             try:
-                stated = json.loads(about.read_text("utf-8"))
-                found = _read(stated["name"], about.parent) if stated["sha256"] == sha256 else None
-                if found is not None and (not found.own or _is_current(found.truth.about, ws_eps)):
+                checkpoint = RecordedCheckpoint.read(file.parent)
+                if checkpoint.sha256 != sha256:
+                    continue
+                found = Recordings.read(checkpoint.name, file.parent)
+                about = found.float64.about
+                if not found.own or (about["recorder"] == RECORDER and ws_eps in (None, about["ws_eps"])):
                     return found
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-                raise CheckpointError(f"the records in {about.parent} are damaged ({error}); remove them") from None
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                raise CheckpointError(f"the recordings in {file.parent} are damaged ({error}); remove them") from None
     return None
-
-
-def _is_current(about: Mapping[str, Any], ws_eps: float | None) -> bool:
-    return about["recorder"] == RECORDER and ws_eps in (None, about["ws_eps"])
-
-
-def _read(name: str, folder: Path) -> Recordings:
-    records = [_load(path) for path in sorted(folder.glob("*.safetensors"))]
-    truth = [record for record in records if record.dtype == TRUTH]
-    float32 = tuple(record for record in records if record.dtype == FLOAT32)
-    if len(truth) != 1 or not float32:
-        raise ValueError(f"{len(truth)} runs in float64 and {len(float32)} in float32, where one and at least one are")
-    return Recordings(name, truth[0], float32)
-
-
-def _load(path: Path) -> Recording:
-    taps: dict[Key, dict[str, NDArray[np.float64]]] = {}
-    with safe_open(path, framework="numpy") as file:
-        about = json.loads(file.metadata()["reference"])
-        for key in file.keys():  # noqa: SIM118 (not a dictionary)
-            source, _, tap = key.partition("/")
-            part = next((part for part in ("stats", "sample") if tap.endswith(f"/{part}")), "")
-            taps.setdefault((source, tap.removesuffix(f"/{part}") if part else tap), {})[part] = file.get_tensor(key)
-    inputs = {name: tuple(numbers) for name, numbers in about.pop("inputs").items()}
-    said = (about.pop(key) for key in ("implementation", "framework", "dtype"))
-    implementation, framework, dtype = said
-    return Recording(implementation, framework, inputs, taps, dtype, about)

@@ -1,4 +1,4 @@
-"""The implementations that a checkpoint can be held to, beside the definition."""
+"""The reference implementations that a checkpoint can be compared with, as a table."""
 
 from __future__ import annotations
 
@@ -12,51 +12,54 @@ if TYPE_CHECKING:
     from convert.checkpoints.checkpoint import Checkpoint
     from convert.network.runner import Implementation
 
-SOURCE, CONVERTED = "source", "written"
+SOURCE, CONVERTED = "source", "converted"
 """The two sides of a conversion."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One of them, as data: it is imported when it is loaded, and that in a process of its own."""
+    """A reference implementation; its framework is imported when it is loaded, in a process of its own."""
 
     name: str
-    """Also of its module in this folder."""
+    """Name of the implementation and of its module in this folder."""
     dtypes: tuple[str, ...]
+    """Dtypes in which it runs."""
     needs: tuple[str, ...]
-    """The packages that it imports."""
+    """Packages that it imports."""
     extra: str
-    """Which of the project's extras installs them."""
+    """The extra of this project that installs them."""
     sides: tuple[str, ...]
-    """Whose weights it runs: of both `each` stands for either, otherwise the first that it can read."""
+    """Sides that it may run, in order of preference."""
     each: bool = False
+    """Run every side that it reads, instead of only the first."""
     layouts: tuple[str, ...] = ()
-    """Those that it reads by itself; where none is named, it is fed from any whose kernels are weights."""
+    """Layouts that it reads by itself. Without any it is fed from a checkpoint of every layout that is not folded."""
 
     @property
     def missing(self) -> str | None:
-        """The package for want of which it cannot run."""
+        """First required package that is not installed, or None."""
         return next((package for package in self.needs if find_spec(package) is None), None)
 
     def reads(self, checkpoint: Checkpoint) -> bool:
+        """Return whether it can run this checkpoint."""
         layout = checkpoint.layout
         if not self.layouts:
             return not layout.folded
         if layout.name not in self.layouts or layout.folded:
             return layout.name in self.layouts
         plain = all(layout.key(place) == key for place, key in checkpoint.keys.items())
-        if layout.name == "google":  # whose npz NumPy alone reads, and timm for RGB
+        if layout.name == "google":  # timm's loader reads the npz with NumPy alone, and only for RGB
             fits = checkpoint.dtype != "bfloat16" and checkpoint.config.num_channels == 3
             return plain and fits and checkpoint.file.container == "npz"
         described = (checkpoint.file.path.parent / "config.json").is_file() and not checkpoint.notes
         return plain and described and checkpoint.file.container == "safetensors"
 
     def module(self) -> ModuleType:
-        """The module with its `load`, imported with its framework."""
+        """Import the module that has `load`, and with it the framework."""
         return import_module(f"convert.references.{self.name}")
 
     def load(self, checkpoint: Checkpoint, dtype: str) -> Implementation:
-        """The network of the checkpoint. Raises what its library raises."""
+        """Return the network of the checkpoint. Raises any error of the framework."""
         implementation: Implementation = self.module().load(checkpoint, dtype)
         return implementation
 

@@ -1,4 +1,4 @@
-"""Weights as their own library reads them from a folder that was written for it: by name, with safetensors' code."""
+"""The tensors of a converted folder, read by name as the folder's own library reads them, with safetensors' code."""
 
 from __future__ import annotations
 
@@ -6,28 +6,35 @@ import json
 from pathlib import Path
 
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
+
+from bit.mismatch import mismatches
 
 
 class StoredTensors:
-    """The tensors of a safetensors file, or of shards beside their index; none is kept."""
+    """Reads the tensors of a safetensors file, or of an index's shards, and keeps none.
 
-    def __init__(self, path: Path) -> None:
-        self._files: dict[str, Path] = {}
+    Raises `ValueError` unless they are exactly the tensors of `network`.
+    """
+
+    def __init__(self, path: Path, network: nn.Module) -> None:
+        paths = [path]
         if path.name.endswith(".index.json"):
-            shards = json.loads(path.read_text("utf-8"))["weight_map"]
-            self._files = {key: path.with_name(name) for key, name in shards.items()}
-        else:
-            with safe_open(path, framework="pt") as file:
-                self._files = dict.fromkeys(file.keys(), path)
+            index = json.loads(path.read_text("utf-8"))
+            paths = sorted({path.with_name(name) for name in index["weight_map"].values()})
+        self._paths: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in paths:
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 (not a dictionary)
+                    self._paths[key], shapes[key] = file, tuple(opened.get_slice(key).get_shape())
+        expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+        if problems := mismatches(expected, shapes):
+            raise ValueError(f"{path} does not hold the tensors of {type(network).__name__}: {', '.join(problems)}")
 
     def __call__(self, key: str, channels: slice) -> Tensor:
-        """The indices `channels` of a tensor's first axis."""
+        """Return the indices `channels` of a tensor's first axis."""
         # Opened anew each time: what was read through an open file stays in memory with it.
-        with safe_open(self._files[key], framework="pt") as file:
+        with safe_open(self._paths[key], framework="pt") as file:
             tensor: Tensor = file.get_slice(key)[channels]
             return tensor.clone()
-
-    @property
-    def keys(self) -> set[str]:
-        return set(self._files)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -14,36 +12,21 @@ import torch
 from timm.layers.std_conv import StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.network.runner import Implementation
-from convert.network.taps import unit_place
 from convert.references.stored import StoredTensors
-from convert.references.torch_streaming import NoWeights, Read, StreamedNetwork
+from convert.references.torch_streaming import Intercept, StreamedNetwork, TorchParts, no_weights
 
 
 def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
-    """timm's network of that size, with the epsilon that the weights were meant for.
+    """Return timm's network as its entries `resnetv2_*_bit` build it, in any size, with the checkpoint's epsilon.
 
-    Raises `ValueError` unless the file has the network's parameters and no others.
+    Raises `ValueError` unless the files hold exactly the network's tensors.
     """
-    network = _build(checkpoint.config)
-    if checkpoint.layout.name == "google":
-        read: Read = _OwnLoader(network, str(checkpoint.file.path))
-    else:
-        stored = StoredTensors(checkpoint.file.path)
-        if differing := stored.keys ^ set(network.state_dict()):
-            raise ValueError(f"missing or unexpected: {', '.join(sorted(differing))}")
-        read = stored
-    return StreamedNetwork("timm", timm.__version__, network, read, _run_part, dtype)
-
-
-def _build(config: BitConfig) -> ResNetV2:
-    """As timm's entries `resnetv2_*_bit` build it, of any size."""
-    with NoWeights():
-        return ResNetV2(
+    config, path = checkpoint.config, checkpoint.file.path
+    with no_weights():
+        network = ResNetV2(
             layers=list(config.depths),
             channels=config.hidden_sizes,
             stem_chs=config.embedding_size,
@@ -52,49 +35,49 @@ def _build(config: BitConfig) -> ResNetV2:
             stem_type="fixed",
             conv_layer=partial(StdConv2d, eps=config.ws_eps),
         )
+    google = checkpoint.layout.name == "google"
+    read = _LoadedByTimm(network, path) if google else StoredTensors(path, network)
+    return StreamedNetwork("timm", timm.__version__, _Parts(network), read, dtype)
 
 
-class _OwnLoader(TorchFunctionMode):
-    """What timm's `load_pretrained` copies out of Google's npz into each parameter, kept on the disk.
+class _LoadedByTimm:
+    """The parameters that timm's `load_pretrained` reads from Google's npz, kept on the disk.
 
     The network itself stays on the meta device, where nothing is copied to. Takes as much of the
     temporary folder as the weights have.
     """
 
-    def __init__(self, network: ResNetV2, path: str) -> None:
-        super().__init__()
+    def __init__(self, network: ResNetV2, path: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="bit-timm-")
         self._names = {id(parameter): name for name, parameter in network.named_parameters()}
-        with self:
-            network.load_pretrained(path)
+        with Intercept({Tensor.copy_: self._save}):
+            network.load_pretrained(str(path))
 
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
-    ) -> Any:
-        if function is not Tensor.copy_:
-            return function(*arguments, **(options or {}))
-        parameter, value = arguments
+    def _save(self, parameter: Tensor, value: Tensor) -> Tensor:
         np.save(self._path(self._names[id(parameter)]), value.numpy())
         return parameter
 
     def __call__(self, key: str, channels: slice) -> Tensor:
+        """Return the indices `channels` of a parameter's first axis."""
         return torch.from_numpy(np.array(np.load(self._path(key), mmap_mode="r")[channels]))
 
     def _path(self, key: str) -> Path:
         return Path(self._folder.name) / f"{key}.npy"
 
 
-def _run_part(network: Any, part: str, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    if part == "root_block":
-        convolved = network.stem[0](x)
-        yield "root_block/conv", convolved
-        yield part, network.stem[1:](convolved)
-    elif part == "pooled":
-        x = network.norm(x)
-        yield "pre_head", x
-        yield part, network.forward_head(x, pre_logits=True).flatten(1)
-    elif part == "logits":
-        yield part, network.head.fc(x[:, :, None, None]).flatten(1)
-    else:
-        stage, layer = unit_place(part)
-        yield part, network.stages[stage].blocks[layer](x)
+class _Parts(TorchParts):
+    def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        convolved = self.network.stem[0](x)
+        return convolved, self.network.stem[1:](convolved)
+
+    def unit(self, stage: int, layer: int, x: Tensor) -> Tensor:
+        output: Tensor = self.network.stages[stage].blocks[layer](x)
+        return output
+
+    def pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.network.norm(x)
+        return x, self.network.forward_head(x, pre_logits=True).flatten(1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        output: Tensor = self.network.head.fc(features[:, :, None, None])
+        return output.flatten(1)

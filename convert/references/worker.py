@@ -1,4 +1,4 @@
-"""A reference in a process of its own: frameworks do not get along in one, and their memory goes back with it."""
+"""A reference in a process of its own: frameworks conflict within one process, and its end frees their memory."""
 
 from __future__ import annotations
 
@@ -16,68 +16,67 @@ from typing import Any, Self
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
-from convert.network.runner import Batches, Implementation, Taps
+from convert.network.runner import Batches, Implementation, PartRunner
 from convert.references.registry import REFERENCES, Reference
 
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "KERAS_BACKEND": "tensorflow",
-    # oneDNN keeps what it made of every kernel: 6 GB with R152x4.
+    # oneDNN keeps a copy of every kernel in its own format: 6 GB with R152x4.
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "CUDA_VISIBLE_DEVICES": "",
-    # glibc otherwise keeps freed arrays of up to 32 MB for itself, and those between others of any size.
+    # By default glibc keeps freed arrays of up to 32 MB, and memory between others of any size.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 18),
 }
-"""What the process of a framework starts with."""
+"""Environment variables of the processes."""
 
 
 class ReferenceProcess:
-    """A process in which a reference runs one checkpoint; leaving the `with` ends it.
+    """A process in which a reference runs one checkpoint; leaving the `with` block ends it.
 
-    Raises `CheckpointError` with its last words for one that fails.
+    If the process fails or ends, calls raise `CheckpointError` with the reason.
     """
 
     def __init__(self, reference: Reference, checkpoint: Checkpoint) -> None:
         self._reference = reference
+        # The process has its temporary files here too, so that they go with it even if it is killed.
         self._folder = tempfile.TemporaryDirectory(prefix="bit-reference-")
-        self._words = Path(self._folder.name) / "words"
-        self._words.touch()
+        self._log = Path(self._folder.name) / "log"
+        self._log.touch()
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        what = (reference.name, checkpoint.path.absolute(), checkpoint.name)
-        self._process = context.Process(target=_serve, args=(theirs, self._words, *what), daemon=True)
-        # What it leaves behind when it is killed goes with the folder.
-        with _started_with({**ENVIRONMENT, "TMPDIR": self._folder.name}):
+        self._connection, connection = context.Pipe()
+        arguments = (connection, self._log, reference.name, checkpoint.path.absolute(), checkpoint.name)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        with _environment({**ENVIRONMENT, "TMPDIR": self._folder.name}):
             self._process.start()
-        theirs.close()
+        connection.close()
 
     @property
     def identifier(self) -> int:
-        """The system's number of the process."""
+        """The operating system's number of the process."""
         assert self._process.pid is not None
         return self._process.pid
 
     def load(self, dtype: str) -> Implementation:
-        """The network in `float32` or `float64`, in the place of one that was loaded before."""
-        return _Remote(self, **self.ask(("load", dtype)))
+        """Return the network in `float32` or `float64`; it replaces the one that was loaded before."""
+        self.send(("load", dtype))
+        return _Remote(self, **self.receive())
 
-    def ask(self, request: tuple[Any, ...]) -> Any:
-        """Send a request, and give back the first answer."""
-        with contextlib.suppress(OSError):  # what it said last is read
+    def send(self, request: tuple[Any, ...]) -> None:
+        with contextlib.suppress(OSError):  # `receive` reports why the process has ended
             self._connection.send(request)
-        return self.answer()
 
-    def answer(self) -> Any:
+    def receive(self) -> Any:
+        """Return the next answer of the process. Raises `CheckpointError` if it has failed or ended."""
         try:
-            kind, said = self._connection.recv()
+            kind, answer = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join()
-            last = self._words.read_text("utf-8", "replace").strip().splitlines()[-1:]
-            reason = "".join(last) or f"it ended with status {self._process.exitcode}"
-            raise CheckpointError(f"{self._reference.name} could not be run: {reason}") from None
+            last = self._log.read_text("utf-8", "replace").strip().splitlines()[-1:]
+            kind, answer = "failed", "".join(last) or f"it ended with status {self._process.exitcode}"
         if kind == "failed":
-            raise CheckpointError(f"{self._reference.name} could not be run: {said}")
-        return said
+            raise CheckpointError(f"{self._reference.name} could not be run: {answer}")
+        return answer
 
     def __enter__(self) -> Self:
         return self
@@ -92,45 +91,41 @@ class ReferenceProcess:
 
 
 @dataclass(frozen=True)
-class _Remote:
-    """An `Implementation` that runs elsewhere."""
+class _Remote(PartRunner):
+    """An `Implementation` that runs in a process."""
 
     process: ReferenceProcess
     name: str
     dtype: str
     about: Mapping[str, str]
 
-    def run(self, part: str, inputs: Batches) -> Taps:
-        """The taps of a part, see `Implementation.run`."""
-        said = self.process.ask(("run", part, dict(inputs)))
-        while said is not None:
-            yield said
-            said = self.process.answer()
+    def run(self, kind: str, x: Batches, *place: int) -> list[Batches]:
+        """Call the method `kind` of the implementation in the process; its results arrive one at a time."""
+        self.process.send((kind, *place, dict(x)))
+        return list(iter(self.process.receive, None))
 
 
 @contextlib.contextmanager
-def _started_with(variables: Mapping[str, str]) -> Iterator[None]:
-    """Within it a process that is started gets these variables, beside those of this one."""
-    before = {name: os.environ.get(name) for name in variables}
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """A context in which processes start with these variables, besides those of this process."""
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables:
+            del os.environ[name]
+        os.environ.update(before)
 
 
-def _serve(connection: Connection, words: Path, name: str, path: Path, checkpoint_name: str) -> None:
-    """Do what is asked for until nobody asks any more. What the framework prints goes to the file `words`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
-    log = os.open(words, os.O_WRONLY | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+def _serve(connection: Connection, log: Path, reference: str, path: Path, checkpoint_name: str) -> None:
+    """Answer requests until the connection ends. The output of the framework goes to the file `log`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends this process
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     try:
-        REFERENCES[name].module()
+        REFERENCES[reference].module()
         with Checkpoint(path, checkpoint_name) as checkpoint:
             while True:
                 try:
@@ -138,13 +133,19 @@ def _serve(connection: Connection, words: Path, name: str, path: Path, checkpoin
                 except EOFError:
                     return
                 if request[0] == "load":
-                    implementation = REFERENCES[name].load(checkpoint, request[1])
-                    about = dict(implementation.about)
-                    said = {"name": implementation.name, "dtype": implementation.dtype, "about": about}
-                    connection.send(("loaded", said))
-                    continue
-                for tap in implementation.run(*request[1:]):
-                    connection.send(("tap", tap))
-                connection.send(("end", None))
+                    implementation = REFERENCES[reference].load(checkpoint, request[1])
+                    about = {key: getattr(implementation, key) for key in ("name", "dtype", "about")}
+                    connection.send(("loaded", about))
+                else:
+                    _call(connection, implementation, *request)
+                del request  # frees the activations before the next ones arrive
     except Exception as error:
         connection.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+
+
+def _call(connection: Connection, implementation: Implementation, method: str, *arguments: Any) -> None:
+    """Run one part and send its results one at a time."""
+    result = getattr(implementation, method)(*arguments)
+    for values in result if isinstance(result, tuple) else (result,):
+        connection.send(("result", values))
+    connection.send(("end", None))

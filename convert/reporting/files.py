@@ -1,4 +1,4 @@
-"""Write a verification beside the weights: `verification.json` and `verification.html`."""
+"""Write a verification into the converted folder: `verification.json` and `verification.html`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from convert.checkpoints.manifest import REPORT_NAME, VERIFICATION_NAME, Manifes
 from convert.files.atomic import new_file, write_json
 from convert.files.base import file_sha256
 from convert.reporting import html
-from convert.verification.verify import Verification
+from convert.verification.results import Verification
 
 
 def write_report(folder: Path, verification: Verification, manifest: Manifest) -> str | None:

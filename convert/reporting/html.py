@@ -1,6 +1,7 @@
-"""A verification as one HTML page that needs nothing beside it: no script, no font, no network.
+"""A verification as one HTML page that loads nothing else: no script, no font, no network.
 
-Its policy forbids all of them and allows one style sheet, by its hash. Equal values give equal bytes.
+The content security policy of the page forbids all of them and allows one style sheet, by its hash. Equal values
+give equal bytes.
 """
 
 from __future__ import annotations
@@ -13,33 +14,37 @@ from typing import Any
 
 import convert
 from convert.checkpoints.manifest import Manifest
-from convert.reporting.plot import plots
+from convert.network.inputs import INPUTS
+from convert.reporting.plot import SCALE_WIDTH, plots
 from convert.reporting.templates import template
-from convert.reporting.text import by_run, worst
-from convert.verification.verify import Verification
+from convert.reporting.text import grouped, input_label, number, worst
+from convert.verification.results import END_TO_END, Verification
 
 TEMPLATE = "report.html.jinja"
 
 
-def render(verification: Verification, record: Manifest) -> str:
-    """The content of `verification.html`."""
-    filters: dict[str, Callable[..., Any]] = {"number": number, "sha256": _sha256, "worst": worst}
+def render(verification: Verification, manifest: Manifest) -> str:
+    """Return the content of `verification.html`."""
+    filters: dict[str, Callable[..., Any]] = {
+        "finite": math.isfinite,
+        "greatest": lambda errors: max(errors, key=lambda error: (not math.isfinite(error), error)),
+        "number": number,
+        "input_label": input_label,
+        "sha256": _sha256,
+        "worst": worst,
+    }
     return template("convert.reporting", TEMPLATE, filters, autoescape=True).render(
         verification=verification,
-        record=record,
+        manifest=manifest,
         plots=plots(verification.checks),
-        runs=by_run(verification.checks),
+        runs=grouped(verification.checks, "run"),
+        END_TO_END=END_TO_END,
+        SCALE_WIDTH=SCALE_WIDTH,
+        INPUTS=INPUTS,
         verifier=f"bit-convert {convert.__version__}",
     )
 
 
-def number(value: float | None, form: str = ".1e") -> str:
-    """An error or a tolerance."""
-    if value is None or not math.isfinite(value):
-        return "not finite"
-    return f"{value:{form}}" if value else "0"
-
-
 def _sha256(text: str) -> str:
-    """As a content security policy states it."""
+    """Return the hash of a style sheet in the form of a content security policy."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

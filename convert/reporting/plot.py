@@ -1,228 +1,152 @@
-"""The errors of a verification through the depth of the network, drawn as SVG for a page of either colour scheme."""
+"""The errors of a verification through the depth of the network: the geometry of the plots that the page draws."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
-from xml.etree import ElementTree
+from typing import ClassVar
 
-import numpy as np
+from convert.reporting.text import grouped, worst
+from convert.verification.results import SOURCE, Check
 
-from convert.reporting.text import by_run, worst
-from convert.verification.results import Check
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
-    from matplotlib.axes import Axes
-
-Key = TypeVar("Key")
-
-SETTINGS: dict[Any, Any] = {
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False),
-    **dict.fromkeys(("font.size", "legend.fontsize", "axes.labelsize", "ytick.labelsize"), 8),
-    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bit-convert",
-}
-"""matplotlib's, beside its defaults."""
-RUN_COLOURS = 8
-COLOURS = ("ink", "line", "bad", *(f"run{number}" for number in range(RUN_COLOURS)))
-"""Names in the style sheet, so that a plot is dark where the page is."""
-MARKERS = "osD^PvX*hp<>"
-DASHES = ((), (5, 1.5), (1, 1), (4, 1, 1, 1), (8, 2), (3, 1, 1, 1, 1, 1), (2, 1))
-"""On and off, in line widths. Beside 12 markers and 8 colours, so that no two of many runs look alike."""
-MARKS: dict[str, tuple[str | int, str, Callable[[Check], bool]]] = {
-    "over its tolerance": ("o", "bad", lambda check: not check.passed),
-    "not finite, at the edge": (6, "bad", lambda check: not math.isfinite(check.error)),
-    "zero, at the edge": (7, "ink", lambda check: check.error == 0),
-}
-"""What is drawn on the points of a run: the marker, 6 and 7 being carets up and down, its colour, and where."""
-SIZES = {"wide": (700, 280, 3), "narrow": (280, 290, 1)}
-"""Of a drawing, in points before the page scales it: width, height above the legend, columns of that.
-The page shows the one that fits."""
-SPREAD = 0.6
-"""Of the distance of two taps: so far apart the runs stand, many of which agree in all digits that show."""
-LABEL_HEIGHT, LONGEST_LABEL = 9, 24
-"""Of the name of a tap beside the axis: points, characters."""
+SCALE_WIDTH, TITLE_HEIGHT, MARGIN = 46, 26, 18
+"""Pixels, when the drawing is shown at full width: the numbers beside a panel, the name above it, and the gaps."""
+LABEL_SPACING, LABEL_CHARACTER = 13, 6
+"""Pixels: the least distance of two names of taps, and the width of one character."""
+TICKS = 5
 DECADES = 30
-"""Beyond ±30 a logarithm is not drawn."""
+"""A logarithm beyond ±30 is drawn at the edge."""
 
-
-@dataclass(frozen=True)
-class Series:
-    """One run in a plot."""
-
-    name: str
-    style: int
-    """The same in every plot for the same implementation and weights."""
-    checks: dict[str, Check]
-    """For each tap the one, of the inputs', that uses most of its tolerance."""
+MARKS: dict[str, Callable[[Check], bool]] = {
+    "over": lambda check: not check.passed,
+    "infinite": lambda check: not math.isfinite(check.error),
+    "zero": lambda check: check.error == 0,
+}
+"""Marks on single points, by their names in the template."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """The errors of one dtype in one mode, through depth."""
+    """The errors of one dtype in one mode through depth."""
 
     id: str
     dtype: str
     mode: str
     checks: list[Check]
-    series: list[Series]
+    series: dict[str, dict[str, Check]]
+    """By run and tap: the check, of those of all inputs, that uses most of its tolerance."""
 
     @cached_property
-    def taps(self) -> dict[str, list[Check]]:
-        """The checks of each, in the order of depth."""
-        return _grouped(self.checks, lambda check: check.tap)
+    def taps(self) -> dict[str, Check]:
+        """The same for all runs together, in order of depth."""
+        return _worst_by_tap(self.checks)
 
     @cached_property
-    def limits(self) -> tuple[float, float]:
-        """Powers of ten around all that a log scale can show, with room for what it cannot."""
+    def powers(self) -> tuple[int, int]:
+        """The ends of the log scale, as powers of ten: around all values that it can show."""
         values = [value for check in self.checks for value in (check.error, check.tolerance)]
-        powers = [math.log10(value) for value in values if 0 < value < math.inf] or [0.0]
-        low, high = math.floor(min(powers)) - (0 in values), math.floor(max(powers)) + 2
-        return 10.0 ** min(max(low, -DECADES), DECADES - 2), 10.0 ** min(max(high, 2 - DECADES), DECADES)
-
-    def height(self, value: float) -> float:
-        """Where it is drawn: within the limits."""
-        low, high = self.limits
-        return min(max(value, low), high) if math.isfinite(value) else high
+        logs = [math.log10(value) for value in values if 0 < value < math.inf] or [0.0]
+        low, high = math.floor(min(logs)) - (0 in values), math.floor(max(logs)) + 2
+        return min(max(low, -DECADES), DECADES - 2), min(max(high, 2 - DECADES), DECADES)
 
     @property
-    def drawings(self) -> list[Markup]:
-        """An SVG element for each of the sizes."""
-        from markupsafe import Markup
+    def marks(self) -> list[str]:
+        return [name for name, applies in MARKS.items() if any(map(applies, self.checks))]
 
-        return [Markup(_draw(self, name, *size)) for name, size in SIZES.items()]
+    @property
+    def drawings(self) -> list[Drawing]:
+        """One for a wide page and one for a narrow page, which shows the one that fits."""
+        return [Drawing(self, "wide", 1000, min(2, len(self.series))), Drawing(self, "narrow", 360, 1)]
 
 
-def plots(checks: list[Check]) -> list[Plot]:
-    """One for each dtype and mode, in the order of the checks."""
-    styles = {name: style for style, name in enumerate(dict.fromkeys(_name(check) for check in checks))}
-    found = _grouped(checks, lambda check: (check.dtype, check.mode))
+@dataclass(frozen=True)
+class Drawing:
+    """A plot at one size: a panel for each run, all to the same scale. Coordinates are relative to a panel."""
+
+    plot: Plot
+    name: str
+    width: int
+    columns: int
+    panel_height: ClassVar = 100
+
+    @property
+    def panel_width(self) -> int:
+        return self.width // self.columns - SCALE_WIDTH - MARGIN
+
+    @property
+    def height(self) -> int:
+        rows = math.ceil(len(self.plot.series) / self.columns)
+        labels = LABEL_CHARACTER * max(map(len, self.plot.taps)) + MARGIN
+        return rows * (TITLE_HEIGHT + self.panel_height + MARGIN) + labels
+
+    def corner(self, place: int) -> str:
+        """Return the top left corner of a panel as x and y of the drawing."""
+        row, column = divmod(place, self.columns)
+        x = column * self.width // self.columns + SCALE_WIDTH
+        return f"{x} {row * (TITLE_HEIGHT + self.panel_height + MARGIN) + TITLE_HEIGHT}"
+
+    def x(self, place: float) -> float:
+        """Return the middle of the column of a tap."""
+        return round((place + 0.5) * self.panel_width / len(self.plot.taps), 1)
+
+    def y(self, value: float) -> float:
+        """Return the height of a value; one that the scale cannot show is moved to the nearer end."""
+        low, high = self.plot.powers
+        power = high if not math.isfinite(value) else math.log10(value) if value > 0 else low
+        return round((high - min(max(power, low), high)) * self.panel_height / (high - low), 1)
+
+    @property
+    def ticks(self) -> Iterator[tuple[float, str]]:
+        """Height and text of the numbers of the scale."""
+        powers = range(self.plot.powers[0], self.plot.powers[1] + 1)
+        yield from ((self.y(10.0**power), f"1e{power}") for power in powers[:: math.ceil(len(powers) / TICKS)])
+
+    @property
+    def labels(self) -> Iterator[tuple[float, str]]:
+        """Place and text of the names of the taps, as many as can be read."""
+        every = math.ceil(len(self.plot.taps) * LABEL_SPACING / self.panel_width)
+        yield from ((self.x(place), tap) for place, tap in list(enumerate(self.plot.taps))[::every])
+
+    @property
+    def borders(self) -> list[float]:
+        """Places between two blocks of the network."""
+        blocks = [tap.split("/")[0] for tap in self.plot.taps]
+        return [self.x(place - 0.5) for place in range(1, len(blocks)) if blocks[place] != blocks[place - 1]]
+
+    def tolerances(self, run: str) -> str:
+        """Return a path from left to right, a step for each tap."""
+        found = self.plot.series[run]
+        steps = [self.y(found.get(tap, check).tolerance) for tap, check in self.plot.taps.items()]
+        return "".join(
+            f"{'L' if place else 'M'}{self.x(place - 0.5)} {y}H{self.x(place + 0.5)}" for place, y in enumerate(steps)
+        )
+
+    def points(self, run: str) -> list[tuple[float, float, list[str]]]:
+        """Return place, height and marks of the error of each tap."""
+        found = self.plot.series[run]
+        return [
+            (self.x(place), self.y(check.error), [name for name, applies in MARKS.items() if applies(check)])
+            for place, tap in enumerate(self.plot.taps)
+            if (check := found.get(tap))
+        ]
+
+
+def plots(checks: Sequence[Check]) -> list[Plot]:
+    """Return a plot for each dtype and mode, in the order of the checks."""
     return [
-        Plot(f"plot{count}", *key, same, [_series(run, styles) for run in by_run(same).values()])
-        for count, (key, same) in enumerate(found.items(), 1)
+        Plot(
+            f"plot{count}", dtype, mode, same, {_name(run): _worst_by_tap(run) for run in grouped(same, "run").values()}
+        )
+        for count, ((dtype, mode), same) in enumerate(grouped(checks, "dtype", "mode").items(), 1)
     ]
 
 
-def _grouped(checks: Sequence[Check], key: Callable[[Check], Key]) -> dict[Key, list[Check]]:
-    groups: dict[Key, list[Check]] = {}
-    for check in checks:
-        groups.setdefault(key(check), []).append(check)
-    return groups
+def _name(checks: Sequence[Check]) -> str:
+    """Return the name of a run without its dtype and mode."""
+    return checks[0].implementation + (" on the source" if checks[0].side == SOURCE else "")
 
 
-def _name(check: Check) -> str:
-    """Of its run, within a plot."""
-    return check.implementation + (" on the source" if check.side == "source" else "")
-
-
-def _series(checks: list[Check], styles: dict[str, int]) -> Series:
-    name, taps = _name(checks[0]), _grouped(checks, lambda check: check.tap)
-    return Series(name, styles[name], {tap: worst(same) for tap, same in taps.items()})
-
-
-def _draw(plot: Plot, name: str, width: float, height: float, columns: int) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's own settings are no part of the values
-        matplotlib.rcParams.update(SETTINGS)
-        figure = Figure(layout="constrained")
-        axes = figure.subplots()
-        _draw_budgets(plot, axes)
-        _draw_errors(plot, axes, width)
-        _draw_axes(plot, axes, width)
-        rows = math.ceil(len(axes.get_legend_handles_labels()[0]) / columns)
-        figure.set_size_inches(width / 72, (height + 13 * rows) / 72)
-        figure.legend(loc="outside lower left", ncols=columns, handlelength=4.5)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(file.getvalue(), plot, name)
-
-
-def _colour(name: str) -> str:
-    """What stands for a colour of the style sheet while matplotlib draws."""
-    return f"#0101{COLOURS.index(name):02x}"
-
-
-def _draw_budgets(plot: Plot, axes: Axes) -> None:
-    """The greater and, where they differ, the lesser of the inputs' tolerances; what is over them is shaded."""
-    tolerances = [[plot.height(check.tolerance) for check in checks] for checks in plot.taps.values()]
-    least, greatest = [min(values) for values in tolerances], [max(values) for values in tolerances]
-    edges, colour = [place - 0.5 for place in range(len(plot.taps) + 1)], _colour("bad")
-    axes.stairs(greatest, edges, baseline=plot.limits[1], fill=True, color=colour, alpha=0.12)
-    axes.stairs(greatest, edges, baseline=None, color=colour, linewidth=1.2, linestyle=(0, (4, 2)), label="budget")
-    if least != greatest:
-        label, dots = "budget of the stricter input", (0, (1, 1.5))
-        axes.stairs(least, edges, baseline=None, color=colour, linewidth=0.9, linestyle=dots, label=label)
-
-
-def _draw_errors(plot: Plot, axes: Axes, width: float) -> None:
-    points: list[tuple[float, Check]] = []
-    for order, series in enumerate(plot.series):
-        aside, style = SPREAD * ((order + 0.5) / len(plot.series) - 0.5), series.style
-        own = [(place + aside, series.checks[tap]) for place, tap in enumerate(plot.taps) if tap in series.checks]
-        axes.plot(
-            [place for place, _ in own],
-            [plot.height(check.error) for _, check in own],
-            color=_colour(f"run{style % RUN_COLOURS}"),
-            marker=MARKERS[style % len(MARKERS)],
-            markersize=4 if len(plot.taps) * 20 < width else 2.5,
-            linestyle=(0, DASHES[style % len(DASHES)]),
-            linewidth=0.8,
-            label=series.name,
-        )
-        points += own
-    for label, (marker, name, applies) in MARKS.items():
-        if marked := [(place, plot.height(check.error)) for place, check in points if applies(check)]:
-            face = "none" if marker == "o" else _colour(name)
-            (line,) = axes.plot(*np.transpose(marked), marker=marker, linestyle="none", label=label, clip_on=False)
-            line.set(color=_colour(name), markerfacecolor=face, markersize=8, markeredgewidth=1.4)
-
-
-def _draw_axes(plot: Plot, axes: Axes, width: float) -> None:
-    low, high = plot.limits
-    every = math.ceil(len(plot.taps) * LABEL_HEIGHT / (width - 60))
-    names = [re.sub("[^ -~]", "?", tap[:LONGEST_LABEL]) for tap in plot.taps]  # what any font and XML can say
-    axes.set(yscale="log", ylim=(low, high), xlim=(-0.5, len(names) - 0.5), ylabel="relative L2 error")
-    axes.set_xticks(range(0, len(names), every), names[::every], rotation=90, fontsize=7)
-    powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
-    shown = powers[:: math.ceil(len(powers) / 9)]
-    axes.set_yticks([10.0**power for power in shown], [f"1e{power}" for power in shown])
-    axes.minorticks_off()
-    axes.grid(axis="y", color=_colour("line"), linewidth=0.5)
-    blocks = [tap.split("/")[0] for tap in plot.taps]
-    for place in range(1, len(blocks)):
-        if blocks[place] != blocks[place - 1]:
-            axes.axvline(place - 0.5, color=_colour("line"), linewidth=0.5, zorder=0)
-
-
-def _inline(svg: str, plot: Plot, name: str) -> str:
-    """A file of SVG as an element of the page: styles as attributes, which the policy allows, and ids of its own."""
-    root, used = ElementTree.fromstring(svg), set(re.findall(r"#([^\")]+)[\")]", svg))
-    colours = {"#000000": "var(--soft)"} | {_colour(colour): f"var(--{colour})" for colour in COLOURS}
-    for element in list(root.iter()):
-        for child in list(element):
-            if child.tag.endswith(("}metadata", "}style")):
-                element.remove(child)
-        element.tag = element.tag.rpartition("}")[2]
-        element.text, element.tail = (element.text or "").strip(), None
-        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-        style = [declaration.split(":", 1) for declaration in attributes.pop("style", "").split(";") if declaration]
-        attributes |= {key.strip(): colours.get(value.strip(), value.strip()) for key, value in style}
-        element.attrib.clear()
-        for key, value in attributes.items():
-            if key in ("id", "href", "clip-path"):
-                value = re.sub(r"^(url\(#|#|)", rf"\1{plot.id}-{name}-", value)
-            if key != "font-family" and (key != "id" or attributes["id"] in used):
-                element.set(key, re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split())))
-    labels = {"role": "img", "aria-labelledby": f"{plot.id}-title {plot.id}-summary"}
-    root.attrib = {"class": name, "viewBox": root.attrib["viewBox"], **labels}
-    return ElementTree.tostring(root, "unicode")
+def _worst_by_tap(checks: Sequence[Check]) -> dict[str, Check]:
+    return {tap: worst(same) for tap, same in grouped(checks, "tap").items()}

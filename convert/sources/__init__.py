@@ -1,1 +1,1 @@
-"""From what a user names to a file: a path, seeded weights, a download or a Hub repository."""
+"""Turn what a user names into a file: a path, seeded weights, a download or a repository on the Hub."""

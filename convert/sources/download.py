@@ -1,199 +1,200 @@
-"""Fetching a published npz file, whole and checked; what comes of it before that is kept for the next try."""
+"""Download a published file, whole and checked; an interrupted download is resumed by the next try."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 import shutil
-import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import monotonic, sleep
+from typing import Any
 
-from convert.errors import CheckpointError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
+from convert.errors import CheckpointError, DownloadError
 from convert.files.base import file_sha256
-from convert.sources.partial import Partial, partial_file
-from convert.sources.remote import RemoteFile, record_path
-
-if TYPE_CHECKING:
-    from convert.progress import Progress
+from convert.progress import Progress
+from convert.sources.hub_client import http_library
+from convert.sources.partial import Partial, lock_path, partial_file
+from convert.sources.remote import RemoteFile, info_path
 
 CONNECT_TIMEOUT, TIMEOUT = 10.0, 30.0
-"""Seconds that a connection may take, and that one may stay without a byte."""
+"""Seconds that opening a connection may take, and that a connection may stay without a byte."""
 PATIENCE = 120.0
-"""Seconds without a new byte after which a server that has answered is given up."""
+"""Seconds without a new byte after which the download from a server that has answered fails."""
 UNREACHED_PATIENCE = 3.0
-"""The same for one that never has: a machine without a network should hear of it at once."""
+"""The same for a server that never answered: a machine without a network should fail at once."""
 BACKOFF, LONGEST_BACKOFF = 0.5, 15.0
-"""Seconds before the second attempt, and before a late one; they double, and a random half is left out."""
-PASSING = (408, 425, 429, *range(500, 600))
-"""Answers that another attempt may change (RFC 9110; 8470 for 425, 6585 for 429)."""
+"""Seconds before the second attempt, and at most; they double, and up to half is left out at random."""
+TEMPORARY = (408, 425, 429, *range(500, 600))
+"""Statuses that another attempt may change (RFC 9110; 8470 for 425, 6585 for 429)."""
 GONE = (404, 412)
-"""Answers for a generation that the storage service no longer has."""
+"""Statuses for a generation that the storage service no longer has."""
 
 
 def download(url: str, path: Path, progress: Progress) -> None:
-    """See to it that `path` is the npz file at `url`, fetching what is not yet there of it.
+    """Fetch the missing bytes of the file at `url` to `path`, and check the result.
 
-    The size, the CRC-32C and the MD5 are checked, as far as the server states them. What was
-    fetched by an attempt that failed, or was killed, is gone on from if the server can say that its
-    file is still the same one. A file that is there already is held to what was recorded when it
-    was fetched; one that came otherwise is taken as it is.
+    Checks the size, the CRC-32C and the MD5, as far as the server states them. A download that failed
+    or was killed is resumed if the server can tell that the file is still the same. An existing file
+    is checked against the SHA-256 saved when it was fetched; a file put there by hand is used as it is.
 
-    Raises `CheckpointError`, which names the address and where a file fetched by hand belongs, and
-    `OSError` for what the disk refuses.
+    Raises `DownloadError`, which names the URL and the place for a file fetched by hand,
+    `CheckpointError` for an existing file that changed since it was fetched, and `OSError`.
     """
-    if not path.exists():
+    if not path.exists() or lock_path(path).exists():  # a killed process may have left a lock file
         with partial_file(path, progress) as part:
-            if not path.exists():  # else another process has fetched it meanwhile
-                part.take_up(url, progress)
+            if not path.exists():  # else another process has fetched it in the meantime
+                part.resume(url, progress)
                 _complete(part, url, progress)
-    _check_kept(path, progress)
+    _check_existing(path, progress)
 
 
-def _check_kept(path: Path, progress: Progress) -> None:
-    """Raise `CheckpointError` unless a file is as it was when it was fetched.
+def _check_existing(path: Path, progress: Progress) -> None:
+    """Raise `CheckpointError` if a file changed since it was fetched.
 
-    One of the same size and time of modification is taken to be, as its arrays have checksums of
-    their own; any other is hashed, which takes a second for a gigabyte.
+    Trusts size and modification time, since the arrays have checksums of their own; hashes the file
+    if only the time differs, which takes a second for a gigabyte.
     """
-    remote, status = RemoteFile.recorded(path), path.stat()
+    remote, status = RemoteFile.load(path), path.stat()
     if remote is None or remote.sha256 is None:
         return
     if status.st_size != remote.size:
-        difference = f"it has {status.st_size} bytes, not {remote.size}"
+        difference = f"it has {status.st_size} bytes instead of {remote.size}"
     elif status.st_mtime_ns == remote.modified_ns:
         return
     else:
         progress(f"hashing {path.name}", 0, 0)
         if (sha256 := file_sha256(path)) == remote.sha256:
             return
-        difference = f"its SHA-256 is {sha256}, not {remote.sha256}"
+        difference = f"the SHA-256 is {sha256} instead of {remote.sha256}"
     raise CheckpointError(
         f"{path} is not the file that was fetched from {remote.url}: {difference}; "
-        f"delete it to fetch it again, or {record_path(path)} to use it as it is"
+        f"delete it to fetch it again, or delete {info_path(path)} to use it as it is"
     )
 
 
-class _PassingError(Exception):
-    """What another attempt may change; `wait` is the number of seconds that the server asks for."""
+class _TemporaryError(Exception):
+    """A failure that another attempt may change; `wait` is the number of seconds that the server asks for."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
 
 
-class _LastingError(Exception):
-    """What ends the download."""
+class _FinalError(Exception):
+    """A failure that ends the download; the text continues a sentence that starts with the URL."""
 
 
 def _complete(part: Partial, url: str, progress: Progress) -> None:
-    """Fetch what is missing and give the file its name. Raises as `download` does."""
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported on access
-
+    """Fetch the missing bytes and give the file the final name. Raises `DownloadError` and `OSError`."""
+    httpx = http_library()
+    temporary = (_TemporaryError, httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError)
+    patience = _Patience(part, progress)
     try:
         with httpx.Client(
             follow_redirects=True,
             timeout=httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
             headers={"Accept-Encoding": "identity"},
         ) as client:
-            for _ in range(2):  # a fault may be of what an earlier process left, or of the way
-                _fetch(client, part, url, progress)
+            for _ in range(2):  # the fault may lie in bytes of an earlier process, or on the way
+                retrying = patience.retrying((*temporary, httpx.RemoteProtocolError))
+                while not part.complete:
+                    retrying(_attempt, client, part, url, patience)
                 if (fault := part.fault) is None:
                     part.finish()
                     return
                 part.clear()
-            what = f"sent {fault}"
-    except _LastingError as error:
-        what = str(error)
-    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # of a proxy's address, too
-        what = f"cannot be reached ({error})"
-    kept = f"the next try goes on from byte {part.done}, or " if part.resumable else ""
-    raise CheckpointError(f"{url} {what}; {kept}fetch it by hand and put it at {part.path}")
+                patience = _Patience(part, progress)
+            reason = f"sent {fault}"
+    except _FinalError as error:
+        reason = str(error)
+    except (_TemporaryError, httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # of a proxy, too
+        reason = f"cannot be {'fetched' if patience.reached else 'reached'} ({str(error) or type(error).__name__})"
+    kept = f"the next try resumes at byte {part.done}; or " if part.resumable else ""
+    raise DownloadError(f"{url} {reason}; {kept}fetch it by hand and put it at {part.path}")
 
 
-def _fetch(client: Any, part: Partial, url: str, progress: Progress) -> None:
-    """Ask until the part is complete. Raises `_LastingError`, and what `httpx` does for no good address."""
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
-    patience = _Patience(part.done)
-    while not part.complete:
-        try:
-            _attempt(client, part, url, patience, progress)
-        except _PassingError as error:
-            patience.pause(str(error), error.wait, progress)
-        except (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx.RemoteProtocolError) as error:
-            patience.pause(str(error) or type(error).__name__, 0.0, progress)
-
-
-def _attempt(client: Any, part: Partial, url: str, patience: _Patience, progress: Progress) -> None:
-    """One request for what is missing; returns when there is more of the part, or less as it was of no use."""
+def _attempt(client: Any, part: Partial, url: str, patience: _Patience) -> None:
+    """Send one request for the missing bytes; on return the part has grown, or was cleared because it is stale."""
     known, start = (part.remote, part.done) if part.resumable else (None, 0)
     address, headers = known.rest(start) if known else (url, {})
     with client.stream("GET", address, headers=headers) as response:
         patience.reached = True
         status, pinned = response.status_code, address != url
-        if status in PASSING:
+        if status in TEMPORARY:
             wait = _seconds(response.headers.get("retry-after", ""))
             asked = f" and asks to wait {wait:.0f} seconds" if wait else ""
-            raise _PassingError(f"answers {status} {response.reason_phrase}{asked}", wait)
+            raise _TemporaryError(f"answers {status} {response.reason_phrase}{asked}", wait)
         if known:
             other = status == 206 and not known.is_continued(start, response.headers)
             if other or status == 416 or (pinned and status in GONE):
                 part.clear()
                 return
         if status != 200 and not (status == 206 and known):
-            raise _LastingError(f"answers {status} {response.reason_phrase}")
+            raise _FinalError(f"answers {status} {response.reason_phrase}")
         if response.headers.get("content-type", "").startswith("text/html"):
-            raise _LastingError("answers with a web page, of a network that wants a login perhaps")
+            raise _FinalError("answers with a web page; the network may ask for a login")
         if status == 200:
-            part.begin(RemoteFile.stated(url, response.headers))
+            part.begin(RemoteFile.from_headers(url, response.headers))
         _check_space(part)
         for chunk in response.iter_raw():
             part.append(chunk)
-            patience.advance(part.done)
-            progress("downloading", part.done, (part.remote and part.remote.size) or 0)
+            patience.advance()
     part.end()
     if not part.complete:
-        raise _PassingError(f"sent no more than {part.done} bytes")
+        raise _TemporaryError(f"ended after {part.done} of {part.size} bytes")
 
 
 def _check_space(part: Partial) -> None:
-    missing = ((part.remote and part.remote.size) or 0) - part.done
-    free = shutil.disk_usage(part.part.parent).free
-    if free < missing:
-        raise _LastingError(f"needs {missing / 1e9:.2f} GB of space, the disk has {free / 1e9:.2f} GB free")
+    missing, available = part.size - part.done, shutil.disk_usage(part.path.parent).free
+    if available < missing:
+        raise _FinalError(f"needs {missing / 1e9:.2f} GB on the disk, {available / 1e9:.2f} GB are available")
 
 
 class _Patience:
-    """How long it is that nothing new came: nothing beyond the `furthest` byte, however often that is reached."""
+    """Policy of the retries: gives up when nothing new, beyond the furthest byte ever reached, came for too long."""
 
-    def __init__(self, furthest: int) -> None:
+    def __init__(self, part: Partial, progress: Progress) -> None:
         self.reached = False
-        self._furthest = furthest
-        self._since = time.monotonic()
-        self._failures = 0
+        self._part, self._progress = part, progress
+        self._furthest, self._since, self._failures = part.done, monotonic(), 0
 
-    def advance(self, done: int) -> None:
-        if done > self._furthest:
-            self._furthest, self._since, self._failures = done, time.monotonic(), 0
+    def retrying(self, temporary: tuple[type[Exception], ...]) -> Retrying:
+        retry = retry_if_exception_type(temporary)
+        return Retrying(
+            retry=retry, wait=self._wait, stop=self._is_over, before_sleep=self._announce, sleep=sleep, reraise=True
+        )
 
-    def pause(self, reason: str, wait: float, progress: Progress) -> None:
-        """Sleep until the next attempt is due. Raises `_LastingError` where that is too late."""
+    def advance(self) -> None:
+        """Report the bytes that have arrived; start over if they are new."""
+        if self._part.done > self._furthest:
+            self._furthest, self._since, self._failures = self._part.done, monotonic(), 0
+        self._progress("downloading", self._part.done, self._part.size)
+
+    def _wait(self, state: RetryCallState) -> float:
         backoff = min(BACKOFF * 2**self._failures, LONGEST_BACKOFF)
-        seconds = max(wait, random.uniform(backoff / 2, backoff))
+        asked = getattr(state.outcome and state.outcome.exception(), "wait", 0.0)
+        return max(asked, random.uniform(backoff / 2, backoff))
+
+    def _is_over(self, state: RetryCallState) -> bool:
+        return monotonic() - self._since + state.upcoming_sleep > (PATIENCE if self.reached else UNREACHED_PATIENCE)
+
+    def _announce(self, state: RetryCallState) -> None:
         self._failures += 1
-        if time.monotonic() - self._since + seconds > (PATIENCE if self.reached else UNREACHED_PATIENCE):
-            raise _LastingError(f"cannot be {'fetched' if self.reached else 'reached'} ({reason})")
-        progress("trying again", self._failures, self._failures)
-        time.sleep(seconds)
+        self._progress("trying again", self._failures, self._failures)
 
 
 def _seconds(retry_after: str) -> float:
-    """What the header `Retry-After` asks to wait, in seconds or until a date (RFC 9110, 10.2.3)."""
+    """Return the seconds that the header `Retry-After` asks to wait, stated so or as a date (RFC 9110, 10.2.3)."""
     if retry_after.isdecimal():
         return float(retry_after)
     with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(retry_after) - _now()).total_seconds())
     return 0.0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

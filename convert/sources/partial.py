@@ -1,140 +1,166 @@
-"""A file that arrives in pieces: what is there of it, kept from one process to the next."""
+"""A file that arrives in pieces, kept on the disk from one process to the next."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import zipfile
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import replace
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import google_crc32c
+import msgspec
+from filelock import FileLock, Timeout
 
+from convert.files.base import CHUNK
 from convert.files.detect import kind
-from convert.sources.remote import RemoteFile, record_path
+from convert.progress import Progress
+from convert.sources.remote import RemoteFile, info_path
 
-if TYPE_CHECKING:
-    from convert.progress import Progress
-
-CHUNK = 1 << 20
 STATED_HASHES = {"crc32c": "CRC-32C", "md5": "MD5"}
-"""The hashes that a server may state: fields of `RemoteFile`, with what they are called."""
+"""Names of the hashes that a server may state, by the field of `RemoteFile`."""
 
 
 @contextlib.contextmanager
 def partial_file(path: Path, progress: Progress) -> Iterator[Partial]:
-    """What is there of `path`, in the file `.part` beside it, held by one process at a time.
+    """Open the downloaded part of `path`, the file `.part` beside it, for one process at a time.
 
-    Another process waits here. Its lock is the system's, which lets go of a dead process's. What
-    cannot be gone on from is removed at the end. Raises `OSError`.
+    Another process waits here and reports that through `progress`; the system releases the lock of a
+    process that dies. A part that cannot be resumed is removed at the end. Raises `OSError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    file = _locked(part, progress)
-    partial = Partial(path, part, file)
+    with _locked(path, progress), open(part_path(path), "a+b", buffering=0) as file:
+        partial = Partial(path, file)
+        try:
+            yield partial
+        finally:
+            useless = partial.remote is not None and not partial.remote.resumable
+            if useless or os.fstat(file.fileno()).st_size == 0:
+                part_path(path).unlink(missing_ok=True)
+                if not path.exists():
+                    info_path(path).unlink(missing_ok=True)
+
+
+def part_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+def lock_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+@contextlib.contextmanager
+def _locked(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock file of a download, and remove it before the lock is released.
+
+    A waiting process may have opened the removed file; filelock notices that and opens the new one.
+    """
+    lock = FileLock(lock_path(path))
     try:
-        yield partial
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(f"waiting for another process that fetches {path.name}", 0, 0)
+        lock.acquire()
+    try:
+        yield
     finally:
-        useless = partial.remote is not None and not partial.remote.resumable
-        if _is_at(file, part) and (useless or os.fstat(file.fileno()).st_size == 0):
-            part.unlink()
-            if not path.exists():
-                record_path(path).unlink(missing_ok=True)
-        file.close()
+        lock_path(path).unlink(missing_ok=True)
+        lock.release()
 
 
 class Partial:
-    """A growing file, the hashes of its `done` bytes, and of which `remote` file they are.
+    """A growing file, the hashes of the `done` bytes, and the `remote` file that they come from.
 
-    The record of `remote` is on the disk before the first byte, and an older file's bytes are gone
-    before that: whatever ends the process, the two fit each other.
+    The description of `remote` is on the disk before the first byte, and the bytes of an older file
+    are gone before that: whatever ends the process, description and bytes fit each other.
     """
 
-    def __init__(self, path: Path, part: Path, file: FileIO) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
-        self.part = part
         self.remote: RemoteFile | None = None
         self._file = file
         self._forget()
 
-    def take_up(self, url: str, progress: Progress) -> None:
-        """Go on from what an earlier process left, if it is of `url`; else that stays until something else begins."""
-        remote, size = RemoteFile.recorded(self.path), os.fstat(self._file.fileno()).st_size
+    def resume(self, url: str, progress: Progress) -> None:
+        """Take up the bytes that an earlier process left, if they come from `url`; else leave them until `begin`."""
+        remote, size = RemoteFile.load(self.path), os.fstat(self._file.fileno()).st_size
         if remote is None or remote.url != url or (remote.size is not None and size > remote.size):
             return
         self.remote = remote
         self._file.seek(0)
         while chunk := self._file.read(CHUNK):
             self._count(chunk)
-            progress("hashing what is there", self.done, size)
+            progress(f"hashing the downloaded part of {self.path.name}", self.done, size)
 
     def begin(self, remote: RemoteFile) -> None:
-        """Start over, with the file `remote`. Raises `OSError`."""
+        """Start over with the file `remote`. Raises `OSError`."""
         self.clear()
         self.remote = remote
-        remote.write_record(self.path)
+        remote.save(self.path)
 
     def append(self, chunk: bytes) -> None:
-        """Add the next bytes, as many as the disk takes. Raises `OSError`, which names the file."""
+        """Add the next bytes, as many as the disk takes. Raises `OSError` with the name of the file."""
         try:
             while chunk:
-                written = self._file.write(chunk)
-                self._count(chunk[:written])
-                chunk = chunk[written:]
+                count = self._file.write(chunk)
+                self._count(chunk[:count])
+                chunk = chunk[count:]
         except OSError as error:
-            error.filename = str(self.part)
+            error.filename = str(part_path(self.path))
             raise
 
     def end(self) -> None:
-        """The server says that this was all."""
+        """Note that the server ended the file here."""
         self._ended = True
 
     def clear(self) -> None:
-        """Forget what is there."""
+        """Delete the bytes and forget where they come from."""
         self._file.truncate(0)
         self._forget()
 
     @property
     def resumable(self) -> bool:
-        """Whether there is something that can be gone on from."""
         return self.done > 0 and self.remote is not None and self.remote.resumable
 
     @property
+    def size(self) -> int:
+        """Size of the whole file in bytes; 0 if the server does not state it."""
+        return (self.remote and self.remote.size) or 0
+
+    @property
     def complete(self) -> bool:
-        """Whether every byte is there; where the server stated no size, it says so at the end."""
+        """True if every byte has arrived; where the server states no size, if the server ended the file."""
         if self.remote is None or self.remote.size is None:
             return self._ended
         return self.done >= self.remote.size
 
     @property
     def fault(self) -> str | None:
-        """In what the complete file is not what the server stated, or no npz file; None if it is right."""
+        """Why the finished download is invalid; None if it is valid."""
         assert self.remote is not None
         if self.remote.size not in (None, self.done):
-            return f"{self.done} bytes, not {self.remote.size}"
+            return f"{self.done} bytes instead of {self.remote.size}"
         for name, called in STATED_HASHES.items():
             stated = getattr(self.remote, name)
             if stated not in (None, b64encode(self._hashes[name].digest()).decode()):
-                return f"other bytes than its {called} states"
-        expected = self.path.suffix.removeprefix(".")
-        # An archive has its directory at the end: the beginning of one is none.
-        whole = zipfile.is_zipfile(self.part) if expected == "npz" else kind(self.part) == expected
-        return None if whole else f"something else than an {expected} file"
+                return f"bytes with another {called} than stated"
+        expected, part = self.path.suffix.removeprefix("."), part_path(self.path)
+        # The directory of an archive is at the end, so that the beginning alone proves nothing.
+        valid = zipfile.is_zipfile(part) if expected == "npz" else kind(part) == expected
+        return None if valid else f"something other than an {expected} file"
 
     def finish(self) -> None:
-        """Give the complete file its name, and record its SHA-256. Raises `OSError`."""
+        """Give the complete file the final name and save the SHA-256. Raises `OSError`."""
         assert self.remote is not None
         os.fsync(self._file.fileno())
         modified = os.fstat(self._file.fileno()).st_mtime_ns
-        whole = replace(self.remote, size=self.done, sha256=self._hashes["sha256"].hexdigest(), modified_ns=modified)
-        whole.write_record(self.path)
-        self.part.replace(self.path)
+        sha256 = self._hashes["sha256"].hexdigest()
+        msgspec.structs.replace(self.remote, size=self.done, sha256=sha256, modified_ns=modified).save(self.path)
+        part_path(self.path).replace(self.path)
 
     def _forget(self) -> None:
         self.remote = None
@@ -150,29 +176,3 @@ class Partial:
         for digest in self._hashes.values():
             digest.update(chunk)
         self.done += len(chunk)
-
-
-def _locked(part: Path, progress: Progress) -> FileIO:
-    """The part, opened to be read and appended to, with its lock."""
-    while True:
-        file = open(part, "a+b", buffering=0)  # noqa: SIM115 (closed by `partial_file`)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress(f"waiting for another process that fetches {part.stem}", 0, 0)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_at(file, part):
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # the other process has finished or removed the file that this is
-
-
-def _is_at(file: FileIO, path: Path) -> bool:
-    """Whether the opened file is still the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -1,39 +1,42 @@
-"""What a server says of a file that it serves: which one it is, how long it is, and what it must hash to."""
+"""One version of a file on a server, as the server describes it."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
+
+import msgspec
 
 from convert.files.atomic import write_json
 
+Text = Annotated[str, msgspec.Meta(pattern=r"^[ -~]*\Z")]
+"""Printable ASCII, which is safe in an HTTP header."""
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """One version of a file on a server. It lies as JSON beside what was fetched of it; see `record_path`."""
 
-    url: str
+class RemoteFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One version of a file on a server, kept as JSON beside the download; see `info_path`."""
+
+    url: Text
     size: int | None = None
     """In bytes."""
-    generation: str | None = None
-    """The version's number at Google Cloud Storage, which `?generation=` asks for again."""
-    validator: str | None = None
-    """A strong ETag or, where there is none, the time of the last change; for `If-Range` (RFC 9110, 13.1.5)."""
-    crc32c: str | None = None
-    """In Base64, as the header `x-goog-hash` has it; so is `md5`, which composite objects do not have."""
-    md5: str | None = None
-    sha256: str | None = None
-    """In hexadecimal digits. No server states it: it is that of the whole file, once it is here and checked."""
+    generation: Text | None = None
+    """Version number in Google Cloud Storage; `?generation=` asks for that version again."""
+    validator: Text | None = None
+    """A strong ETag, else the time of the last change; for `If-Range` (RFC 9110, 13.1.5)."""
+    crc32c: Text | None = None
+    """In Base64, as in the header `x-goog-hash`. So is `md5`, which composite objects do not have."""
+    md5: Text | None = None
+    sha256: Text | None = None
+    """In hexadecimal digits. Computed here once the whole file has arrived; no server states it."""
     modified_ns: int | None = None
-    """The whole file's time of modification here, in nanoseconds."""
+    """Modification time of the whole local file, in nanoseconds."""
 
     @classmethod
-    def stated(cls, url: str, headers: Mapping[str, str]) -> RemoteFile:
-        """By the headers of an answer that brings the whole file."""
+    def from_headers(cls, url: str, headers: Mapping[str, str]) -> RemoteFile:
+        """Describe a file by the headers of a response that brings all of it."""
         length, etag = headers.get("content-length", ""), headers.get("etag", "")
         items = (item.strip().partition("=") for item in headers.get("x-goog-hash", "").split(","))
         hashes = {name: value for name, _, value in items}
@@ -47,35 +50,30 @@ class RemoteFile:
         )
 
     @classmethod
-    def recorded(cls, path: Path) -> RemoteFile | None:
-        """What the file at `path`, or its part, was fetched from; None if that is not known."""
+    def load(cls, path: Path) -> RemoteFile | None:
+        """Return the remote file that `path`, or a part of it, was fetched from; None if unknown."""
         try:
-            values = json.loads(record_path(path).read_text("utf-8"))
-            remote = cls(**values)
-        except (OSError, ValueError, TypeError, RecursionError):
+            return msgspec.json.decode(info_path(path).read_bytes(), type=cls)
+        except (OSError, ValueError, RecursionError):
             return None
-        return remote if all(_fits(name, value) for name, value in values.items()) else None
 
-    def write_record(self, path: Path) -> None:
-        write_json(record_path(path), asdict(self))
+    def save(self, path: Path) -> None:
+        write_json(info_path(path), msgspec.to_builtins(self))
 
     @property
     def resumable(self) -> bool:
-        """Whether the rest of this version, and of no other, can be asked for."""
+        """True if the server can be asked for the rest of this version and of no other."""
         return self.generation is not None or self.validator is not None
 
     def rest(self, start: int) -> tuple[str, dict[str, str]]:
-        """The address and the headers that ask for this version from byte `start` on."""
+        """Return the URL and the headers that ask for this version from byte `start` on."""
         wanted = {"Range": f"bytes={start}-"}
         if self.generation is None:
             return self.url, wanted | {"If-Range": self.validator or ""}
         return f"{self.url}{'&' if '?' in self.url else '?'}generation={quote(self.generation)}", wanted
 
     def is_continued(self, start: int, headers: Mapping[str, str]) -> bool:
-        """Whether an answer 206 brings this version from byte `start` on.
-
-        A server that honours `If-Range` need not repeat the time of the last change.
-        """
+        """Return True if a response 206 brings this version from byte `start` on."""
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range", ""))
         if found is None or int(found[1]) != start:
             return False
@@ -83,17 +81,11 @@ class RemoteFile:
             return False
         if self.generation is not None:
             return headers.get("x-goog-generation") == self.generation
+        # A server that honours `If-Range` need not repeat the time of the last change.
         repeated = [headers[name] for name in ("etag", "last-modified") if name in headers]
         return not repeated or self.validator in repeated
 
 
-def record_path(path: Path) -> Path:
-    """Where it is written what the file at `path` was fetched from."""
+def info_path(path: Path) -> Path:
+    """Return the path of the JSON file that says where the file at `path` was fetched from."""
     return path.with_name(f"{path.name}.download.json")
-
-
-def _fits(name: str, value: object) -> bool:
-    """Whether a field can have this value, which a damaged or foreign file may not."""
-    if name in ("size", "modified_ns"):
-        return value is None or type(value) is int
-    return (value is None and name != "url") or (isinstance(value, str) and value.isascii() and value.isprintable())

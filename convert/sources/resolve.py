@@ -1,78 +1,106 @@
-"""From what a user names to a file: a path, seeded weights, or a published checkpoint."""
+"""Find the file that a user names: a path, seeded weights, a published checkpoint or a repository on the Hub."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from bit.config import PUBLISHED, BitConfig
-from convert.errors import CheckpointError, did_you_mean
+from convert.errors import CheckpointError, DownloadError, did_you_mean
+from convert.layouts.timm import MODELS
+from convert.progress import Progress
 from convert.published import catalogue
+from convert.published.catalogue import Published
 from convert.sources import synthetic
+from convert.sources.hub_client import http_library, quiet_hub
 
 SYNTHETIC = {f"Synthetic-{architecture}": architecture for architecture in (*PUBLISHED, "R14x1")}
-"""Names of seeded checkpoints, for which outputs are recorded, with their architectures."""
+"""Architectures of the seeded checkpoints, by name; recordings exist for them."""
 
-
+ACCEPTED = "a file or folder, a name that `bit list` prints, timm's name of one, Synthetic-R50x1 or hf:owner/name"
 WEIGHTS = (".npz", ".h5", ".bin", ".pth", ".pt", ".tar")
-"""Endings of weights on the Hub, where there are no safetensors."""
-HUB = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+"""Extensions of weights on the Hub in repositories without safetensors."""
+FILES = (*WEIGHTS, ".safetensors", ".onnx", ".json")
+HUB = re.compile(r"(?P<prefix>hf:)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 
-def hub_name(checkpoint: str) -> str | None:
-    """What a repository on the Hub is called, without its owner; None for anything else."""
-    match = HUB.fullmatch(checkpoint)
-    return match["repository"].split("/")[1] if match is not None else None
+def locate(checkpoint: str, folder: Path, progress: Progress, mirror: str | None = None) -> Path:
+    """Return the path of a checkpoint; generate or download it into `folder` if it is not there yet.
 
+    `checkpoint` is one of
 
-def user_path(path: str | Path) -> Path:
-    """A path as a user writes it, `~` included. Raises `CheckpointError` for the home of nobody."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    - a path;
+    - `Synthetic-R50x1` and the like, seeded weights;
+    - a published checkpoint, by Google's name (`BiT-M-R50x1`) or timm's (`resnetv2_50x1_bit.goog_in21k`, with
+      or without `timm/`), from Google's bucket or `mirror`;
+    - `hf:owner/name`, or `owner/name` alone, with `@` and a branch, tag or commit other than the main branch.
 
-
-def locate(checkpoint: str, folder: Path, progress: Callable[[str, int, int], None], mirror: str | None = None) -> Path:
-    """The path of `checkpoint`. What it names is made or fetched into `folder` unless it is there.
-
-    `checkpoint` is a path, `Synthetic-R50x1` and the like, a name in `zoo.published`, which is
-    fetched from Google's bucket or from `mirror`, or `hf:owner/name`, with `@` and a branch, tag or
-    commit if it is not the main one. Raises `CheckpointError` for anything else, and for a fetched
-    file that was changed since.
+    Raises `CheckpointError` for any other name and for a downloaded file that was changed since, and
+    `DownloadError` for a checkpoint that cannot be fetched.
     """
     path = user_path(checkpoint)
     if checkpoint and path.exists():
         return path
-    if (match := HUB.fullmatch(checkpoint)) is not None:
-        return _from_hub(match["repository"], match["revision"], progress)
     if checkpoint in SYNTHETIC:
         kept = folder / f"{checkpoint}.npz"
         if not kept.exists():
             progress("generating seeded weights", 0, 0)
             synthetic.write_npz(kept, BitConfig.from_architecture(SYNTHETIC[checkpoint]))
         return kept
-    known = catalogue.published()
-    if checkpoint in known:
+    if (item := _published().get(checkpoint)) is not None:
         from convert.sources.download import download
 
-        address = known[checkpoint].address
-        kept = folder / Path(address).name
-        download(f"{(mirror or catalogue.BUCKET).rstrip('/')}/{address}", kept, progress)
+        kept = folder / Path(item.address).name
+        download(f"{(mirror or catalogue.BUCKET).rstrip('/')}/{item.address}", kept, progress)
         return kept
-    hint = did_you_mean(checkpoint, (*known, *SYNTHETIC))
-    raise CheckpointError(f"there is no file {checkpoint!r}, and no published checkpoint of that name{hint}")
+    if (match := _on_hub(checkpoint)) is not None:
+        return _from_hub(checkpoint, match["repository"], match["revision"], progress)
+    hint = did_you_mean(checkpoint, (*_published(), *SYNTHETIC))
+    raise CheckpointError(f"there is no file {checkpoint!r}, and it is not a known name{hint}; accepted are {ACCEPTED}")
 
 
-def _from_hub(repository: str, revision: str | None, progress: Callable[[str, int, int], None]) -> Path:
-    """The folder in huggingface_hub's cache that holds a repository's configuration and weights."""
+def hub_name(checkpoint: str) -> str | None:
+    """Return the name of a repository on the Hub, without the owner; None for anything else."""
+    match = _on_hub(checkpoint)
+    return match["repository"].split("/")[1] if match is not None else None
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Expand `~` in a path. Raises `CheckpointError` for the home of an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+@cache
+def _published() -> dict[str, Published]:
+    """Return the published checkpoints by Google's name and by timm's."""
+    known = catalogue.published()
+    for item in tuple(known.values()):
+        if item.evaluation.tag and not item.name.endswith(".h5"):
+            name = f"{MODELS[item.architecture]}.{item.evaluation.tag}"
+            known = {**known, name: item, f"timm/{name}": item}
+    return known
+
+
+def _on_hub(checkpoint: str) -> re.Match[str] | None:
+    """Match a repository on the Hub. A mistyped path, in an existing folder or with a file's extension, is not one."""
+    match = HUB.fullmatch(checkpoint)
+    if match is None or match["prefix"]:
+        return match
+    local = checkpoint.endswith(FILES) or user_path(checkpoint.split("/")[0]).exists()
+    return None if local or checkpoint in _published() else match
+
+
+def _from_hub(checkpoint: str, repository: str, revision: str | None, progress: Progress) -> Path:
+    """Return the folder in huggingface_hub's cache that holds a repository's configuration and weights."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import httpx, logging  # type: ignore[attr-defined, unused-ignore]
 
-    # What it tries again is no concern, what comes of it is.
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    quiet_hub()
     progress(f"fetching {repository}", 0, 0)
     try:
         names = HfApi().list_repo_files(repository, revision=revision)
@@ -81,6 +109,7 @@ def _from_hub(repository: str, revision: str | None, progress: Callable[[str, in
         wanted = [name for name in (*weights, *names) if name in weights or name.endswith(".json")]
         top = [name for name in dict.fromkeys(wanted) if "/" not in name]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=top))
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, http_library().HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"hf:{repository} could not be fetched: {reason}") from None
+        missing = "" if checkpoint.startswith("hf:") else f"there is no file {checkpoint!r}, and "
+        raise DownloadError(f"{missing}hf:{repository} could not be fetched: {reason}") from None

@@ -1,9 +1,9 @@
 """Seeded synthetic BiT checkpoints, in the exact layout of google-research's `.npz` files.
 
-Recorded outputs of the original code exist for these weights, see `reference_outputs`, so the
-whole way from a checkpoint to a verified conversion can be walked without a network. The streams
-come from `numpy.random.RandomState`, which NumPy keeps frozen, and only exactly rounded arithmetic
-follows (no log, sin or pow): the same seed gives the same bits on any machine.
+Recordings of Google's own code exist for these weights (see `reference_outputs`), so a conversion can
+be verified from start to end without a network. The random numbers come from
+`numpy.random.RandomState`, which NumPy keeps frozen, and only exactly rounded arithmetic follows (no
+log, sin or pow): the same seed gives the same bits on any machine.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from bit.config import BitConfig
 from convert.files.atomic import new_file
 from convert.files.base import Tensor
-from convert.files.npz import NpzWriter
+from convert.files.writers import open_writer, ordered
 from convert.layouts.google import GOOGLE
 from convert.network.dtypes import FLOAT32
 from convert.network.parameters import parameters
 
 
 def parameter(key: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
-    """The array that is called `key` in google's layout.
+    """Return the array named `key` in google's layout.
 
-    Kernels have a non-zero mean and filters of scale 1 to 1/8, so that weight standardization, and
-    the epsilon inside it, make a visible difference.
+    Kernels have a non-zero mean and filters of scale 1 to 1/8, so that weight standardization and
+    the epsilon in it make a visible difference.
     """
     rng = np.random.RandomState([seed, zlib.crc32(key.encode())])
     noise = 2 * (rng.random_sample(shape) + rng.random_sample(shape) + rng.random_sample(shape) - 1.5)
@@ -44,14 +44,10 @@ def parameter(key: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.flo
 
 
 def write_npz(path: Path, config: BitConfig, seed: int = 0) -> None:
-    """Write a checkpoint of `config`'s network, whole or not at all, its members sorted by name."""
+    """Write a checkpoint of the network that `config` describes, whole or not at all."""
     shapes = {GOOGLE.key(item.place): GOOGLE.shape(item) for item in parameters(config)}
-    tensors = [Tensor(key, shape, FLOAT32) for key, shape in sorted(shapes.items())]
-    with new_file(path) as partial:
-        writer = NpzWriter(partial, tensors)
-        try:
-            for tensor in tensors:
-                writer.write(tensor, [parameter(tensor.key, tensor.shape, seed).reshape(-1)])
-            writer.finish()
-        finally:
-            writer.close()
+    tensors = ordered("npz", [Tensor(key, shape, FLOAT32) for key, shape in shapes.items()])
+    with new_file(path) as partial, open_writer("npz", partial, tensors) as writer:
+        for tensor in tensors:
+            writer.write(tensor, [parameter(tensor.key, tensor.shape, seed).reshape(-1)])
+        writer.finish()

@@ -1,74 +1,54 @@
-"""Comparing a written checkpoint with its source, bit by bit."""
+"""Compare a converted checkpoint with the source, bit by bit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convert.checkpoints.checkpoint import Checkpoint
-from convert.checkpoints.options import ConversionOptions
-from convert.conversion.plan import plan
+from convert.conversion.plan import Plan, Step
 from convert.files.base import StoredTensor
 from convert.network.axes import Transform, Workspace
-from convert.network.parameters import Place
 from convert.progress import Progress
+from convert.verification.results import TensorCheck
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One written tensor, held to the source."""
+def compare_bytes(plan: Plan, converted: Checkpoint, progress: Progress) -> Iterator[TensorCheck]:
+    """Read every converted tensor back and compare it with the source of the plan.
 
-    name: str
-    """The canonical one."""
-    exact: bool
-    """Whether it was only moved."""
-    problem: str | None = None
-
-
-def compare_bytes(
-    source: Checkpoint, written: Checkpoint, changes: ConversionOptions, progress: Progress
-) -> Iterator[Compared]:
-    """Read every written tensor back and hold it to the source, bit by bit.
-
-    What was only moved is moved back, by the inverse transform; what was changed as well must be
-    what the source gives once more.
+    A tensor that was only moved must convert back to the source exactly, by the inverse transform;
+    any other must equal what the plan makes of the source once more.
     """
     workspace, done = Workspace(), 0
-    for step in plan(source, written.layout, changes):
-        now = written.tensor(step.place)
-        problem: str | None
-        if now.dtype != step.target.dtype:
-            problem = f"{now.key} is {now.dtype.name} instead of {step.target.dtype.name}"
-            yield Compared(step.place.name, step.exact, problem)
-        elif step.exact:
-            assert step.source is not None
-            equal = _gives_back(source, step.source, written, step.place, workspace)
-            problem = None if equal else f"{now.key} does not give back the bytes of {step.source.key}"
-            yield Compared(step.place.name, True, problem)
-        else:
-            blocks = step.blocks(source, workspace, allow_nonfinite=True)
-            equal = _holds(written, now, blocks)
-            problem = None if equal else f"{now.key} is not what its source gives when it is changed as recorded"
-            yield Compared(step.place.name, False, problem)
-        done += now.nbytes
-        progress("comparing bytes", done, written.nbytes)
+    for step in plan.steps:
+        yield TensorCheck(step.place.name, step.exact, _problem(step, plan.checkpoint, converted, workspace))
+        done += converted.tensor(step.place).nbytes
+        progress("comparing bytes", done, converted.nbytes)
 
 
-def _gives_back(source: Checkpoint, was: StoredTensor, written: Checkpoint, place: Place, workspace: Workspace) -> bool:
-    now = written.tensor(place)
-    inverse = Transform(written.stored_axes(place), source.stored_axes(place))
+def _problem(step: Step, source: Checkpoint, converted: Checkpoint, workspace: Workspace) -> str | None:
+    tensor = converted.tensor(step.place)
+    if tensor.dtype != step.target.dtype:
+        return f"{tensor.key} is {tensor.dtype.name} instead of {step.target.dtype.name}"
+    if step.exact:
+        assert step.source is not None
 
-    def read(start: int, out: NDArray[np.generic]) -> None:
-        written.file.read(now, start, out)
+        def read(start: int, out: NDArray[np.generic]) -> None:
+            converted.file.read(tensor, start, out)
 
-    return _holds(source, was, inverse.blocks(now.stored_shape, now.dtype.bits, read, workspace))
+        inverse = Transform(converted.stored_axes(step.place), source.stored_axes(step.place))
+        blocks = inverse.blocks(tensor.stored_shape, tensor.dtype.bits, read, workspace)
+        if not _holds(source, step.source, blocks):
+            return f"{tensor.key} does not convert back to {step.source.key} of the source"
+    elif not _holds(converted, tensor, step.blocks(source, workspace, allow_nonfinite=True)):
+        return f"{tensor.key} is not what the recorded options make of the source"
+    return None
 
 
 def _holds(checkpoint: Checkpoint, tensor: StoredTensor, blocks: Iterable[NDArray[np.generic]]) -> bool:
-    """Whether the tensor has these bits, in its stored order."""
+    """Return whether a tensor has these bits, in the order in which it is stored."""
     position = 0
     for block in blocks:
         stored = np.empty_like(block)

@@ -1,42 +1,34 @@
-"""A checkpoint whose network is run."""
+"""A checkpoint of either side whose network is run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import Origin
-from convert.network.oracle import Oracle
-from convert.references.registry import SOURCE
+from convert.verification.results import SOURCE
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The written checkpoint, or its source."""
+    """A converted checkpoint or its source, with what conversions have changed since the original."""
 
     side: str
-    """`source` or `written`."""
+    """`source` or `converted`."""
     checkpoint: Checkpoint
     origin: Origin
-    """Says what became of the head since, and how far the weights were rounded."""
+    """The original checkpoint, what became of its head, and the roundings of its weights."""
 
     @classmethod
     def source(cls, checkpoint: Checkpoint) -> Candidate:
-        record = checkpoint.record
-        return cls(SOURCE, checkpoint, record.origin if record is not None else Origin(checkpoint.name, ""))
-
-    def definition(self, dtype: type[np.floating[Any]] = np.float64) -> Oracle:
-        """The definition with this checkpoint's weights."""
-        checkpoint = self.checkpoint
-        return Oracle(checkpoint.weights, checkpoint.config, checkpoint.layout.folded, dtype)
+        manifest = checkpoint.manifest
+        return cls(SOURCE, checkpoint, Origin(checkpoint.name, "") if manifest is None else manifest.origin)
 
     @property
     def has_new_head(self) -> bool:
+        """Whether a conversion has put a head of zeros in place of the original one."""
         return self.origin.head.startswith("new:")
 
     def keeps(self, tap: str) -> bool:
-        """Whether what the origin computed there is what this should compute."""
+        """Return whether a tap must have the values that it has in the original network."""
         return tap != "logits" or self.origin.head == "keep"

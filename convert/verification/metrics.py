@@ -1,4 +1,4 @@
-"""Errors between what two implementations compute."""
+"""Measures of the error between two arrays."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.network.taps import Array, Summary
+from convert.network.taps import Summary
 
 AT_ONCE = 1 << 20
-"""Values that are compared at once, so that what lies between stays small."""
+"""Values compared at once, so that temporary arrays stay small."""
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def relative_l2(found: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
-    """‖found − expected‖ / ‖expected‖ in float64; infinite for other shapes or values that are not finite."""
+    """Return ‖found − expected‖ / ‖expected‖ in float64.
+
+    Infinite for arrays of different shapes, empty arrays, and values that are not finite.
+    """
     if found.shape != expected.shape or not found.size:
         return float("inf")
     x, y = found.reshape(-1), expected.reshape(-1)
@@ -25,7 +28,7 @@ def relative_l2(found: NDArray[np.generic], expected: NDArray[np.generic]) -> fl
 
 
 def relative_l2_of(pieces: Iterable[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> float:
-    """The same of arrays that are given in pieces, found and expected, of any shape."""
+    """Return the relative L2 error of arrays given in pieces, (found, expected), of any shape."""
     difference = norm = 0.0
     for found, expected in pieces:
         x, y = (array.astype(np.float64, copy=False).reshape(-1) for array in (found, expected))
@@ -37,16 +40,7 @@ def relative_l2_of(pieces: Iterable[tuple[NDArray[np.generic], NDArray[np.generi
 
 
 def summary_error(found: Summary, expected: Summary) -> float:
-    """The largest relative L2 error among the parts of a summary; infinite if parts are missing."""
+    """Return the largest relative L2 error among the parts of a summary; infinite if parts are missing."""
     if not expected or found.keys() != expected.keys():
         return float("inf")
     return max(relative_l2(found[part], expected[part]) for part in expected)
-
-
-def agreement(found: Array, expected: Array) -> tuple[int, int, float, float]:
-    """Of logits `[N, classes]`: images with the same first class and the same first five, margin, largest error."""
-    ranks, wanted = (np.argsort(-logits, axis=1, kind="stable")[:, :5] for logits in (found, expected))
-    same = [set(x) == set(y) for x, y in zip(ranks.tolist(), wanted.tolist(), strict=True)]
-    ordered = np.sort(expected, axis=1)
-    margin = float((ordered[:, -1] - ordered[:, -2]).min()) if expected.shape[1] > 1 else 0.0
-    return int((ranks[:, 0] == wanted[:, 0]).sum()), sum(same), margin, float(np.abs(found - expected).max())

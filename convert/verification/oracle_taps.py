@@ -1,8 +1,10 @@
-"""What the definition computes on a source file: every tap, whole, on the disk."""
+"""The taps that the oracle computes on the source, kept whole on the disk."""
 
 from __future__ import annotations
 
 import tempfile
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,49 +12,52 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.network.runner import Batches, Taps, walk
-from convert.network.taps import parts, tap_names
-from convert.progress import Progress
+from convert.network.runner import Batches, Taps, run_network
+from convert.network.taps import Key, Part, parts, tap_names
+from convert.progress import Progress, tracked
 from convert.verification.candidate import Candidate
 
 
 class OracleTaps:
-    """The taps of the definition in float64, computed once and read back one at a time.
+    """The taps of the oracle in float64, computed when first asked for and read back one at a time.
 
-    Itself an `Implementation`, whose results are those that it keeps. Needs room in the temporary
-    folder, 60 MB for R50x1 and 1.4 GB for R152x4; leaving the `with` gives it back.
+    They take 60 MB of the temporary folder for R50x1 and 1.4 GB for R152x4, until the `with` block ends.
     """
 
-    def __init__(self, subject: Candidate, images: Batches, progress: Progress) -> None:
-        definition, config = subject.definition(), subject.checkpoint.config
-        self.name, self.dtype, self.about = definition.name, definition.dtype, definition.about
-        self.subject, self.images, self._parts = subject, images, parts(config)
+    def __init__(self, source: Candidate, images: Batches, progress: Progress) -> None:
+        self.source, self.images, self._progress = source, images, progress
+        self.names = tap_names(source.checkpoint.config)
         self._folder = tempfile.TemporaryDirectory(prefix="bit-taps-")
-        self._names: dict[tuple[str, str], Path] = {}
-        total = len(tap_names(config))
-        for done, (tap, values) in enumerate(walk(definition, config, images), 1):
-            for name, value in values.items():
-                path = Path(self._folder.name) / f"{len(self._names)}.npy"
-                np.save(path, value)
-                self._names[name, tap] = path
-            progress("running the definition on the source", done, total)
 
     def __getitem__(self, tap: str) -> dict[str, NDArray[np.float64]]:
-        """A tap of every input, `[N, H, W, C]` or `[N, C]`."""
-        return {name: np.load(self._names[name, tap], mmap_mode="r") for name in self.images}
+        """Return a tap of every input, `[N, H, W, C]` or `[N, C]`."""
+        return {name: np.load(self._paths[name, tap], mmap_mode="r") for name in self.images}
 
     def __contains__(self, tap: str) -> bool:
-        return all((name, tap) in self._names for name in self.images)
+        return tap in self.names
 
-    def inputs(self, part: str) -> Batches:
-        """What the part is given: the last tap of the one before, or the images."""
-        names = list(self._parts)
-        index = names.index(part) if part in names else len(names)  # of a head that was added since
-        return self[names[index - 1]] if index else self.images
+    def taps(self) -> Taps:
+        """Yield every tap in the order of the forward pass."""
+        return ((tap, self[tap]) for tap in self.names)
 
-    def run(self, part: str, inputs: Batches) -> Taps:
-        for tap in self._parts[part]:
-            yield tap, self[tap]
+    def inputs(self, part: Part) -> Batches:
+        """Return the input of a part: the last tap of the part before, or the images.
+
+        A head that the source does not have is given the pooled features.
+        """
+        names = [item.name for item in parts(self.source.checkpoint.config)]
+        before = list(takewhile(lambda name: name != part.name, names))
+        return self[before[-1]] if before else self.images
+
+    @cached_property
+    def _paths(self) -> dict[Key, Path]:
+        checkpoint, paths = self.source.checkpoint, dict[Key, Path]()
+        taps = run_network(checkpoint.oracle(), checkpoint.config, self.images)
+        for tap, values in tracked(taps, "running the oracle on the source", len(self.names), self._progress):
+            for name, value in values.items():
+                paths[name, tap] = Path(self._folder.name) / f"{len(paths)}.npy"
+                np.save(paths[name, tap], value)
+        return paths
 
     def __enter__(self) -> Self:
         return self

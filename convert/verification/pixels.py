@@ -1,6 +1,7 @@
-"""Whether the preprocessing that is stated beside the weights makes the pixels that it should.
+"""Compare the pixels that the stated preprocessing makes with the expected ones.
 
-Judged apart from the network: other pixels than those of training cost accuracy with the best of weights.
+This is judged apart from the network: with other pixels than those of training, the right weights
+lose accuracy too.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,40 +25,25 @@ from bit.image_processing import (
     BitImageProcessorPil,
 )
 from convert.network.inputs import images
+from convert.verification.results import PIXEL_TOLERANCE, PixelCheck
 
-TOLERANCE = 1.0
-"""8-bit levels; so far the two backends of transformers' own processor are from each other."""
 LEVELS = 127.5
-"""8-bit levels in a unit of [-1, 1]."""
+"""8-bit levels in 1 of [-1, 1]."""
 SIZES = {"landscape": (3, 300, 400), "small": (4, 90, 77)}
-"""Seed, height and width of the images, by name."""
+"""Seed, height and width of each image, by name."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Those of ResNet v1 in torchvision and timm (`timm.data.constants`)."""
+"""Mean and deviation of ResNet v1 in torchvision and timm (`timm.data.constants`)."""
 
-OF_TIMM = {"input_size", "pool_size", "crop_pct", "crop_mode", "interpolation", "mean", "std"}
-"""What of timm's `pretrained_cfg` is preprocessing."""
+TIMM_KEYS = {"input_size", "pool_size", "crop_pct", "crop_mode", "interpolation", "mean", "std"}
+"""The keys of timm's `pretrained_cfg` that describe preprocessing."""
 
 Pixels = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class PixelCheck:
-    input: str
-    error: float
-    """The largest difference of a pixel, in 8-bit levels; infinite for another size."""
-    explanation: str | None
-    """Which of the usual mistakes makes these pixels."""
-    tolerance: float = TOLERANCE
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.tolerance
-
-
 def stated_processor(companions: Mapping[str, Mapping[str, Any]]) -> BitImageProcessorPil | None:
-    """The preprocessing that the files beside the weights state; None if they state none.
+    """Return the preprocessing that the companion files state; None if they state none.
 
-    Raises `ValueError`, `TypeError` or `KeyError` for settings that cannot be.
+    Raises `ValueError`, `TypeError` or `KeyError` for invalid settings.
     """
     if PREPROCESSOR_NAME in companions:
         return BitImageProcessorPil.from_dict(companions[PREPROCESSOR_NAME])
@@ -80,56 +65,58 @@ def stated_processor(companions: Mapping[str, Mapping[str, Any]]) -> BitImagePro
 
 
 def without_preprocessing(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file beside the weights says of other things."""
+    """Return the content of a companion file without preprocessing settings."""
     if name == PREPROCESSOR_NAME:
         return {}
     evaluation = content.get("pretrained_cfg")
     if not isinstance(evaluation, Mapping):
         return dict(content)
-    return {**content, "pretrained_cfg": {key: value for key, value in evaluation.items() if key not in OF_TIMM}}
+    return {**content, "pretrained_cfg": {key: value for key, value in evaluation.items() if key not in TIMM_KEYS}}
 
 
 def compare_pixels(found: BitImageProcessorPil, expected: BitImageProcessorPil) -> Iterator[PixelCheck]:
-    """Hold what one preprocessing makes of two images to what another makes of them."""
+    """Compare the pixels that two preprocessings make of the same two images."""
     for name, image in inputs().items():
         yield compare_image(name, found(image)["pixel_values"][0], image, expected)
 
 
 def compare_image(name: str, found: Pixels, image: NDArray[np.uint8], expected: BitImageProcessorPil) -> PixelCheck:
-    """Hold pixels `[C, H, W]`, made of an image `[H, W, C]` by whatever, to those of a preprocessing."""
+    """Compare pixels `[C, H, W]`, made of an image `[H, W, C]`, with those of the expected preprocessing."""
     error = _levels(found, expected(image)["pixel_values"][0])
-    explanation = None
-    if error > TOLERANCE:
-        explanation = next(
-            (said for said, made in _suspects(image, expected) if _levels(found, made) <= TOLERANCE), None
-        )
-    return PixelCheck(name, error, explanation)
+    if error <= PIXEL_TOLERANCE:
+        return PixelCheck(name, error, None)
+    mistakes = (why for why, made in _known_mistakes(image, expected) if _levels(found, made) <= PIXEL_TOLERANCE)
+    return PixelCheck(name, error, next(mistakes, None))
 
 
 def inputs() -> dict[str, NDArray[np.uint8]]:
-    """Two seeded images `[H, W, 3]` of 8 bits."""
+    """Return two seeded images `[H, W, 3]` of 8 bits."""
     return {
         name: ((images(seed, 1, height, width)[0] + 1) * LEVELS).round().astype(np.uint8)
         for name, (seed, height, width) in SIZES.items()
     }
 
 
-def _suspects(image: NDArray[np.uint8], right: BitImageProcessorPil) -> Iterator[tuple[str, Pixels]]:
-    changes: dict[str, dict[str, Any]] = {
-        "mean and deviation are CLIP's": {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
-        "mean and deviation are ImageNet's": {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
-        "mean and deviation are left out, pixels are in [0, 1]": {"do_normalize": False},
-        "pixels are not scaled to [0, 1] before they are normalized": {"do_rescale": False},
-        "the image is resized bilinearly": {"resample": BILINEAR},
-        "the image is resized bicubically": {"resample": BICUBIC},
-        "the image is not resized": {"do_resize": False},
-        "the image is not cropped": {"do_center_crop": False},
-    }
-    for explanation, settings in changes.items():
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mean and deviation are CLIP's": {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+    "mean and deviation are ImageNet's": {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
+    "mean and deviation are left out, pixels are in [0, 1]": {"do_normalize": False},
+    "pixels are not scaled to [0, 1] before they are normalized": {"do_rescale": False},
+    "the image is resized bilinearly": {"resample": BILINEAR},
+    "the image is resized bicubically": {"resample": BICUBIC},
+    "the image is not resized": {"do_resize": False},
+    "the image is not cropped": {"do_center_crop": False},
+}
+"""Known mistakes in the settings of preprocessing."""
+
+
+def _known_mistakes(image: NDArray[np.uint8], right: BitImageProcessorPil) -> Iterator[tuple[str, Pixels]]:
+    """Yield each known mistake with the pixels that it makes of an image."""
+    for explanation, settings in SETTINGS.items():
         yield explanation, dataclasses.replace(right, **settings)(image)["pixel_values"][0]
     for name in PROFILES:
-        made = BitImageProcessorPil.from_profile(name, image_mean=right.image_mean, image_std=right.image_std)
-        yield f"size and crop are those of {name}", made(image)["pixel_values"][0]
+        processor = BitImageProcessorPil.from_profile(name, image_mean=right.image_mean, image_std=right.image_std)
+        yield f"size and crop are those of {name}", processor(image)["pixel_values"][0]
     pixels = right(image)["pixel_values"][0]
     yield "the channels are in the order BGR", pixels[::-1]
     yield "height and width are exchanged", pixels.swapaxes(1, 2)

@@ -1,31 +1,54 @@
-"""What a verification found, as values."""
+"""The results of verifying, comparing and inspecting checkpoints, as frozen values."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+import convert
+from convert.files.base import File
+from convert.references.registry import CONVERTED as CONVERTED
+from convert.references.registry import SOURCE as SOURCE
+
+SCHEMA = 2
+"""Version of `verification.json`."""
 
 END_TO_END, ISOLATED = "end-to-end", "isolated"
-"""The modes of a check, see `Check.mode`."""
+"""The values of `Check.mode`."""
+IDENTICAL, EQUAL, DIFFERENT, MISSING = "identical", "equal", "different", "missing"
+"""The values of `TensorDifference.status`."""
+
+FLOAT64_TOLERANCE = 1e-9
+"""Two implementations of one function agree to about 1e-13 in float64; the smallest known difference in
+meaning, an epsilon of 1e-8 instead of 1e-10, shows as 4e-4."""
+PIXEL_TOLERANCE = 1.0
+"""8-bit levels; the two backends of transformers' own image processor differ by as much."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One tap of one input, held to a reference."""
+    """The error of one tap of one input against a reference.
+
+    In the mode `end-to-end` each part runs on the output of the part before, so errors add up as they
+    do for a user; in the mode `isolated` it runs on the oracle's input for it, so an error names its part.
+    """
 
     reference: str
     implementation: str
     side: str
-    """Whose weights it ran: `written`, or `source`."""
+    """The side that supplies the weights, `source` or `converted`."""
     dtype: str
     mode: str
-    """`end-to-end`: each part was given what the one before made, so that errors add up as they
-    do for a user; `isolated`: what the reference made, so that the error is of this part alone."""
     input: str
     tap: str
     error: float
     """Relative L2."""
     tolerance: float
+    """The largest error that passes."""
 
     @property
     def passed(self) -> bool:
@@ -33,15 +56,15 @@ class Check:
 
     @property
     def run(self) -> str:
-        """What it has in common with the checks of the other taps."""
-        where = " on the source" if self.side == "source" else ""
-        forced = ", isolated" if self.mode == ISOLATED else ""
-        return f"{self.implementation}{where} {self.dtype}{forced}"
+        """Name of the run that this check belongs to, such as `bit (PyTorch) float64, isolated`."""
+        side = " on the source" if self.side == SOURCE else ""
+        mode = ", isolated" if self.mode == ISOLATED else ""
+        return f"{self.implementation}{side} {self.dtype}{mode}"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether an implementation puts the images of one input into the classes that the reference does."""
+    """The number of images of an input that a run puts into the same classes as the reference."""
 
     implementation: str
     side: str
@@ -49,10 +72,248 @@ class Agreement:
     input: str
     images: int
     top1: int
-    """Images whose most probable class is the reference's."""
+    """Images with the same most probable class."""
     top5: int
-    """Images whose five most probable classes are the reference's, in whatever order."""
+    """Images with the same five most probable classes, in any order."""
     margin: float
-    """The least difference of the reference's first two logits, which an error must not reach."""
+    """Smallest difference between the reference's two largest logits of an image."""
     largest_error: float
-    """The largest absolute error of a logit; a margin over twice that cannot be overturned."""
+    """Largest absolute error of a logit; a margin over twice that cannot be overturned."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The diagnosis of one part of a network that is not within its tolerance."""
+
+    implementation: str
+    part: str
+    """Last tap of the part, such as `block1/unit01` or `logits`."""
+    explanation: str | None
+    """The known mistake that explains the error; None if no known mistake does."""
+    before: float
+    """Relative L2 error of the part, given the oracle's input."""
+    after: float | None
+    """The error that is left when the oracle makes the same mistake."""
+
+    @property
+    def words(self) -> str:
+        """The finding in one sentence."""
+        before = f"{self.before:.1e}" if math.isfinite(self.before) else "not finite"
+        if self.explanation is None:
+            return f"{self.part}: no known mistake explains the error ({before})"
+        left = "" if self.after is None else f"; with that mistake the error falls from {before} to {self.after:.1e}"
+        return f"{self.part}: {self.explanation}{left}"
+
+
+@dataclass(frozen=True)
+class EpsilonEffect:
+    """The relative L2 difference that the fixed `epsilon` of a layout's own library makes at a tap.
+
+    `original` is the epsilon that the weights are meant for.
+    """
+
+    library: str
+    epsilon: float
+    original: float
+    input: str
+    tap: str
+    relative_l2: float | None
+    """None if it is not finite."""
+
+
+@dataclass(frozen=True)
+class PixelCheck:
+    """The pixels that the stated preprocessing makes of one image, compared with the expected ones."""
+
+    input: str
+    error: float
+    """Largest difference of a pixel in 8-bit levels; infinite for another size."""
+    explanation: str | None
+    """The known mistake that makes these pixels, or None."""
+    tolerance: float = PIXEL_TOLERANCE
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """One converted tensor, compared with its source; `exact` ones must convert back to the source exactly."""
+
+    name: str
+    """Canonical name."""
+    exact: bool
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """The results of running the network, and the reasons for what could not be run."""
+
+    checks: tuple[Check, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    environments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By run: versions, device, threads and whether TF32 was off."""
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    """The reason for each reference implementation that did not run."""
+    crashed: tuple[str, ...] = ()
+    """Those that started and failed; each is a problem of the verification."""
+    findings: tuple[Finding, ...] = ()
+    epsilon: EpsilonEffect | None = None
+    reference: str = ""
+    """The reference of end-to-end checks."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The verdict on a converted folder. It passes if every comparison passes and at least one was made."""
+
+    name: str
+    layout: str
+    architecture: str
+    classes: int
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of every verified file, by name."""
+    tensors_exact: int = 0
+    """Tensors that convert back to the source exactly."""
+    tensors_changed: int = 0
+    """Tensors that are bit for bit what the requested change makes of the source."""
+    roundings: tuple[str, ...] = ()
+    """The dtypes to which the weights were rounded since the original checkpoint."""
+    problems: tuple[str, ...] = ()
+    """Faults of files, tensors and required references."""
+    network: NetworkResult = field(default_factory=NetworkResult)
+    pixels: tuple[PixelCheck, ...] = ()
+    warnings: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        return self.network.checks
+
+    @property
+    def model_passed(self) -> bool:
+        """Whether files and tensors have no problems and the network computes what it should."""
+        return not self.problems and bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def pixels_passed(self) -> bool:
+        return all(check.passed for check in self.pixels)
+
+    @property
+    def passed(self) -> bool:
+        return self.model_passed and self.pixels_passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of `verification.json`; a number that is not finite becomes null."""
+        values = _builtins(self)
+        values |= values.pop("network")
+        judged: dict[str, tuple[Check | PixelCheck, ...]] = {"checks": self.checks, "pixels": self.pixels}
+        for name, checks in judged.items():
+            values[name] = [{**row, "passed": check.passed} for check, row in zip(checks, values[name], strict=True)]
+        verdict = {"passed": self.passed, "model_passed": self.model_passed, "pixels_passed": self.pixels_passed}
+        return {"schema": SCHEMA, "verifier": f"bit-convert {convert.__version__}", **verdict, **values}
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """The difference of one parameter between two checkpoints.
+
+    `identical`: the same bytes under the same name; `equal`: the same numbers, stored in another way;
+    `different`; `missing` in one of them.
+    """
+
+    parameter: str
+    status: str
+    largest: float | None = None
+    """Largest absolute difference; None if there are no comparable numbers."""
+    relative_l2: float | None = None
+    """Relative to the first checkpoint; None likewise."""
+
+
+@dataclass(frozen=True)
+class TapDifference:
+    """The difference of one tap between two networks, each with the epsilon of its weights, in float64."""
+
+    input: str
+    tap: str
+    relative_l2: float | None
+    """Relative to the first network; None if it is not finite."""
+
+    @property
+    def alike(self) -> bool:
+        """Whether the difference is no more than rounding in float64."""
+        return self.relative_l2 is not None and self.relative_l2 <= FLOAT64_TOLERANCE
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The result of `bit compare`."""
+
+    tensors: tuple[TensorDifference, ...]
+    taps: tuple[TapDifference, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every parameter holds the same numbers and every compared tap is alike."""
+        same = all(tensor.status in (IDENTICAL, EQUAL) for tensor in self.tensors)
+        return same and all(tap.alike for tap in self.taps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the output of `bit compare --json`."""
+        return {"equal": self.equal, **_builtins(self)}
+
+
+@dataclass(frozen=True)
+class EpsilonCost:
+    """The effect of a library's epsilon on the filter that suffers most from it.
+
+    `deviation` is the relative decrease of the filter's output: with variance v,
+    1 − √((v + ε of the weights) / (v + ε of the library)).
+    """
+
+    layout: str
+    epsilon: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The result of `bit inspect`."""
+
+    path: str
+    container: str
+    layout: str
+    architecture: str
+    classes: int
+    """0 if the network has no head."""
+    dtype: str
+    tensors: int
+    parameters: int
+    bytes: int
+    """Size of the weights."""
+    files: Mapping[str, File]
+    sha256: str
+    recorded_outputs: bool
+    """Whether a recording of the original code exists for these bytes."""
+    ws_eps: float
+    """The epsilon that the weights are meant for."""
+    zero_head: bool
+    """Whether the head is all zeros, as before fine-tuning."""
+    nonfinite: tuple[str, ...]
+    """Tensors that hold NaN or infinity."""
+    worst_filter: str
+    """The standardized filter with the smallest variance, such as `block1/unit01/conv1/kernel[…, 17]`."""
+    least_variance: float | None
+    epsilon_costs: tuple[EpsilonCost, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the output of `bit inspect --json`."""
+        return _builtins(self)
+
+
+def _builtins(value: Any) -> dict[str, Any]:
+    """Return a dataclass as JSON has it, without NaN and infinity."""
+    return dict(msgspec.json.decode(msgspec.json.encode(value)))

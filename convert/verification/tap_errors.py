@@ -1,151 +1,142 @@
-"""Holding what an implementation computes to the references, tap by tap; the errors, as values."""
+"""Compare every tap of a run with the expected values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.network.inputs import INPUTS, batches
-from convert.network.runner import Batches, Implementation, run
-from convert.network.taps import WHOLE, Key, Summary, parts, summarize, tap_names
-from convert.progress import Progress
+from convert.network.runner import Batches, Implementation, run_part
+from convert.network.taps import WHOLE, Array, Key, parts, summarize, tap_names
 from convert.references.recordings import Recordings
 from convert.verification.candidate import Candidate
-from convert.verification.metrics import agreement, relative_l2, summary_error
+from convert.verification.metrics import relative_l2, summary_error
 from convert.verification.oracle_taps import OracleTaps
-from convert.verification.results import END_TO_END, ISOLATED, Agreement, Check
+from convert.verification.results import END_TO_END, ISOLATED, Agreement, Check, Finding
 from convert.verification.tolerances import Tolerances
 
+ORACLE = "the oracle on the source"
+"""The reference of isolated checks and, without a recording, of end-to-end checks."""
 
-@dataclass
-class TapComparison:
-    """End-to-end errors are those from the records or, where there are none, from the truth.
+BothModes = Iterable[tuple[str, Batches, Batches]]
+"""A tap with its end-to-end values and its isolated values, which are empty if not wanted."""
 
-    Isolated ones are always from the truth, and need one.
-    """
 
-    records: Recordings | None
-    truth: OracleTaps | None
-    channels: int
-    progress: Progress
-    checks: list[Check] = field(default_factory=list)
-    agreements: list[Agreement] = field(default_factory=list)
+@dataclass(frozen=True)
+class RunResult:
+    """The result of one run: one implementation, one dtype, one side."""
 
-    def __post_init__(self) -> None:
-        self.images: Batches = batches(self.records.truth.inputs if self.records else INPUTS, self.channels)
-        self.whole: dict[Key, NDArray[np.float64]] = {}
-        """The pooled features and logits that the last implementation gave end-to-end."""
-        self._budgets: dict[tuple[str, bool], Tolerances] = {}
+    checks: tuple[Check, ...]
+    agreements: tuple[Agreement, ...]
+    environment: Mapping[str, str]
+    """Versions, device and threads."""
+    outputs: Mapping[Key, Array]
+    """Pooled features and logits, end-to-end."""
+    findings: tuple[Finding, ...] = ()
 
-    @property
-    def reference(self) -> str:
-        if self.records is None:
-            return "the definition on the source file"
-        return f"recorded outputs of {self.records.truth.implementation}"
 
-    @np.errstate(invalid="ignore", over="ignore")
-    def run(self, implementation: Implementation, subject: Candidate, forced: bool = False) -> list[Check]:
-        """Check every tap of an implementation that runs the subject's weights; the checks of this run.
+@dataclass(frozen=True)
+class Expected:
+    """The values that runs are compared with: end-to-end a recording if there is one, otherwise the oracle."""
 
-        `forced` gives each part the truth's input too, in the same pass. A tap that is missing on
-        either side fails, and so do values that are not finite.
-        """
-        found: dict[tuple[str, Key], float] = {}
-        self.whole.clear()
-        state, config = self.images, subject.checkpoint.config
-        what = f"comparing {implementation.name} {implementation.dtype}"
-        for number, part in enumerate(parts(config), 1):
-            given = self.truth.inputs(part) if forced and self.truth is not None else None
-            for tap, values, alone in _both(implementation, part, state, given):
-                state = values
-                for name, value in values.items():
-                    found[END_TO_END, (name, tap)] = self._error(END_TO_END, subject, (name, tap), value)
-                    if tap in WHOLE:
-                        self.whole[name, tap] = value.astype(np.float64)
-                for name, value in alone.items():
-                    found[ISOLATED, (name, tap)] = self._error(ISOLATED, subject, (name, tap), value)
-            self.progress(what, number, len(parts(config)))
-        checks = self._judged(found, implementation, subject, forced)
-        self.checks += checks
-        return checks
+    recordings: Recordings | None
+    oracle: OracleTaps | None
+    """None without the source; then there are recordings, and isolated values cannot be compared."""
+    images: Batches
+    tolerances: Mapping[str, Tolerances]
+    """By side."""
 
-    def tolerances(self, subject: Candidate) -> Tolerances:
-        key = subject.side, self.truth is not None
-        if key not in self._budgets:
-            self._budgets[key] = Tolerances(subject, self.records, self.truth, self.images, self.progress)
-        return self._budgets[key]
+    def reference(self, mode: str = END_TO_END) -> str:
+        """Return the name of the reference in reports."""
+        if mode == ISOLATED or self.recordings is None:
+            return ORACLE
+        return f"recorded outputs of {self.recordings.float64.implementation}"
 
-    def expected(self, subject: Candidate) -> set[Key]:
-        """What the references hold of what this subject should compute."""
-        if self.records is not None:
-            known = set(self.records.truth.taps)
-        else:
-            assert self.truth is not None, "there are records, or a source"
-            known = {(name, tap) for name in self.images for tap in tap_names(self.truth.subject.checkpoint.config)}
-        kept = {key for key in known if subject.keeps(key[1])}
-        return kept | ({(name, "logits") for name in self.images} if subject.has_new_head else set())
+    def keys(self, candidate: Candidate) -> set[Key]:
+        """Return the inputs and taps for which a candidate has expected values."""
+        assert self.recordings is not None or self.oracle is not None, "there is a recording or a source"
+        taps = self.oracle.names if self.recordings is None and self.oracle is not None else []
+        known = self.recordings.float64.taps if self.recordings else {(x, tap) for x in self.images for tap in taps}
+        new = {(name, "logits") for name in self.images} if candidate.has_new_head else set()
+        return {key for key in known if candidate.keeps(key[1])} | new
 
-    def _error(self, mode: str, subject: Candidate, key: Key, value: NDArray[np.generic]) -> float:
+    def error(self, mode: str, candidate: Candidate, key: Key, value: NDArray[np.generic]) -> float:
+        """Return the relative L2 error of a tap; infinite if no value is expected."""
         name, tap = key
-        if not subject.keeps(tap):
-            zeros = np.zeros((len(value), subject.checkpoint.config.num_labels))
-            return relative_l2(value, zeros) if subject.has_new_head else math.inf
-        if mode == END_TO_END and self.records is not None:
-            return summary_error(summarize(tap, value), self.records.truth.taps.get(key, {}))
-        if self.truth is None or tap not in self.truth:
-            return math.inf
-        return relative_l2(value, self.truth[tap][name])
+        if not candidate.keeps(tap):
+            zeros = np.zeros((len(value), candidate.checkpoint.config.num_labels))
+            return relative_l2(value, zeros) if candidate.has_new_head else math.inf
+        if mode == END_TO_END and self.recordings is not None:
+            return summary_error(summarize(tap, value), self.recordings.float64.taps.get(key, {}))
+        return relative_l2(value, self.oracle[tap][name]) if self.oracle and tap in self.oracle else math.inf
 
-    def _judged(
-        self, found: dict[tuple[str, Key], float], implementation: Implementation, subject: Candidate, forced: bool
-    ) -> list[Check]:
-        keys = {(name, tap) for name in self.images for tap in tap_names(subject.checkpoint.config)}
-        expected, tolerances = self.expected(subject), self.tolerances(subject)
-        checks = []
-        for mode in (END_TO_END, ISOLATED) if forced and self.truth is not None else (END_TO_END,):
-            reference = self.reference if mode == END_TO_END else "the definition on the source file"
-            run = (reference, implementation.name, subject.side, implementation.dtype, mode)
-            order = [(name, tap) for tap in tap_names(subject.checkpoint.config) for name in self.images]
-            for key in dict.fromkeys((*order, *sorted(expected), *(key for _, key in found))):
-                error = found.get((mode, key), math.inf) if key in keys else math.inf
-                limit = tolerances.of(implementation.dtype, mode, key) if key in expected and key in keys else 0.0
-                checks.append(Check(*run, *key, error, limit))
-        for (name, tap), logits in self.whole.items():
-            wanted = self._true_logits(subject, name) if tap == "logits" else None
-            if wanted is not None and wanted.shape == logits.shape and np.isfinite(logits).all():
-                about = (implementation.name, subject.side, implementation.dtype, name, len(logits))
-                self.agreements.append(Agreement(*about, *agreement(logits, wanted)))
-        return checks
-
-    def _true_logits(self, subject: Candidate, name: str) -> NDArray[np.float64] | None:
-        if not subject.keeps("logits"):
+    def logits(self, candidate: Candidate, name: str) -> Array | None:
+        """Return the expected logits `[N, num_labels]` of an input; None if the head is another one."""
+        if not candidate.keeps("logits"):
             return None
-        if self.records is not None:
-            summary: Summary = self.records.truth.taps.get((name, "logits"), {})
-            return summary.get("")
-        return self.truth["logits"][name] if self.truth is not None and "logits" in self.truth else None
+        if self.recordings is not None:
+            return self.recordings.float64.taps.get((name, "logits"), {}).get("")
+        return self.oracle["logits"][name] if self.oracle and "logits" in self.oracle else None
 
 
-def _both(
-    implementation: Implementation, part: str, state: Batches, given: Batches | None
+@np.errstate(invalid="ignore", over="ignore")
+def compare_taps(
+    implementation: Implementation, candidate: Candidate, taps: BothModes, expected: Expected
+) -> RunResult:
+    """Check every tap of a run. A tap that is missing on either side fails."""
+    errors: dict[str, dict[Key, float]] = {END_TO_END: {}}
+    outputs: dict[Key, Array] = {}
+    for tap, together, isolated in taps:
+        for mode, values in ((END_TO_END, together), (ISOLATED, isolated)):
+            for name, value in values.items():
+                error = expected.error(mode, candidate, (name, tap), value)
+                errors.setdefault(mode, {})[name, tap] = error
+        if tap in WHOLE:
+            outputs |= {(name, tap): value.astype(np.float64) for name, value in together.items()}
+    wanted, tolerances = expected.keys(candidate), expected.tolerances[candidate.side]
+    order = [(name, tap) for tap in tap_names(candidate.checkpoint.config) for name in expected.images]
+    run = (implementation.name, candidate.side, implementation.dtype)
+    checks = []
+    for mode, found in errors.items():
+        for key in dict.fromkeys((*order, *sorted(wanted), *found)):
+            comparable = key in order and key in wanted
+            tolerance = tolerances.of(implementation.dtype, mode, key) if comparable else 0.0
+            error = found.get(key, math.inf) if key in order else math.inf
+            checks.append(Check(expected.reference(mode), *run, mode, *key, error, tolerance))
+    agreements = []
+    for (name, tap), logits in outputs.items():
+        right = expected.logits(candidate, name) if tap == "logits" else None
+        if right is not None and right.shape == logits.shape and np.isfinite(logits).all():
+            agreements.append(_agreement((*run, name), logits, right))
+    return RunResult(tuple(checks), tuple(agreements), implementation.about, outputs)
+
+
+def _agreement(about: tuple[str, str, str, str], found: Array, expected: Array) -> Agreement:
+    """Compare the classes of logits `[N, classes]`."""
+    ranks, wanted = (np.argsort(-logits, axis=1, kind="stable")[:, :5] for logits in (found, expected))
+    top5 = [set(x) == set(y) for x, y in zip(ranks.tolist(), wanted.tolist(), strict=True)]
+    top1 = int((ranks[:, 0] == wanted[:, 0]).sum())
+    ordered = np.sort(expected, axis=1)
+    margin = float((ordered[:, -1] - ordered[:, -2]).min()) if expected.shape[1] > 1 else 0.0
+    return Agreement(*about, len(found), top1, sum(top5), margin, float(np.abs(found - expected).max()))
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def run_both_modes(
+    implementation: Implementation, candidate: Candidate, images: Batches, oracle: OracleTaps | None
 ) -> Iterator[tuple[str, Batches, Batches]]:
-    """Each tap of a part, made of the `state` and, apart, of what is `given`.
+    """Yield each tap end-to-end and, if there is an `oracle`, isolated.
 
-    Both go together, so that the part's weights are read once.
+    Both modes run in one pass, so that the weights of a part are read once.
     """
-    if isinstance(implementation, OracleTaps):
-        yield from ((tap, values, {}) for tap, values in implementation.run(part, state))
-        return
-    both = {(END_TO_END, name): value for name, value in state.items()}
-    both |= {(ISOLATED, name): value.astype(state[name].dtype, copy=False) for name, value in (given or {}).items()}
-    names = {" ".join(key): key for key in both}
-    for tap, values in run(implementation, part, {name: both[key] for name, key in names.items()}):
-        modes: dict[str, dict[str, NDArray[np.generic]]] = {END_TO_END: {}, ISOLATED: {}}
-        for name, value in values.items():
-            mode, of = names[name]
-            modes[mode][of] = value
-        yield tap, modes[END_TO_END], modes[ISOLATED]
+    state = images
+    for part in parts(candidate.checkpoint.config):
+        given = {} if oracle is None else oracle.inputs(part)
+        both = {f"{END_TO_END} {name}": value for name, value in state.items()}
+        both |= {f"{ISOLATED} {name}": x.astype(state[name].dtype, copy=False) for name, x in given.items()}
+        for tap, values in run_part(implementation, part, both):
+            state = {name: values[f"{END_TO_END} {name}"] for name in images}
+            yield tap, state, {name: values[f"{ISOLATED} {name}"] for name in given}

@@ -1,128 +1,115 @@
-"""How large the error of a tap may be: derived from what rounding does there, not chosen."""
+"""The largest error that each tap may have, derived from the effect of rounding there."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convert.network.oracle import Oracle
 from convert.network.parameters import ALL
-from convert.network.runner import Batches, Implementation, Taps, run, walk
+from convert.network.runner import Batches, Taps, run_network, run_part
 from convert.network.taps import Key, parts, summarize, tap_names
-from convert.progress import Progress
+from convert.progress import Progress, tracked
 from convert.references.recordings import Recordings
 from convert.verification.candidate import Candidate
 from convert.verification.metrics import relative_l2, summary_error
 from convert.verification.oracle_taps import OracleTaps
-from convert.verification.results import END_TO_END
+from convert.verification.results import END_TO_END, FLOAT64_TOLERANCE
 
-T = TypeVar("T")
-
-FLOAT64_TOLERANCE = 1e-9
-"""Implementations of one function agree to about 1e-13 in float64; the least of the semantic
-differences known, an epsilon of 1e-8 for 1e-10, shows as 4e-4."""
 FLOAT32_FACTOR = 4
-"""Times the larger error of the original code's own float32 runs at the same tap."""
+"""Multiple of the larger error that the recorded float32 runs have at the same tap."""
 ROUNDING_FACTOR = 4
-"""Times what other errors of the size of the rounding do at the same tap."""
-MOST_FOR_ROUNDING = 1.0
-"""Without the source the room is measured on the file under test, where a fault may make it large: more
-than this is none. bfloat16 needs 0.5 in the last units of R50x1."""
+"""Multiple of the error that another rounding of the same size causes at the same tap."""
+LARGEST_ROUNDING_TOLERANCE = 1.0
+"""Without the source, the effect of rounding is measured on the converted file, where a fault may inflate
+it: a larger tolerance than this counts as 0. bfloat16 needs 0.5 in the last units of R50x1."""
 
 
+@dataclass(frozen=True)
 class Tolerances:
-    """The tolerances of one checkpoint's taps; what must be measured for them is, once, when first asked for."""
+    """The tolerances of one candidate's taps. Effects of rounding are measured when first needed.
 
-    def __init__(
-        self,
-        subject: Candidate,
-        records: Recordings | None,
-        truth: OracleTaps | None,
-        images: Batches,
-        progress: Progress,
-    ) -> None:
-        self.subject, self.records, self.truth, self.images = subject, records, truth, images
-        self.progress = progress
-        self._float32: dict[Key, float] = {}
-        self._rounding: dict[tuple[str, Key], float] = {}
+    They are measured on the source if there is an oracle for it, so that no fault of the converted
+    file enlarges a tolerance.
+    """
+
+    candidate: Candidate
+    recordings: Recordings | None
+    oracle: OracleTaps | None
+    images: Batches
+    progress: Progress
+    _rounding: dict[str, dict[Key, float]] = field(default_factory=dict)
 
     def of(self, dtype: str, mode: str, key: Key) -> float:
-        """The largest relative L2 error that passes. In float32 only end-to-end errors have one."""
+        """Return the largest relative L2 error that passes."""
         if dtype == "float64":
-            return FLOAT64_TOLERANCE + self._for_rounding(mode, key)
-        return FLOAT32_FACTOR * self._float32_error(key) + self._for_rounding(mode, key)
+            return FLOAT64_TOLERANCE + self._for_rounded_weights(mode, key)
+        return FLOAT32_FACTOR * self._float32_error(key) + self._for_rounded_weights(mode, key)
 
     def _float32_error(self, key: Key) -> float:
-        """From the float32 runs that were recorded or, without any, from one of the definition."""
-        if not self.subject.keeps(key[1]):
+        """Return the error of recorded float32 runs or, without a recording, of the oracle in float32."""
+        if not self.candidate.keeps(key[1]):
             return 0.0
-        if self.records is not None:
-            return self.records.float32_error(key)
-        self._float32 = self._float32 or dict(self._measure_float32())
-        return self._float32[key]
+        if self.recordings is None:
+            return self._oracle_in_float32[key]
+        expected = self.recordings.float64.taps.get(key, {})
+        return max(summary_error(run.taps.get(key, {}), expected) for run in self.recordings.float32)
 
-    def _for_rounding(self, mode: str, key: Key) -> float:
-        """What rounding the weights may do to a tap: nothing where none was rounded."""
-        if not self._roundoff(mode):
+    @cached_property
+    def _oracle_in_float32(self) -> dict[Key, float]:
+        assert self.oracle is not None, "there is a recording or a source"
+        source, oracle = self.oracle.source.checkpoint, self.oracle
+        taps = run_network(source.oracle(np.float32), source.config, self.images)
+        return {
+            (name, tap): relative_l2(value, oracle[tap][name])
+            for tap, values in self._tracked(taps, "measuring the rounding of float32")
+            for name, value in values.items()
+        }
+
+    def _for_rounded_weights(self, mode: str, key: Key) -> float:
+        """Return the part of a tolerance that is due to rounded weights: 0 if none were rounded."""
+        roundoff = self._roundoff(mode)
+        if not roundoff:
             return 0.0
-        if not any(measured == mode for measured, _ in self._rounding):
-            self._rounding |= dict(self._measure_rounding(mode))
-        tolerance = ROUNDING_FACTOR * self._rounding.get((mode, key), 0.0)
-        return tolerance if self.truth is not None or tolerance <= MOST_FOR_ROUNDING else 0.0
+        if mode not in self._rounding:
+            self._rounding[mode] = dict(self._measure_rounding(mode, roundoff))
+        tolerance = ROUNDING_FACTOR * self._rounding[mode].get(key, 0.0)
+        return tolerance if self.oracle is not None or tolerance <= LARGEST_ROUNDING_TOLERANCE else 0.0
 
     def _roundoff(self, mode: str) -> float:
-        """The largest relative error of a weight by rounding since what the results are held to was computed."""
-        origin = self.subject.origin
-        if self.truth is None or (mode == END_TO_END and self.records is not None):
+        """Return the largest relative error of a weight due to roundings after the reference was computed."""
+        origin = self.candidate.origin
+        if self.oracle is None or (mode == END_TO_END and self.recordings is not None):
             return origin.roundoff
-        return replace(origin, roundings=origin.roundings[len(self.truth.subject.origin.roundings) :]).roundoff
+        return replace(origin, roundings=origin.roundings[len(self.oracle.source.origin.roundings) :]).roundoff
 
-    @property
-    def _unaltered(self) -> Candidate:
-        """The source if it is at hand, so that no fault of the written file makes room for itself."""
-        return self.subject if self.truth is None else self.truth.subject
+    def _measure_rounding(self, mode: str, roundoff: float) -> Iterator[tuple[Key, float]]:
+        """Measure each tap's error when every weight gets another error within `roundoff`, seeded by its name."""
+        checkpoint = (self.candidate if self.oracle is None else self.oracle.source).checkpoint
+        right = checkpoint.oracle()
 
-    def _measure_float32(self) -> Iterator[tuple[Key, float]]:
-        """On the source, so that no fault of the written file makes room for itself."""
-        assert self.truth is not None, "there are records, or a source"
-        source = self.truth.subject
-        taps = walk(source.definition(np.float32), source.checkpoint.config, self.images)
-        for tap, values in self._watched("measuring what float32 does", taps):
-            for name, value in values.items():
-                yield (name, tap), relative_l2(value, self.truth[tap][name])
-
-    def _measure_rounding(self, mode: str) -> Iterator[tuple[tuple[str, Key], float]]:
-        """What it does to each tap when every weight gets another error within the roundoff, drawn by its name."""
-        right, roundoff = self._unaltered.definition(), self._roundoff(mode)
-
-        def rounded_otherwise(name: str, channels: slice = ALL) -> NDArray[np.float64]:
+        def rounded(name: str, channels: slice = ALL) -> NDArray[np.float64]:
             values = right.weights(name, channels)
             seed = zlib.crc32(name.encode()), channels.start or 0
             values *= np.random.default_rng(seed).uniform(1 - roundoff, 1 + roundoff, values.shape)
             return values
 
-        off = Oracle(rounded_otherwise, right.config, right.folded)
-        runs = zip(self._run(right, mode), self._run(off, mode), strict=True)
-        for (tap, expected), (_, found) in self._watched(f"measuring what rounding does, {mode}", runs):
-            for name, value in found.items():
-                yield (mode, (name, tap)), summary_error(summarize(tap, value), summarize(tap, expected[name]))
+        perturbed = Oracle(rounded, right.config, right.folded)
+        expected = run_network(right, right.config, self.images) if self.oracle is None else self.oracle.taps()
+        if self.oracle is None or mode == END_TO_END:
+            found = run_network(perturbed, right.config, self.images)
+        else:
+            oracle = self.oracle
+            found = (tap for part in parts(right.config) for tap in run_part(perturbed, part, oracle.inputs(part)))
+        found = self._tracked(found, f"measuring the effect of rounded weights, {mode}")
+        for (tap, values), (_, wanted) in zip(found, expected, strict=True):
+            for name, value in values.items():
+                yield (name, tap), summary_error(summarize(tap, value), summarize(tap, wanted[name]))
 
-    def _run(self, implementation: Implementation, mode: str) -> Taps:
-        config = self._unaltered.checkpoint.config
-        if mode == END_TO_END or self.truth is None:
-            yield from walk(implementation, config, self.images)
-            return
-        for part in parts(config):
-            yield from run(implementation, part, self.truth.inputs(part))
-
-    def _watched(self, what: str, items: Iterator[T]) -> Iterator[T]:
-        """The taps, each announced as progress."""
-        total = len(tap_names(self.subject.checkpoint.config))
-        for done, item in enumerate(items, 1):
-            self.progress(what, done, total)
-            yield item
+    def _tracked(self, taps: Taps, task: str) -> Taps:
+        return tracked(taps, task, len(tap_names(self.candidate.checkpoint.config)), self.progress)

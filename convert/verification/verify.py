@@ -1,4 +1,4 @@
-"""The verdict on a converted folder: its files, its bytes and its function."""
+"""Verify a converted folder: the files, the bytes, the companion files and the network."""
 
 from __future__ import annotations
 
@@ -7,192 +7,204 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-import convert
 from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest
-from convert.conversion.plan import plan
+from convert.conversion.plan import Plan
+from convert.conversion.plan import plan as make_plan
 from convert.conversion.write import origin_of
-from convert.errors import CheckpointError
-from convert.files.base import File, combined_sha256, file_sha256
+from convert.errors import CheckpointError, ConvertError
+from convert.files.base import combined_sha256, file_sha256
 from convert.files.detect import kind
 from convert.network.parameters import parameters
 from convert.progress import Progress
-from convert.references import recordings
-from convert.references.registry import CONVERTED
+from convert.references.recordings import SHIPPED, find_recordings
 from convert.verification.bytes import compare_bytes
 from convert.verification.candidate import Candidate
-from convert.verification.network import NetworkResult, compare_network
-from convert.verification.pixels import PixelCheck, compare_pixels, stated_processor, without_preprocessing
-from convert.verification.results import Check
+from convert.verification.network import Task, compare_network
+from convert.verification.pixels import compare_pixels, stated_processor, without_preprocessing
+from convert.verification.results import CONVERTED, NetworkResult, PixelCheck, TensorCheck, Verification
 
 
-@dataclass
-class Verification:
-    """What was compared, with what result. It passes when every comparison did, and at least one was made."""
+@dataclass(frozen=True)
+class Settings:
+    """The references that a conversion is compared with."""
 
-    name: str
-    layout: str
-    architecture: str
-    classes: int
-    files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 by name of every file that was verified."""
-    tensors_proven: int = 0
-    """Tensors whose inverse transform gives the source's bytes."""
-    tensors_changed: int = 0
-    """Tensors that are bit for bit what the source's give when they are changed as asked."""
-    roundings: tuple[str, ...] = ()
-    """The dtypes to which the weights were rounded since their origin, as the record says."""
-    problems: list[str] = field(default_factory=list)
-    """Files and tensors that are not what they should be."""
-    trials: NetworkResult = field(default_factory=NetworkResult)
-    """What running the network showed."""
-    pixels: list[PixelCheck] = field(default_factory=list)
-    """What the preprocessing that is stated beside the weights makes of images."""
-    warnings: list[str] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def checks(self) -> list[Check]:
-        return self.trials.checks
-
-    @property
-    def model_passed(self) -> bool:
-        """Whether the files are as they should be, and the network computes what it should."""
-        return not self.problems and bool(self.checks) and all(check.passed for check in self.checks)
-
-    @property
-    def pixels_passed(self) -> bool:
-        return all(check.passed for check in self.pixels)
-
-    @property
-    def passed(self) -> bool:
-        return self.model_passed and self.pixels_passed
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `verification.json`; a number that is not finite is null."""
-        values = asdict(self)
-        trials = values.pop("trials")
-        for check, row in zip(self.checks, trials["checks"], strict=True):
-            row["passed"] = check.passed
-        for pixel, row in zip(self.pixels, values["pixels"], strict=True):
-            row["passed"] = pixel.passed
-        said = {"passed": self.passed, "model_passed": self.model_passed, "pixels_passed": self.pixels_passed}
-        verifier = {"verifier": f"bit-convert {convert.__version__}"}
-        return dict(_finite({**said, **verifier, **values, **trials}))
-
-
-def _finite(value: Any) -> Any:
-    """As strict JSON has it, which knows no infinity."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    references: tuple[str, ...] = ()
+    """Reference implementations to run, of `registry.REFERENCES`; with any of them, parts are compared in
+    isolation too."""
+    required: tuple[str, ...] = ()
+    """Those that must run for the verification to pass."""
+    recordings: tuple[Path, ...] = (SHIPPED,)
+    """Folders of recordings."""
 
 
 def verify(
     folder: Path,
+    manifest: Manifest,
     source: Checkpoint | None,
+    settings: Settings,
     progress: Progress,
-    references: Sequence[str] = (),
-    source_sha256: str | None = None,
-    records: Sequence[Path] = (recordings.SHIPPED,),
-    image: Path | None = None,
-    required: Sequence[str] = (),
+    plan: Plan | None = None,
 ) -> Verification:
-    """Verify the conversion in `folder`.
+    """Verify the conversion in `folder`, described by `manifest`, and write nothing.
 
-    `source` is what it was converted from, where that is at hand; `source_sha256` its hash, if it
-    was just computed. `references`, of `catalogue.REFERENCES`, are run beside the definition, and
-    then every part of the network is judged on its own as well; the `required` must run. `records` are
-    folders of recorded outputs, `image` that of `published_outputs`. Raises `CheckpointError` for a
-    folder that cannot be judged.
+    `source` is the checkpoint that was converted, if it is available, and `plan` the plan of a
+    conversion that was carried out just now. Raises `CheckpointError` if the source is another
+    checkpoint, or if there is neither a source nor a recording.
     """
-    record = Manifest.read(folder)
-    if record is None:
-        raise CheckpointError(f"{folder} holds no {MANIFEST_NAME}; only folders that bit convert wrote are verified")
-    original = source is not None and source.record is None
-    known = recordings.find(record.origin.sha256, records, source.config.ws_eps if source and original else None)
-    if source is not None and (source_sha256 or combined_sha256(source.file.digests())) != record.source.sha256:
-        raise CheckpointError(f"{source.path} is not what {folder} was converted from: its SHA-256 is another")
-    if source is None and known is None:
+    original = source is not None and source.manifest is None
+    ws_eps = source.config.ws_eps if source is not None and original else None
+    recordings = find_recordings(manifest.origin.sha256, settings.recordings, ws_eps)
+    if source is not None and plan is None and combined_sha256(source.file.digests()) != manifest.source.sha256:
         raise CheckpointError(
-            f"no outputs are recorded for {record.name}, and what it was converted from, {record.source.path} "
-            f"as seen from {folder}, is not at hand; name that with --source"
+            f"{source.path} is not what {folder} was converted from: the SHA-256 differs from {MANIFEST_NAME}; "
+            "name the right checkpoint with --source"
         )
-    result = Verification(record.name, record.layout, record.architecture, record.classes)
-    result.environment, result.roundings = _environment(), record.origin.roundings
-    _compare_files(folder, record.files, result)
+    if source is None and recordings is None:
+        raise CheckpointError(
+            f"{folder} cannot be verified: there is no recording for {manifest.name}, and the source "
+            f"{manifest.source.path} (relative to {folder}) is missing; name it with --source"
+        )
+    files = _hash_files(folder)
+    problems, warnings = _compare_files(folder, manifest, files)
     if source is None:
-        result.warnings.append("the bytes were not compared: what it was converted from is not at hand")
-    try:
-        with Checkpoint(folder, record.name) as written:
-            _compare_record(record, written, result)
-            differing = _compare_weights(record, source, written, result, progress)
-            if differing is not None:
-                subject = Candidate(CONVERTED, written, record.origin)
-                truth = None if source is None else Candidate.source(source)
-                result.trials = compare_network(subject, truth, known, references, progress, differing, image=image)
-            if caveat := written.layout.caveat(written.config):
-                result.warnings.append(caveat)
-    except CheckpointError as error:
-        result.problems.append(str(error))
-    result.problems += [
-        f"{name} was asked for, and not run: {reason}"
-        for name, reason in result.trials.not_run.items()
-        if name in required
-    ]
-    if known is None or known.own:
-        result.warnings.append(
-            f"no recorded output of the original code is available for {result.name}: it is held to what the "
-            "definition of the network computes on the source"
+        warnings.append("bytes were not compared: the source is not available")
+    if recordings is None or recordings.own:
+        warnings.append(
+            f"there is no recording of the original code for {manifest.name}: the conversion is compared with "
+            "the oracle on the source"
         )
-    return result
+    result = Verification(
+        manifest.name,
+        manifest.layout,
+        manifest.architecture,
+        manifest.classes,
+        files=files,
+        roundings=manifest.origin.roundings,
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+        environment=_environment(),
+    )
+    try:
+        with Checkpoint(folder, manifest.name) as opened:
+            converted = Candidate(CONVERTED, opened, manifest.origin)
+            task = Task(converted, None if source is None else Candidate.source(source), recordings)
+            return _compare(task, plan, manifest, result, settings, progress)
+    except ConvertError as error:
+        return replace(result, problems=(*problems, str(error)))
 
 
-def _compare_record(record: Manifest, written: Checkpoint, result: Verification) -> None:
-    """What the record claims, and what lies beside the weights, must be what these weights imply."""
-    layout, config = written.layout, written.config
-    claims = {
-        "layout": (record.layout, layout.name),
-        "architecture": (record.architecture, config.architecture),
-        "classes": (record.classes, config.num_labels),
-        "tensors": (
-            {tuple(str(row.get(field)) for field in ("parameter", "target", "shape")) for row in record.tensors},
-            {(item.name, layout.key(item.place), str(list(layout.shape(item)))) for item in parameters(config)},
-        ),
+def _compare(
+    task: Task, plan: Plan | None, manifest: Manifest, result: Verification, settings: Settings, progress: Progress
+) -> Verification:
+    """Complete a result with the comparisons of an opened conversion."""
+    converted = task.converted.checkpoint
+    export = converted.layout.export
+    pixels, problems = _compare_companions(manifest, converted)
+    problems += _compare_manifest(manifest, converted)
+    warnings = [caveat] if (caveat := export.caveat(converted.config)) else []
+    same_network, tensors = True, list[TensorCheck]()
+    if task.source is not None:
+        plan = plan or make_plan(task.source.checkpoint, converted.layout, manifest.options)
+        problems += _compare_plan(plan, manifest, converted.config)
+        if converted.config.id2label != plan.config.id2label and not export.labelled:
+            warnings.append(f"class names are not kept: {converted.layout.name} does not store them")
+        same_network = parameters(plan.config) == parameters(converted.config)
+        tensors = list(compare_bytes(plan, converted, progress)) if same_network else []
+    wrong = {check.name: check.problem for check in tensors if check.problem is not None}
+    network = NetworkResult()
+    if same_network:
+        task = replace(task, differing={name: converted.weights(name) for name in wrong})
+        network = compare_network(task, settings.references, progress)
+    required = {*settings.required, *network.crashed, *(["onnxruntime"] if converted.layout.folded else [])}
+    problems += wrong.values()
+    problems += [f"{name} did not run: {why}" for name, why in network.not_run.items() if name in required]
+    return replace(
+        result,
+        tensors_exact=sum(check.exact for check in tensors if check.problem is None),
+        tensors_changed=sum(not check.exact for check in tensors if check.problem is None),
+        problems=(*result.problems, *problems),
+        warnings=(*result.warnings, *warnings),
+        network=network,
+        pixels=pixels,
+    )
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file except the reports."""
+    paths = (path for path in sorted(folder.iterdir()) if path.name not in REPORT_NAMES and path.is_file())
+    return {path.name: file_sha256(path) for path in paths}
+
+
+def _compare_files(folder: Path, manifest: Manifest, hashes: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Compare the files with the manifest; return problems and warnings."""
+    problems, warnings = [], []
+    for name, file in manifest.files.items():
+        if name not in hashes:
+            problems.append(f"{name} is missing")
+        elif hashes[name] != file.sha256:
+            problems.append(f"{name} has changed since it was written: the SHA-256 differs from {MANIFEST_NAME}")
+    for name in sorted(set(hashes) - set(manifest.files) - {MANIFEST_NAME}):
+        text = f"{name} was not written by the conversion"
+        if kind(folder / name) is None:
+            warnings.append(text)
+        else:  # a library might load it instead of the verified weights
+            problems.append(f"{text} and holds weights: remove it")
+    return problems, warnings
+
+
+def _compare_manifest(manifest: Manifest, converted: Checkpoint) -> Iterator[str]:
+    """Yield the statements of the manifest that the weights contradict."""
+    layout, config = converted.layout, converted.config
+    stated = {(row["parameter"], row["target"], tuple(row["shape"])) for row in manifest.tensors}
+    found = {(item.name, layout.key(item.place), layout.shape(item)) for item in parameters(config)}
+    statements = {
+        "layout": (manifest.layout, layout.name),
+        "architecture": (manifest.architecture, config.architecture),
+        "classes": (manifest.classes, config.num_labels),
+        "tensors": (stated, found),
     }
-    result.problems += [
-        f"{MANIFEST_NAME} has other {claim} than the weights" for claim, (said, is_) in claims.items() if said != is_
-    ]
-    profile = record.changes.profile_of(layout)
-    if layout.folded and not _has_its_graph(written, record.name, profile):
-        result.problems.append(f"{written.file.path.name} has another graph or other properties than this network")
-    expected = layout.companions(config, written.dtype, record.name, profile)
-    for name in (written.file.path.name, *expected):
-        if name not in record.files:
-            result.problems.append(f"{name} is not among the files that {MANIFEST_NAME} lists")
-    stated = {name: _json(written.file.path.with_name(name)) for name in expected}
-    result.pixels = list(_compare_preprocessing(stated, expected)) if config.num_channels == 3 else []
-    for name, content in expected.items():
-        said, meant = stated[name], content
-        if not result.pixels_passed:
-            said, meant = without_preprocessing(name, said), without_preprocessing(name, meant)
-        if said != meant:
-            result.problems.append(f"{name} does not say what these weights imply")
+    for name, (expected, actual) in statements.items():
+        if expected != actual:
+            yield f"{MANIFEST_NAME}: {name} does not match the weights"
+    if layout.folded and not _has_expected_graph(manifest, converted):
+        yield f"{converted.file.path.name}: graph or properties do not match the network"
+    for name in (converted.file.path.name, *_companions(manifest, converted)):
+        if name not in manifest.files:
+            yield f"{name} is not listed in {MANIFEST_NAME}"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """What a file says, nothing if it is damaged."""
+def _compare_companions(manifest: Manifest, converted: Checkpoint) -> tuple[tuple[PixelCheck, ...], list[str]]:
+    """Compare the JSON files beside the weights with the expected ones; return pixel checks and problems.
+
+    If the pixels differ, preprocessing is reported by them alone.
+    """
+    expected = _companions(manifest, converted)
+    stated = {name: _read_json(converted.file.path.with_name(name)) for name in expected}
+    pixels = tuple(_compare_preprocessing(stated, expected)) if converted.config.num_channels == 3 else ()
+    if not all(check.passed for check in pixels):
+        stated, expected = (
+            {name: without_preprocessing(name, content) for name, content in side.items()}
+            for side in (stated, expected)
+        )
+    return pixels, [f"{name} does not match the weights" for name in expected if stated[name] != expected[name]]
+
+
+def _companions(manifest: Manifest, converted: Checkpoint) -> dict[str, dict[str, Any]]:
+    profile = manifest.options.profile_of(converted.layout)
+    return converted.layout.export.companions(converted.config, converted.dtype, manifest.name, profile)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, empty if it is damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError, TypeError):
         return dict(json.loads(path.read_text("utf-8")))
     return {}
@@ -201,85 +213,42 @@ def _json(path: Path) -> dict[str, Any]:
 def _compare_preprocessing(
     stated: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[PixelCheck]:
-    meant = stated_processor(expected)
-    if meant is None or not all(stated.values()):
+    right = stated_processor(expected)
+    if right is None or not all(stated.values()):
         return
     try:
         found = stated_processor(stated)
         if found is not None:
-            yield from compare_pixels(found, meant)
+            yield from compare_pixels(found, right)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
-        yield PixelCheck("settings", math.inf, f"they cannot be ({error})")
+        yield PixelCheck("settings", math.inf, f"invalid settings ({error})")
 
 
-def _compare_weights(
-    record: Manifest,
-    source: Checkpoint | None,
-    written: Checkpoint,
-    result: Verification,
-    progress: Progress,
-) -> dict[str, NDArray[np.float64]] | None:
-    """Hold every tensor to the source's. Those that differ, by canonical name; None if there is nothing to run."""
-    if source is None:
-        return {}
-    expected = record.changes.config(source.config, written.layout)
-    if parameters(expected) != parameters(written.config) or expected.ws_eps != written.config.ws_eps:
-        result.problems.append(f"it is {_in_words(written.config)}, where its source gives {_in_words(expected)}")
-    if parameters(expected) != parameters(written.config):
-        return None
-    steps = plan(source, written.layout, record.changes)
-    if origin_of(source, record.source.files, record.changes, steps) != record.origin:
-        result.problems.append(f"{MANIFEST_NAME} names another origin than its source")
-    if [step.row for step in steps] != record.tensors:
-        result.problems.append(f"{MANIFEST_NAME} tells another way of the tensors than theirs")
-    differing = {}
-    for compared in compare_bytes(source, written, record.changes, progress):
-        if compared.problem is not None:
-            result.problems.append(compared.problem)
-            differing[compared.name] = written.weights(compared.name)
-        elif compared.exact:
-            result.tensors_proven += 1
-        else:
-            result.tensors_changed += 1
-    if written.config.id2label != expected.id2label:
-        if written.layout.labelled:
-            result.problems.append("the names of the classes are not those of the source")
-        else:
-            result.warnings.append(
-                f"the names of the classes are left behind, {written.layout.name} has no place for them"
-            )
-    return differing
+def _compare_plan(plan: Plan, manifest: Manifest, config: BitConfig) -> Iterator[str]:
+    """Yield where the manifest and the converted network differ from what the plan makes of the source."""
+    if parameters(plan.config) != parameters(config) or plan.config.ws_eps != config.ws_eps:
+        yield f"converted network is {_describe(config)}, expected {_describe(plan.config)}"
+    if origin_of(plan, manifest.source.files) != manifest.origin:
+        yield f"{MANIFEST_NAME}: origin does not match the source"
+    if [step.row for step in plan.steps] != manifest.tensors:
+        yield f"{MANIFEST_NAME}: tensor rows do not match the conversion plan"
+    if plan.config.id2label != config.id2label and plan.layout.export.labelled:
+        yield "class names do not match the source"
 
 
-def _has_its_graph(written: Checkpoint, name: str, profile: str) -> bool:
-    """Whether an ONNX file is, but for its weights, what the converter makes of its configuration."""
+def _has_expected_graph(manifest: Manifest, converted: Checkpoint) -> bool:
+    """Return whether an ONNX file is, except for the weights, the graph of the configuration."""
     from convert.conversion.onnx_graph import network
     from convert.files.onnx import OnnxFile
 
-    assert isinstance(written.file, OnnxFile)
-    return written.file.without_weights() == network(written.config, name, profile)
+    assert isinstance(converted.file, OnnxFile)
+    profile = manifest.options.profile_of(converted.layout)
+    return converted.file.without_weights() == network(converted.config, manifest.name, profile)
 
 
-def _in_words(config: BitConfig) -> str:
+def _describe(config: BitConfig) -> str:
     classes = f"{config.num_labels} classes" if config.num_labels else "no head"
-    return f"a {config.architecture} with {classes} and epsilon {config.ws_eps:g}"
-
-
-def _compare_files(folder: Path, files: dict[str, File], result: Verification) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.name not in REPORT_NAMES and path.is_file():
-            result.files[path.name] = file_sha256(path)
-    for name, file in files.items():
-        if name not in result.files:
-            result.problems.append(f"{name} is missing")
-        elif result.files[name] != file.sha256:
-            result.problems.append(f"{name} has changed since it was written: its SHA-256 is not the recorded one")
-    for name in sorted(set(result.files) - set(files) - {MANIFEST_NAME}):
-        text = f"{name} was not written by the conversion"
-        if kind(folder / name) is None:
-            result.warnings.append(text)
-        else:  # a library might load it instead of what was verified
-            result.problems.append(f"{text}, and holds weights")
+    return f"{config.architecture} with {classes} and epsilon {config.ws_eps:g}"
 
 
 def _environment() -> dict[str, str]:

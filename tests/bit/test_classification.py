@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from support.command import assert_refused, bit
+from support.command import assert_refused, bit, run_here
 from support.conversions import LABELS, convert, with_config
 
 from bit import BitForImageClassification, BitImageProcessorPil
@@ -45,14 +45,16 @@ def test_the_most_probable_labels_come_first(folder: Path, pictures: Path, tmp_p
     assert [entry["probability"] for entry in found] == pytest.approx(expected.sort(descending=True).values.tolist())
 
 
-def test_a_folder_is_every_image_in_it(folder: Path, pictures: Path, tmp_path: Path) -> None:
-    result = bit("classify", pictures, "--model", folder, "--top", "2", cwd=tmp_path)
+def test_every_image_in_a_folder_is_classified(folder: Path, pictures: Path, tmp_path: Path) -> None:
+    result = run_here("classify", pictures, "--model", folder, "--top", "2", cwd=tmp_path)
     lines = result.stdout.splitlines()
     assert [Path(line).name for line in lines[::3]] == ["a.png", "b.jpg", "c.png"]
     assert all(line.split()[0].endswith("%") and line.split()[1] in LABELS.values() for line in lines[1::3])
 
 
-def test_what_is_no_image_or_no_model_gets_one_line(folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_or_a_model_gets_one_error_line(
+    folder: Path, pictures: Path, tmp_path: Path
+) -> None:
     for arguments, message in [
         ([pictures / "notes.txt", "--model", folder], "cannot be read as an image"),
         ([pictures / "absent.png", "--model", folder], "absent.png"),
@@ -61,7 +63,7 @@ def test_what_is_no_image_or_no_model_gets_one_line(folder: Path, pictures: Path
         ([pictures / "a.png", "--model", pictures], "config.json"),
         ([pictures / "a.png"], "Missing option '--model'"),
     ]:
-        assert_refused(bit("classify", *arguments, cwd=tmp_path), message, tmp_path)
+        assert_refused(run_here("classify", *arguments, cwd=tmp_path), message, tmp_path)
 
 
 def test_the_pipeline_of_transformers_classifies_a_converted_folder(folder: Path, pictures: Path) -> None:

@@ -49,7 +49,7 @@ def test_labels_survive_and_are_read_by_transformers() -> None:
         ({"out_features": ("stage9",)}, "out_features are"),
         ({"out_features": ("stage2", "stage1")}, "in that order"),
         ({"out_indices": (7,)}, "there are 5 stages"),
-        ({"out_indices": (1,), "out_features": ("stage2",)}, "do not say the same"),
+        ({"out_indices": (1,), "out_features": ("stage2",)}, "select different stages"),
         ({"num_labels": 2, "id2label": {0: "cat"}}, "id2label"),
     ],
 )
@@ -60,7 +60,7 @@ def test_sizes_that_are_no_network_are_refused(fields: dict[str, object], messag
 
 @pytest.mark.parametrize("architecture", ["R50", "R51x1", "50x1", "R50x0", "R50x1 ", "ViT-B/16"])
 def test_an_architecture_that_does_not_exist_is_refused(architecture: str) -> None:
-    with pytest.raises(ValueError, match="is no BiT architecture"):
+    with pytest.raises(ValueError, match="is not a BiT architecture"):
         BitConfig.from_architecture(architecture)
 
 

@@ -1,4 +1,4 @@
-"""Image processors, held to those of transformers with the same settings."""
+"""Image processors, compared with those of transformers with the same settings."""
 
 from __future__ import annotations
 
@@ -156,10 +156,10 @@ def test_settings_survive_their_file_and_are_read_by_transformers(kind: Any, tmp
         (np.zeros((0, 3, 8, 8), np.uint8), ValueError, "no image in the batch"),
         (np.zeros((2, 2, 2, 2, 2), np.uint8), ValueError, r"not \[2, 2, 2, 2, 2\]"),
         (np.zeros((0, 5, 3), np.uint8), ValueError, r"not \[0, 5, 3\]"),
-        (np.zeros((7, 9, 5), np.uint8), ValueError, "can be that of 1, 3 or 4 channels"),
+        (np.zeros((7, 9, 5), np.uint8), ValueError, "must have 1, 3 or 4 channels"),
         (np.zeros((7, 9, 3), bool), ValueError, "not bool"),
         (np.zeros((7, 9, 3), complex), ValueError, "not complex128"),
-        (np.array([["a", "b"]]), ValueError, "has numbers as its elements"),
+        (np.array([["a", "b"]]), ValueError, "must be numbers"),
         (np.full((7, 9, 4), 2.5, np.float32), ValueError, "values from 0 to 1"),
     ],
 )
@@ -213,5 +213,5 @@ def test_images_of_more_than_256_levels_are_refused_not_saturated() -> None:
 
 def test_images_of_several_sizes_are_no_batch() -> None:
     several = [np.zeros((8, 9, 3), np.uint8), np.zeros((9, 9, 3), np.uint8)]
-    with pytest.raises(ValueError, match="are no batch"):
+    with pytest.raises(ValueError, match="do not form a batch"):
         BitImageProcessorPil(do_resize=False)(several, return_tensors="np")

@@ -1,4 +1,4 @@
-"""`bit.keras`, an implementation that shares no code with the definition, held to Google's records."""
+"""`bit.keras`, an implementation that shares no code with the oracle, compared with Google's recordings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch._dynamo  # noqa: F401 (with TensorFlow's LLVM already loaded, that 
 from numpy.typing import NDArray
 from support.conversions import convert
 from support.networks import TINY
+from support.recordings import float32_error
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -24,7 +25,7 @@ from convert.layouts.keras import KERAS
 from convert.network.inputs import images
 from convert.network.parameters import parameters
 from convert.network.taps import summarize, tap_names
-from convert.references import recordings
+from convert.references.recordings import find_recordings
 from convert.sources.synthetic import write_npz
 from convert.verification.metrics import summary_error
 from convert.verification.tolerances import FLOAT32_FACTOR
@@ -44,18 +45,18 @@ def googles_tf2_names(path: Path) -> tuple[BitConfig, dict[str, NDArray[np.gener
 
 @pytest.mark.parametrize("architecture", ["R14x1", "R50x1"])
 def test_it_computes_what_google_recorded(synthetic: Callable[[str], Path], architecture: str) -> None:
-    records = recordings.find(file_sha256(synthetic(architecture)))
-    assert records is not None
+    recordings = find_recordings(file_sha256(synthetic(architecture)))
+    assert recordings is not None
     config, values = googles_tf2_names(synthetic(architecture))
     model = BiT(config)
     model.set_named_weights(values)
-    for name, numbers in records.truth.inputs.items():
+    for name, numbers in recordings.float64.inputs.items():
         batch = images(*numbers)
         taps = model.taps(batch)
         assert list(taps) == tap_names(config)
         for tap, value in taps.items():
-            error = summary_error(summarize(tap, np.asarray(value)), records.truth.taps[name, tap])
-            assert error < FLOAT32_FACTOR * records.float32_error((name, tap)), f"{tap} of {name}"
+            error = summary_error(summarize(tap, np.asarray(value)), recordings.float64.taps[name, tap])
+            assert error < FLOAT32_FACTOR * float32_error(recordings, (name, tap)), f"{tap} of {name}"
         np.testing.assert_allclose(np.asarray(model(batch)), np.asarray(taps["logits"]), rtol=1e-5, atol=1e-5)
 
 
@@ -71,11 +72,11 @@ def test_a_converted_folder_loads_in_keras_and_what_keras_saves_converts_back(
 ) -> None:
     source = synthetic("R14x1")
     model = load(convert(source, "keras", tmp_path / "keras"))
-    records = recordings.find(file_sha256(source))
-    assert records is not None
-    for name, numbers in records.truth.inputs.items():
-        error = summary_error({"": np.asarray(model(images(*numbers)))}, records.truth.taps[name, "logits"])
-        assert error < FLOAT32_FACTOR * records.float32_error((name, "logits"))
+    recordings = find_recordings(file_sha256(source))
+    assert recordings is not None
+    for name, numbers in recordings.float64.inputs.items():
+        error = summary_error({"": np.asarray(model(images(*numbers)))}, recordings.float64.taps[name, "logits"])
+        assert error < FLOAT32_FACTOR * float32_error(recordings, (name, "logits"))
     model.save_weights(tmp_path / "Synthetic-R14x1.weights.h5")
     back = convert(tmp_path / "Synthetic-R14x1.weights.h5", "google", tmp_path / "back")
     assert file_sha256(back / source.name) == file_sha256(source)
@@ -95,5 +96,5 @@ def test_an_h5_of_googles_tf2_code_loads(tmp_path: Path, classes: int) -> None:
 def test_a_file_of_another_network_is_refused(tiny_npz: Path) -> None:
     config, values = googles_tf2_names(tiny_npz)
     del values["block1/unit02/b/group_norm/beta"]
-    with pytest.raises(ValueError, match="misshapen: block1/unit02/b/group_norm/beta"):
+    with pytest.raises(ValueError, match="missing block1/unit02/b/group_norm/beta"):
         BiT(config).set_named_weights(values)

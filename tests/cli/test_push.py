@@ -1,4 +1,4 @@
-"""`bit push` as a user runs it, what it keeps to itself, and who reads what it pushed."""
+"""`bit push` as a user runs it: output, exit status, the secrecy of the token, and libraries that load the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.pushing import REPOSITORY, TOKEN, account, edit, local, push
 
 from convert.files.base import file_sha256
 
-# The second is how huggingface_hub hands files to its HTTP client.
+# The second: huggingface_hub hands files to its HTTP client in a deprecated way.
 pytestmark = [
     pytest.mark.usefixtures("pushes_at_once"),
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
@@ -38,10 +38,10 @@ def run(server: HubServer, folder: Path, *arguments: str, **environment: str) ->
     return result
 
 
-def test_the_command_pushes_says_so_and_tells_the_token_to_nobody(server: HubServer, folder: Path) -> None:
+def test_the_command_pushes_and_keeps_the_token_secret(server: HubServer, folder: Path) -> None:
     planned = run(server, folder, REPOSITORY, "--dry-run")
     assert planned.returncode == 0, planned.stderr
-    assert "me/tiny would be made, public" in planned.stdout
+    assert "me/tiny would be created, public" in planned.stdout
     assert "nothing was sent" in planned.stdout
     assert server.sent() == []
     pushed = run(server, folder, REPOSITORY, "--message", "First", HF_DEBUG="1")
@@ -56,23 +56,41 @@ def test_the_command_pushes_says_so_and_tells_the_token_to_nobody(server: HubSer
     assert printed["files"].keys() == {*local(folder), "README.md"}
 
 
-def test_exit_statuses_tell_what_is_not_verified_from_what_is_not_possible(server: HubServer, folder: Path) -> None:
+def test_the_exit_status_tells_an_unverified_folder_from_a_refused_push(server: HubServer, folder: Path) -> None:
     server.tokens[TOKEN] = account("read")
     refused = run(server, folder, REPOSITORY, HF_DEBUG="1")
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith("error: the token may only read")
+    assert refused.stderr.splitlines()[-1].startswith("error: the token is read-only")
     (folder / "config.json").write_text("{}")
     unverified = run(server, folder, REPOSITORY, "--json")
     assert unverified.returncode == 1
     assert "Traceback" not in refused.stderr + unverified.stderr
-    assert json.loads(unverified.stdout)["problems"] == ["config.json has changed since: its SHA-256 is another"]
+    assert json.loads(unverified.stdout)["problems"] == [
+        "config.json was changed after the verification (different SHA-256)"
+    ]
     assert server.sent() == []
 
 
-def test_a_push_without_a_token_says_where_one_is_made(server: HubServer, folder: Path) -> None:
+def test_without_a_token_a_push_tells_where_to_create_one(server: HubServer, folder: Path) -> None:
     result = run(server, folder, REPOSITORY, HF_TOKEN="")
     assert result.returncode == 2
-    assert "there is no token" in result.stderr
+    assert "no token: create one at https://huggingface.co/settings/tokens" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"), [({"HF_TOKEN": ""}, "no token"), ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "be reached")]
+)
+def test_a_dry_run_without_token_or_network_lists_the_files_and_shows_the_card(
+    server: HubServer, folder: Path, environment: dict[str, str], reason: str
+) -> None:
+    result = run(server, folder, REPOSITORY, "--dry-run", **environment)
+    assert result.returncode == 0, result.stderr
+    assert "# tiny\n" in result.stdout, "the model card"
+    for name in local(folder):
+        assert f"{file_sha256(folder / name)}  {name}" in result.stdout
+    assert "the Hub was not asked" in result.stderr
+    assert reason in result.stderr
+    assert server.requests == []
 
 
 LOADERS = """
@@ -113,7 +131,7 @@ def test_three_libraries_classify_an_image_alike_from_what_was_pushed(
     assert len(found) == 5
     assert len({label for label, _ in found.values()}) == 1, found
     shares = [share for _, share in found.values()]
-    assert max(shares) - min(shares) < 1e-3 * max(shares), "another epsilon, and no more"
+    assert max(shares) - min(shares) < 1e-3 * max(shares), "only the epsilon differs"
 
 
 @pytest.mark.long  # four gigabytes on the disk

@@ -20,7 +20,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_appears_whole_when_it_is_committed(tmp_path: Path) -> None:
+def test_a_folder_appears_complete_on_commit(tmp_path: Path) -> None:
     with NewFolder(tmp_path / "deep" / "out", foreign) as folder:
         (folder.path / "a").write_text("new")
         assert not (tmp_path / "deep" / "out").exists()
@@ -30,14 +30,14 @@ def test_a_folder_appears_whole_when_it_is_committed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_whatever_interrupts_it_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interruption_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), NewFolder(tmp_path / "deep" / "out", foreign) as folder:
         (folder.path / "a").write_text("new")
         raise error
     assert names(tmp_path) == [], "not even the folders above it"
 
 
-def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+def test_an_existing_output_is_kept_without_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").write_text("old")
     (tmp_path / "out" / "b").write_text("old")
@@ -50,7 +50,7 @@ def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) 
     assert names(tmp_path) == ["out"]
 
 
-def test_a_failure_keeps_what_was_to_be_replaced(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_folder_that_was_about_to_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").write_text("old")
     with pytest.raises(ValueError, match="stop"), NewFolder(tmp_path / "out", foreign, force=True):
@@ -58,20 +58,20 @@ def test_a_failure_keeps_what_was_to_be_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a").read_text() == "old"
 
 
-def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+def test_a_folder_with_foreign_files_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
-    with pytest.raises(CheckpointError, match="holds other things than a conversion"):
+    with pytest.raises(CheckpointError, match="holds files that are not part of a conversion"):
         NewFolder(tmp_path / "out", foreign, force=True)
 
 
 def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         NewFolder(tmp_path / "out", foreign, force=True)
 
 
-def test_the_next_run_removes_what_a_killed_one_left_but_not_what_a_living_one_writes(tmp_path: Path) -> None:
+def test_the_next_run_removes_the_workplace_of_a_killed_run_but_not_of_a_living_one(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from convert.files.atomic import NewFolder\n"
         "with NewFolder(Path(sys.argv[1]), lambda folder: []) as folder:\n"
@@ -95,7 +95,7 @@ def test_the_next_run_removes_what_a_killed_one_left_but_not_what_a_living_one_w
 
 
 @pytest.mark.parametrize("error", [OSError, SystemExit, KeyboardInterrupt])
-def test_what_was_to_be_replaced_comes_back_when_the_last_step_fails(
+def test_the_old_folder_comes_back_when_the_last_step_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -115,7 +115,7 @@ def test_what_was_to_be_replaced_comes_back_when_the_last_step_fails(
     assert names(tmp_path) == ["out"]
 
 
-def test_what_a_run_killed_between_its_renames_had_moved_is_put_back(tmp_path: Path) -> None:
+def test_a_folder_moved_by_a_run_killed_between_two_renames_is_put_back(tmp_path: Path) -> None:
     (tmp_path / ".out.partial-dead" / "out.replaced").mkdir(parents=True)
     (tmp_path / ".out.partial-dead" / "out.replaced" / "a").write_text("old")
     with NewFolder(tmp_path / "out", foreign):
@@ -154,7 +154,7 @@ def test_an_interruption_right_after_the_first_rename_brings_the_old_folder_back
 
 
 @pytest.mark.parametrize("name", ["replaced", "out.replaced"])
-def test_a_target_called_as_what_is_replaced_is_no_exception(tmp_path: Path, name: str) -> None:
+def test_a_target_may_be_named_like_a_part_of_the_workplace(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="stop"), NewFolder(tmp_path / name, foreign):
         raise ValueError("stop")
     assert names(tmp_path) == [], "what was not committed never takes the target's name"
@@ -165,7 +165,7 @@ def test_a_target_called_as_what_is_replaced_is_no_exception(tmp_path: Path, nam
     assert (tmp_path / name / "a").read_text() == "new"
 
 
-def test_a_name_with_a_pattern_in_it_is_cleaned_up_too(tmp_path: Path) -> None:
+def test_a_workplace_is_removed_even_if_the_name_holds_a_glob_pattern(tmp_path: Path) -> None:
     (tmp_path / ".o[1].partial-dead").mkdir()
     with NewFolder(tmp_path / "o[1]", foreign) as folder:
         folder.commit()
@@ -182,7 +182,7 @@ def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "whole"
 
 
-def test_everything_is_on_the_disk_before_the_folder_gets_its_name(
+def test_everything_is_on_the_disk_before_the_folder_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []

@@ -57,7 +57,7 @@ def zipped(content: Any, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "tiny.pth", "tiny.pth.tar", "tiny.pt", "tiny"])
-def test_a_state_dict_converts_to_the_bytes_that_safetensors_converts_to(
+def test_a_state_dict_and_safetensors_convert_to_the_same_bytes(
     name: str, folder: Path, state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     torch.save(OrderedDict(state), tmp_path / name)
@@ -71,7 +71,7 @@ def test_a_state_dict_converts_to_the_bytes_that_safetensors_converts_to(
     assert file_sha256(found) == file_sha256(expected)
 
 
-def test_the_format_before_pytorch_1_6_reads_too(folder: Path, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_the_format_before_pytorch_1_6_is_read(folder: Path, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     torch.save(state, tmp_path / "tiny.pth", _use_new_zipfile_serialization=False)
     with Checkpoint(tmp_path / "tiny.pth") as checkpoint:
         assert isinstance(checkpoint.file, LegacyPickle)
@@ -81,23 +81,23 @@ def test_the_format_before_pytorch_1_6_reads_too(folder: Path, state: dict[str, 
 
 
 @pytest.mark.parametrize("name", ["state_dict_ema", "model_ema", "state_dict", "model"])
-def test_a_nested_state_dict_is_found_and_what_lies_beside_it_is_named(
+def test_a_nested_state_dict_is_found_and_ignored_entries_are_named(
     save: Callable[[Any], Path], name: str, state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     path = save({"epoch": 3, name: state, "optimizer": {"lr": 0.1}})
     with Checkpoint(path) as checkpoint:
-        assert checkpoint.notes == [f"its weights are those under {name}; beside it lies epoch, optimizer"]
+        assert checkpoint.notes == [f"uses the weights in {name}; ignores epoch, optimizer"]
     assert bits_of(path) == bits_of(zipped(state, tmp_path / "plain.pth"))
 
 
-def test_of_several_state_dicts_the_averaged_one_is_taken(save: Callable[[Any], Path]) -> None:
+def test_the_averaged_one_of_several_state_dicts_is_used(save: Callable[[Any], Path]) -> None:
     path = save({"model": {"a": ARRAY}, "state_dict": {"a": ARRAY + 1}, "state_dict_ema": {"a": ARRAY + 2}})
     np.testing.assert_array_equal(load(path).view(np.float32), ARRAY + 2)
     with open_weights(path) as file:
-        assert file.notes == ["its weights are those under state_dict_ema; beside it lies model, state_dict"]
+        assert file.notes == ["uses the weights in state_dict_ema; ignores model, state_dict"]
 
 
-def test_the_options_of_a_training_script_may_lie_beside_it(save: Callable[[Any], Path]) -> None:
+def test_the_options_of_a_training_script_are_accepted(save: Callable[[Any], Path]) -> None:
     path = save({"arch": "resnetv2_50x1_bit", "args": Namespace(lr=1), "state_dict": {"a": ARRAY}})
     np.testing.assert_array_equal(load(path).view(np.float32), ARRAY)
 
@@ -107,15 +107,15 @@ def test_a_state_dict_in_a_state_dict_is_found(save: Callable[[Any], Path]) -> N
     np.testing.assert_array_equal(load(path).view(np.float32), ARRAY)
     with open_weights(path) as file:
         assert [note.partition(";")[0] for note in file.notes] == [
-            "its weights are those under model",
-            "its weights are those under state_dict",
+            "uses the weights in model",
+            "uses the weights in state_dict",
         ]
 
 
 def test_a_state_dict_that_holds_itself_is_refused(save: Callable[[Any], Path]) -> None:
     content: dict[str, Any] = {"a": ARRAY}
     content["model"] = content
-    with pytest.raises(CheckpointError, match="without end"):
+    with pytest.raises(CheckpointError, match="nested in itself"):
         open_weights(save(content))
 
 
@@ -123,30 +123,31 @@ def test_a_note_is_one_short_printable_line(save: Callable[[Any], Path]) -> None
     with open_weights(save({"model": {"a": ARRAY}, 1: 2, "\x1b[2J\n": 3, **{f"{n}": n for n in range(50)}})) as file:
         (note,) = file.notes
     assert note.isprintable()
-    assert note.endswith("beside it lies 1, '\\x1b[2J\\n', 0, 1, 2, 3, 4, 5, …")
+    assert note.endswith("ignores 1, '\\x1b[2J\\n', 0, 1, 2, 3, 4, 5, …")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_what_wrappers_put_before_every_name_is_left_out_and_said(
+def test_prefixes_of_wrappers_are_removed_and_reported(
     prefix: str, folder: Path, state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     path = zipped({"state_dict": {prefix + key: value for key, value in state.items()}}, tmp_path / "tiny.pth")
     with Checkpoint(path) as checkpoint:
         said = checkpoint.notes[1:]
     parts = [part + "." for part in prefix.split(".")[:-1]]
-    assert said == [f"every name begins with {part}, which is left out" for part in parts]
+    assert said == [f"the prefix {part} of every name is ignored" for part in parts]
     found = convert(path, "timm", tmp_path / "out") / "model.safetensors"
     expected = convert(folder, "timm", tmp_path / "expected") / "model.safetensors"
     assert file_sha256(found) == file_sha256(expected)
 
 
-def test_the_command_says_what_was_taken_and_what_was_left(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["timm"], indirect=True)
+def test_the_command_reports_which_weights_it_uses_and_ignores(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     wrapped = {f"module.{key}": value for key, value in state.items()}
     zipped({"state_dict": wrapped, "state_dict_ema": wrapped, "epoch": 3}, tmp_path / "tiny.pth")
     result = bit("convert", "tiny.pth", "--no-verify", "--out", "out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "warning: its weights are those under state_dict_ema; beside it lies state_dict, epoch\n" in result.stderr
-    assert "warning: every name begins with module., which is left out\n" in result.stderr
+    assert "warning: uses the weights in state_dict_ema; ignores state_dict, epoch\n" in result.stderr
+    assert "warning: the prefix module. of every name is ignored\n" in result.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -171,7 +172,7 @@ def test_every_float_type_reads_as_its_bits(save: Callable[[Any], Path], dtype: 
     ],
     ids="parameter parameter-view empty scalar permuted channels-last one-channel slice slice-permuted".split(),
 )
-def test_a_dense_tensor_reads_however_it_lies_in_its_storage(save: Callable[[Any], Path], tensor: torch.Tensor) -> None:
+def test_a_dense_tensor_is_read_from_any_storage_order(save: Callable[[Any], Path], tensor: torch.Tensor) -> None:
     found = load(save({"first": ARRAY, "a": tensor, "last": ARRAY}))
     np.testing.assert_array_equal(found.view(np.float32), tensor.detach().numpy())
 
@@ -235,18 +236,18 @@ def test_a_tensor_that_is_not_dense_is_refused(save: Callable[[Any], Path], make
         ({"a": ARRAY.int()}, r"a is a tensor of torch\.int32"),
         ({"a": ARRAY.bool()}, r"a is a tensor of torch\.bool"),
         ({"a": ARRAY + 1j}, r"a is a tensor of torch\.complex64"),
-        ({"a": ARRAY.to("meta")}, "a was saved without its elements"),
-        ({"a": torch._neg_view(ARRAY)}, r"a is a view that negates its numbers; save it as \.resolve_neg"),
+        ({"a": ARRAY.to("meta")}, "a was saved without elements"),
+        ({"a": torch._neg_view(ARRAY)}, r"a is a view with negated numbers; save it as \.resolve_neg"),
         ({"a": ARRAY, "epoch": 3}, "epoch is of type int, not a tensor"),
         ({"a": ARRAY, "rest": [ARRAY]}, "rest is of type list, not a tensor"),
         ({"a": None}, "a is of type NoneType, not a tensor"),
         ({"a": {"b": ARRAY}}, "a is of type dict, not a tensor"),
-        ({1: ARRAY}, "1 is of type int, and no name"),
+        ({1: ARRAY}, "the key 1 is of type int, not a tensor name"),
         ([ARRAY], "an object of type list, not a state dict"),
         (ARRAY, "an object of type Tensor, not a state dict"),
         ("text", "an object of type str, not a state dict"),
-        ({"model": {"a": ARRAY}, "at": Path("there")}, "would run is not run: pathlib"),
-        (torch.nn.Linear(2, 3), r"would run is not run: torch\.nn\.modules\.linear\.Linear$"),
+        ({"model": {"a": ARRAY}, "at": Path("there")}, "would run pathlib"),
+        (torch.nn.Linear(2, 3), r"would run torch\.nn\.modules\.linear\.Linear, and was not loaded"),
     ],
     ids="int bool complex meta negated number list none dict integer-key a-list a-tensor a-text object model".split(),
 )
@@ -290,12 +291,12 @@ def load_torch(path: Path) -> None:
 @pytest.mark.parametrize(
     ("dump", "as_any_pickle", "message"),
     [
-        (as_zip, load_torch, "what it would run is not run"),
-        (as_legacy, load_torch, "what it would run is not run"),
+        (as_zip, load_torch, "and was not loaded"),
+        (as_legacy, load_torch, "and was not loaded"),
         (as_pickle, load_pickle, "a pickle that torch.save did not write"),
     ],
 )
-def test_a_pickle_that_would_run_code_is_refused_and_does_not(
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(
     dump: Callable[[Any, Path], None], as_any_pickle: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     made = tmp_path / "made"
@@ -314,18 +315,19 @@ def test_a_truncated_file_is_refused(save: Callable[[Any], Path], kept: float) -
         open_weights(path)
 
 
-def test_a_flipped_byte_anywhere_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
-    """Every single byte in turn: never another exception, never another array."""
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.long)])
+def test_a_flipped_byte_anywhere_is_an_error_or_changes_nothing(tmp_path: Path, stride: int) -> None:
+    """Never another exception, never another array."""
     path, flipped = zipped({"a": ARRAY, "b": ARRAY[0].T}, tmp_path / "a.pth"), tmp_path / "flipped.pth"
     whole, refused = path.read_bytes(), 0
-    for position in range(len(whole)):
+    for position in range(0, len(whole), stride):
         flipped.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
         try:
             for key, expected in (("a", ARRAY), ("b", ARRAY[0].T)):
                 np.testing.assert_array_equal(load(flipped, key).view(np.float32), expected)
         except CheckpointError:
             refused += 1
-    assert refused > len(whole) / 2
+    assert refused > len(whole) / stride / 2
 
 
 def test_without_pytorch_the_error_says_what_is_missing(
@@ -354,11 +356,11 @@ def repacked(path: Path, method: int = zipfile.ZIP_STORED, **changed: bytes | No
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "a\\..\\evil"])
-def test_a_member_that_would_lie_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_member_with_a_path_outside_the_archive_is_refused(name: str, tmp_path: Path) -> None:
     path = zipped({"a": ARRAY}, tmp_path / "a.pth")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"evil")
-    with pytest.raises(CheckpointError, match="not that of an array"):
+    with pytest.raises(CheckpointError, match="not the name of an array"):
         open_weights(path)
 
 
@@ -368,11 +370,11 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         open_weights(path)
 
 
-def test_an_archive_packed_again_is_read_rightly_or_refused(tmp_path: Path) -> None:
+def test_a_repacked_archive_is_read_correctly_or_refused(tmp_path: Path) -> None:
     """PyTorch computes where the arrays lie from how it packs them itself, where the file says that it did."""
     small = torch.arange(1000.0)[10:20]
     path = zipped({"first": ARRAY, "a": small}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"a does not lie where torch\.save puts it"):
+    with pytest.raises(CheckpointError, match=r"a is not where torch\.save puts it"):
         open_weights(repacked(path))
     np.testing.assert_array_equal(load(repacked(path, format_version=None)).view(np.float32), small)
 
@@ -390,7 +392,7 @@ def test_big_endian_numbers_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [b"\x80\x02", b"\x80\x05", b"{ ", b"\x08\x00"])
-def test_safetensors_whose_header_has_the_length_of_another_mark_are_read_as_such(mark: bytes, tmp_path: Path) -> None:
+def test_safetensors_with_a_header_length_that_equals_another_mark_are_recognised(mark: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(int.from_bytes(mark, "little"))
     path.write_bytes(len(header).to_bytes(8, "little") + header + np.float32(3).tobytes())

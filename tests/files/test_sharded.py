@@ -18,7 +18,7 @@ from support.networks import TINY
 
 from bit import BitForImageClassification
 from convert.checkpoints.checkpoint import Checkpoint
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, UsageError
 from convert.files.base import Tensor, file_sha256
 from convert.files.sharded import ShardedFile, split
 from convert.network.dtypes import FLOAT32
@@ -61,7 +61,7 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("size", ["50KB", SIZE, "0.3 MB", "300kb"])
-def test_what_is_written_is_what_transformers_writes(tiny_npz: Path, single: Path, tmp_path: Path, size: str) -> None:
+def test_shards_equal_those_of_transformers(tiny_npz: Path, single: Path, tmp_path: Path, size: str) -> None:
     ours = convert(tiny_npz, "transformers", tmp_path / "ours", max_shard_size=size)
     theirs = tmp_path / "theirs"
     model = transformers.BitForImageClassification(transformers.BitConfig.from_pretrained(single))
@@ -76,7 +76,7 @@ def test_what_is_written_is_what_transformers_writes(tiny_npz: Path, single: Pat
         assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_what_fits_into_one_file_is_written_as_one(tiny_npz: Path, single: Path, tmp_path: Path) -> None:
+def test_weights_that_fit_into_one_file_are_not_split(tiny_npz: Path, single: Path, tmp_path: Path) -> None:
     found = convert(tiny_npz, "transformers", tmp_path / "out", max_shard_size="5GB")
     assert file_sha256(found / "model.safetensors") == file_sha256(single / "model.safetensors")
     assert not (found / INDEX).exists()
@@ -96,7 +96,7 @@ def test_the_folder_loads_in_transformers_and_in_bit(library: Any, single: Path,
 
 
 @pytest.mark.parametrize("layout", ["google", "timm", "transformers", "keras"])
-def test_shards_convert_to_the_bytes_that_one_file_converts_to(
+def test_shards_and_a_single_file_convert_to_the_same_bytes(
     layout: str, single: Path, sharded: Path, tmp_path: Path
 ) -> None:
     found, expected = convert(sharded, layout, tmp_path / "found"), convert(single, layout, tmp_path / "expected")
@@ -105,7 +105,7 @@ def test_shards_convert_to_the_bytes_that_one_file_converts_to(
     assert file_sha256(found / name) == file_sha256(expected / name)
 
 
-def test_what_transformers_split_converts_too(single: Path, tmp_path: Path) -> None:
+def test_shards_of_transformers_convert(single: Path, tmp_path: Path) -> None:
     transformers.BitForImageClassification.from_pretrained(single).save_pretrained(
         tmp_path / "theirs", max_shard_size=SIZE
     )
@@ -149,7 +149,7 @@ def as_pytorch(folder: Path) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
-def test_shards_of_pytorch_read_too(folder: Path, single: Path, tmp_path: Path) -> None:
+def test_shards_of_pytorch_are_read(folder: Path, single: Path, tmp_path: Path) -> None:
     as_pytorch(folder)
     with Checkpoint(folder) as checkpoint:
         assert checkpoint.file.container == "pytorch"
@@ -159,15 +159,15 @@ def test_shards_of_pytorch_read_too(folder: Path, single: Path, tmp_path: Path) 
     assert file_sha256(found) == file_sha256(expected)
 
 
-def test_what_a_shard_leaves_aside_is_said_with_its_name(folder: Path) -> None:
+def test_ignored_entries_of_a_shard_are_reported_with_the_file_name(folder: Path) -> None:
     as_pytorch(folder)
     last = max(folder.glob("*.bin"))
     torch.save({"state_dict": torch.load(last), "epoch": 3}, last)
     with Checkpoint(folder) as checkpoint:
-        assert checkpoint.notes == [f"{last.name}: its weights are those under state_dict; beside it lies epoch"]
+        assert checkpoint.notes == [f"{last.name}: uses the weights in state_dict; ignores epoch"]
 
 
-def test_of_two_indices_that_of_safetensors_is_taken(folder: Path) -> None:
+def test_the_index_of_safetensors_is_preferred(folder: Path) -> None:
     kept = {file: file.read_bytes() for file in folder.iterdir()}
     as_pytorch(folder)
     for file, content in kept.items():
@@ -205,7 +205,7 @@ def test_verification_notices_a_missing_shard(sharded: Path, tiny_npz: Path, tmp
     assert f"{shard.name} is missing" in result.problems
 
 
-def test_the_source_is_held_to_its_record_shard_by_shard(sharded: Path, tmp_path: Path) -> None:
+def test_every_shard_of_a_source_is_checked_against_the_manifest(sharded: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(sharded, tmp_path / "tiny")
     shard = shards_of(folder)[0]
     content = bytearray(shard.read_bytes())
@@ -276,34 +276,34 @@ def with_duplicate_keys(folder: Path) -> None:
     [
         (without_a_shard, "which is missing"),
         (with_a_folder_for_a_shard, "which is missing"),
-        (listing("model-00001-of-00005.safetensors"), "the index lists it under model-00001-of-00005.safetensors"),
-        (with_a_tensor_twice, "is in two of its files"),
-        (with_a_tensor_that_is_not_listed, "the index lists it under none"),
-        (with_a_tensor_that_is_nowhere, "lists extra in model-00001-of-00005.safetensors, where it is not"),
+        (listing("model-00001-of-00005.safetensors"), "but the index lists it in model-00001-of-00005.safetensors"),
+        (with_a_tensor_twice, "is in two of the files"),
+        (with_a_tensor_that_is_not_listed, "but the index lists it in no file"),
+        (with_a_tensor_that_is_nowhere, "lists extra in model-00001-of-00005.safetensors, which does not hold it"),
         (with_a_truncated_shard, "model-00001-of-00005.safetensors"),
-        (listing("../x.safetensors"), "names '../x.safetensors', which is not beside it"),
-        (listing("/etc/passwd"), "names '/etc/passwd', which is not beside it"),
-        (listing("sub/x.safetensors"), "names 'sub/x.safetensors', which is not beside it"),
-        (listing("..\\x.safetensors"), "which is not beside it"),
-        (listing(".."), "names '..', which is not beside it"),
-        (listing("."), "names '.', which is not beside it"),
-        (listing(""), "names '', which is not beside it"),
-        (listing("x\0"), "which is not beside it"),
+        (listing("../x.safetensors"), "lists '../x.safetensors', which is not the name of a file in this folder"),
+        (listing("/etc/passwd"), "lists '/etc/passwd', which is not the name of a file"),
+        (listing("sub/x.safetensors"), "lists 'sub/x.safetensors', which is not the name of a file"),
+        (listing("..\\x.safetensors"), "which is not the name of a file in this folder"),
+        (listing(".."), "lists '..', which is not the name of a file"),
+        (listing("."), "lists '.', which is not the name of a file"),
+        (listing(""), "lists '', which is not the name of a file"),
+        (listing("x\0"), "which is not the name of a file in this folder"),
         (listing("x" * 300), "File name too long"),
-        (listing(INDEX), f"{INDEX} is no file of weights"),
-        (with_duplicate_keys, "is a damaged index (a name stands twice)"),
+        (listing(INDEX), f"{INDEX} is not a file of weights"),
+        (with_duplicate_keys, "is a damaged index (it holds a name twice)"),
         (with_index('{"weight_map": {"a": "b"'), "is a damaged index"),
         (with_index('{"weight_map": {}}'), "weight_map lists no files"),
-        (with_index('{"weight_map": {"a": 1}}'), "weight_map lists no files"),
+        (with_index('{"weight_map": {"a": 1}}'), "is a damaged index (Expected `str`, got `int`"),
         (with_index('{"weight_map": ["a"]}'), "is a damaged index"),
         (with_index('{"metadata": {}}'), "is a damaged index"),
         (with_index('{"a":' * 100_000), "is a damaged index"),
-        (with_index("[]"), "is no file of weights"),
+        (with_index("[]"), "is not a file of weights"),
     ],
     ids="missing folder wrong-file twice not-listed nowhere truncated parent absolute below backslash dots dot empty "
     "null long itself duplicate-key cut nothing number list no-map deep array".split(),
 )
-def test_shards_that_are_not_what_the_index_says_are_refused(
+def test_shards_that_do_not_match_the_index_are_refused(
     change: Callable[[Path], None], message: str, folder: Path, tmp_path: Path
 ) -> None:
     change(folder)
@@ -311,19 +311,22 @@ def test_shards_that_are_not_what_the_index_says_are_refused(
 
 
 @pytest.mark.parametrize("layout", ["timm", "google", "google-tf2", "flax", "keras", "onnx"])
-def test_layouts_that_are_read_from_one_file_are_not_split(layout: str, tiny_npz: Path, tmp_path: Path) -> None:
+def test_layouts_of_a_single_file_are_not_split(layout: str, tiny_npz: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{layout} is read from one file; leave --max-shard-size out"):
         convert(tiny_npz, layout, tmp_path / "converted", max_shard_size=SIZE)
     assert not (tmp_path / "converted").exists()
 
 
-def test_the_command_says_so_in_one_line(tiny_npz: Path, tmp_path: Path) -> None:
-    for layout, size, message in (("timm", SIZE, "is read from one file"), ("transformers", "5", "size '5' is none")):
+def test_the_command_refuses_an_invalid_split_in_one_line(tiny_npz: Path, tmp_path: Path) -> None:
+    for layout, size, message in (
+        ("timm", SIZE, "is read from one file"),
+        ("transformers", "5", "invalid shard size '5'"),
+    ):
         result = bit("convert", tiny_npz, "--to", layout, "--max-shard-size", size, cwd=tmp_path)
         assert_refused(result, message, tmp_path)
 
 
 @pytest.mark.parametrize("size", ["", *"5 GB KB 5XB 0MB 0.0GB -5MB nanGB infGB 1e400GB 1.2.3MB .GB 5MiB".split()])
-def test_a_size_that_is_none_is_refused(size: str) -> None:
-    with pytest.raises(CheckpointError, match="is none"):
+def test_an_invalid_size_is_refused(size: str) -> None:
+    with pytest.raises(UsageError, match="invalid shard size"):
         split([Tensor("a", (3,), FLOAT32)], "model.safetensors", size)

@@ -14,7 +14,7 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 @layouts
 @given(config=configs())
-def test_every_parameter_has_a_name_of_its_own_that_leads_back_to_it(layout: Layout, config: BitConfig) -> None:
+def test_every_parameter_has_a_unique_name_that_maps_back_to_it(layout: Layout, config: BitConfig) -> None:
     places = [parameter.place for parameter in parameters(config)]
     keys = [layout.key(place) for place in places]
     assert len(set(keys)) == len(keys)
@@ -34,7 +34,7 @@ def test_every_parameter_has_a_name_of_its_own_that_leads_back_to_it(layout: Lay
         "bit.encoder.stages.-1.layers.0.norm1.weight",
     ],
 )
-def test_names_that_only_resemble_a_parameter_are_none(layout: Layout, key: str) -> None:
+def test_names_that_only_resemble_a_parameter_are_rejected(layout: Layout, key: str) -> None:
     assert layout.place(key) is None
 
 
@@ -54,7 +54,7 @@ def test_numbered_names_mean_the_same_as_plain_ones() -> None:
         "block2/block2/unit03/a/proj/standardized_conv2d_7/kernel:0",
     ],
 )
-def test_what_keras_2_called_weights_of_models_that_were_built_otherwise_is_read(key: str) -> None:
+def test_names_of_other_tensorflow_versions_are_read(key: str) -> None:
     layout = LAYOUTS["google-tf2"]
     expected = layout.place("block2/block2/unit03/a/proj/standardized_conv2d/kernel:0")
     assert layout.place(key) == expected == Place("unit/projection/kernel", 1, 2)
@@ -62,7 +62,7 @@ def test_what_keras_2_called_weights_of_models_that_were_built_otherwise_is_read
     assert layout.place("head/dense/resnet/head/dense/bias:0") == Place("head/bias")
 
 
-def test_transformers_has_the_names_and_shapes_that_the_library_has() -> None:
+def test_names_and_shapes_are_those_of_transformers() -> None:
     import torch
     import transformers
 
@@ -73,7 +73,7 @@ def test_transformers_has_the_names_and_shapes_that_the_library_has() -> None:
     _assert_same_table("transformers", config, model.state_dict())
 
 
-def test_timm_has_the_names_and_shapes_that_the_library_has() -> None:
+def test_names_and_shapes_are_those_of_timm() -> None:
     import timm
     import torch
 

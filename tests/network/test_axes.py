@@ -11,7 +11,7 @@ from convert.network.axes import Transform, Workspace, runs
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Transform, NDArray[np.float32]]:
-    """A permutation of up to four axes with unit axes strewn in, and an array for it."""
+    """A permutation of up to four axes with axes of length one in between, and an array for it."""
     letters = draw(st.sampled_from(["n", "cn", "hwi", "hwio"]))
     source = "".join(draw(st.permutations([*letters, *"1" * draw(st.integers(0, 2))])))
     target = "".join(draw(st.permutations([*letters, *"1" * draw(st.integers(0, 2))])))
@@ -21,7 +21,7 @@ def cases(draw: st.DrawFn) -> tuple[Transform, NDArray[np.float32]]:
 
 
 @given(cases())
-def test_the_inverse_gives_back_the_array(case: tuple[Transform, NDArray[np.float32]]) -> None:
+def test_the_inverse_restores_the_array(case: tuple[Transform, NDArray[np.float32]]) -> None:
     transform, array = case
     there = transform(array)
     assert there.shape == transform.shape(array.shape)
@@ -29,7 +29,7 @@ def test_the_inverse_gives_back_the_array(case: tuple[Transform, NDArray[np.floa
 
 
 @given(cases(), st.integers(1, 3000), st.integers(1, 500))
-def test_blocks_joined_are_the_whole_transform_whatever_the_memory(
+def test_joined_blocks_equal_the_whole_transform_for_any_workspace(
     case: tuple[Transform, NDArray[np.float32]], slab_bytes: int, block_bytes: int
 ) -> None:
     transform, array = case
@@ -59,7 +59,7 @@ def test_a_tensor_larger_than_the_workspace_is_never_held_whole() -> None:
     assert max(sizes) <= 2048
 
 
-def test_axes_that_do_not_match_are_refused() -> None:
+def test_different_axes_are_refused() -> None:
     with pytest.raises(ValueError, match="same axes"):
         Transform("hwio", "oih")
 
@@ -70,15 +70,15 @@ def test_a_unit_axis_must_have_length_one() -> None:
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 300), st.data())
-def test_runs_put_together_are_what_is_taken_of_an_array(shape: list[int], size: int, data: st.DataObject) -> None:
+def test_joined_runs_equal_the_part_of_the_array(shape: list[int], size: int, data: st.DataObject) -> None:
     array = np.arange(np.prod(shape)).reshape(shape)
     axis = data.draw(st.integers(0, len(shape) - 1))
     first, last = sorted(data.draw(st.tuples(*[st.integers(0, shape[axis] - 1)] * 2)))
     part = slice(first, last + 1)
-    wanted = np.moveaxis(np.moveaxis(array, axis, 0)[part], 0, axis)
-    taken = np.full(wanted.shape, -1)
+    expected = np.moveaxis(np.moveaxis(array, axis, 0)[part], 0, axis)
+    taken = np.full(expected.shape, -1)
     for start, index in runs(tuple(shape), size, axis, part):
         target = taken[index]
         assert target.size <= size or target.shape[0] == 1
         target[...] = array.reshape(-1)[start : start + target.size].reshape(target.shape)
-    np.testing.assert_array_equal(taken, wanted)
+    np.testing.assert_array_equal(taken, expected)

@@ -29,7 +29,7 @@ def test_float64_holds_every_value_exactly(dtype: DType) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_value_that_is_not_finite_is_seen(dtype: DType, bad: float) -> None:
+def test_one_value_that_is_not_finite_is_noticed(dtype: DType, bad: float) -> None:
     assert dtype.all_finite(bits(VALUES * 100, dtype))
     assert not dtype.all_finite(bits([*VALUES * 100, bad], dtype))
 
@@ -40,15 +40,15 @@ def test_large_values_whose_sum_overflows_are_finite() -> None:
 
 
 @given(st.lists(st.floats(allow_nan=False, width=64), min_size=1, max_size=50))
-def test_bfloat16_is_the_nearest_ties_to_even(values: list[float]) -> None:
-    """Among the float64 of all bfloat16 numbers, whose bits are in the order of their values."""
+def test_rounding_to_bfloat16_takes_the_nearest_number_and_ties_to_even(values: list[float]) -> None:
+    """Expected values are searched among all positive bfloat16 numbers, which are ordered like their bits."""
     bits = np.arange(0x7F80, dtype=np.uint16)
     numbers = BFLOAT16.to_float64(bits)
     found = BFLOAT16.from_float64(np.array(values))
     for value, rounded in zip(values, found.tolist(), strict=True):
         above = int(np.searchsorted(numbers, abs(value)))
         candidates = [index for index in (above - 1, above) if 0 <= index < len(bits)]
-        # Halfway between the largest and what would be the next begins infinity.
+        # Infinity begins halfway between the largest number and the next one in sequence.
         if abs(value) >= numbers[-1] + (numbers[-1] - numbers[-2]) / 2:
             expected = 0x7F80
         else:

@@ -6,8 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.networks import TINY
 
+from convert.layouts.google import GOOGLE
 from convert.network import oracle
 from convert.network.inputs import images
+from convert.network.parameters import ALL, parameters
+from convert.network.runner import run_network
 from convert.network.taps import tap_names
 from convert.sources.synthetic import parameter
 
@@ -26,7 +29,7 @@ def test_epsilon_is_inside_the_root_and_the_variance_is_biased() -> None:
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]))
-def test_a_convolution_is_the_sum_that_defines_it(height: int, width: int, size: int, stride: int) -> None:
+def test_a_convolution_equals_the_sum_over_each_window(height: int, width: int, size: int, stride: int) -> None:
     x, kernel = rng.normal(size=(2, height, width, 3)), rng.normal(size=(size, size, 3, 4))
     margin = size // 2
     padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
@@ -49,27 +52,24 @@ def test_group_norm_centers_each_group_of_each_image() -> None:
     np.testing.assert_allclose(y.var(axis=(1, 3)), 1, rtol=1e-4)
 
 
-def test_the_pool_pads_with_zeros_that_win_over_negative_values() -> None:
+def test_the_stem_is_pooled_with_a_border_of_zeros() -> None:
     pooled = oracle.max_pool(np.full((1, 6, 6, 1), -1.0))[0, :, :, 0]
     np.testing.assert_array_equal(pooled, [[0, 0, 0], [0, -1, -1], [0, -1, -1]])
 
 
-def test_every_parameter_is_asked_for_once_and_every_tap_is_yielded_once() -> None:
-    from convert.layouts.google import GOOGLE
-    from convert.network.parameters import ALL, parameters
-
+def test_every_parameter_is_read_once_and_every_tap_is_yielded_once() -> None:
     listed = {item.name: item for item in parameters(TINY)}
-    asked: list[str] = []
+    read: list[str] = []
 
     def weights(name: str, channels: slice = ALL) -> np.ndarray:  # type: ignore[type-arg]
-        asked.append(name)
+        read.append(name)
         item = listed[name]
         values = parameter(GOOGLE.key(item.place), GOOGLE.shape(item)).reshape(item.shape).astype(np.float64)
         return values[..., channels]
 
-    taps = [tap for tap, _ in oracle.forward(weights, TINY, {"small": images(0, 1, 33, 32)})]
+    taps = [tap for tap, _ in run_network(oracle.Oracle(weights, TINY), TINY, {"small": images(0, 1, 33, 32)})]
     assert taps == tap_names(TINY)
-    assert sorted(asked) == sorted(listed)
+    assert sorted(read) == sorted(listed)
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(2, 224, 224), (1, 193, 257)])

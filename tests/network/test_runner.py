@@ -1,4 +1,4 @@
-"""Running a part on a few images at a time is running it on all of them."""
+"""Running a part on a few images at a time computes the same as on all of them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,40 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.networks import TINY
 
 from convert.network import runner
-from convert.network.runner import Batches, Taps, run
+from convert.network.runner import Batches, PartRunner, by_channels, run_network, run_part
+from convert.network.taps import Part, parts, tap_names
+
+POOLED = Part("pooled", ("doubled", "sum"), "norm")
 
 
-class Counting:
-    """Doubles each image and takes its sum, and keeps what it was given at once."""
+class Counting(PartRunner):
+    """Doubles each image and sums it up, and keeps the number of images of every call."""
 
     name, dtype, about = "counting", "float64", {}  # type: ignore[var-annotated]
 
     def __init__(self) -> None:
         self.pieces: list[dict[str, int]] = []
 
-    def run(self, part: str, inputs: Batches) -> Taps:
-        self.pieces.append({name: len(images) for name, images in inputs.items()})
-        yield "doubled", {name: images * 2 for name, images in inputs.items()}
-        yield "sum", {name: images.sum((1, 2, 3))[:, None] for name, images in inputs.items()}
+    def run(self, kind: str, x: Batches, *place: int) -> list[Batches]:
+        self.pieces.append({name: len(images) for name, images in x.items()})
+        doubled = {name: images * 2 for name, images in x.items()}
+        return [doubled, {name: images.sum((1, 2, 3))[:, None] for name, images in x.items()}]
+
+
+class Noting(PartRunner):
+    """Notes the parts that it runs, and adds one to the values."""
+
+    name, dtype, about = "noting", "float64", {}  # type: ignore[var-annotated]
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[int, ...], float]] = []
+
+    def run(self, kind: str, x: Batches, *place: int) -> list[Batches]:
+        self.calls.append((kind, place, float(x["a"].max())))
+        return [{"a": x["a"] + 1}] * (2 if kind in ("stem", "pooled") else 1)
 
 
 def _batches(counts: list[tuple[int, int]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -37,12 +54,27 @@ def test_pieces_change_nothing_and_are_small(counts: list[tuple[int, int]]) -> N
     counting, inputs = Counting(), _batches(counts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "AT_ONCE", 300)
-        found = dict(run(counting, "block1/unit01", inputs))
+        found = dict(run_part(counting, POOLED, inputs))
     assert list(found) == ["doubled", "sum"]
-    for tap, expected in Counting().run("", inputs):
+    for tap, expected in zip(POOLED.taps, Counting().pooled(inputs), strict=True):
         assert list(found[tap]) == list(inputs)
         for name, value in expected.items():
             np.testing.assert_array_equal(found[tap][name], value)
     for piece in counting.pieces:
         size = sum(count * inputs[name][0].nbytes for name, count in piece.items())
         assert size <= 300 or list(piece.values()) == [1]
+
+
+def test_each_part_runs_once_on_the_output_of_the_part_before() -> None:
+    noting = Noting()
+    taps = [tap for tap, _ in run_network(noting, TINY, {"a": np.zeros((1, 2, 2, 3))})]
+    assert taps == tap_names(TINY)
+    places = [(part.stage, part.layer) if part.kind == "unit" else () for part in parts(TINY)]
+    kinds = [part.kind for part in parts(TINY)]
+    assert noting.calls == [(kind, place, float(n)) for n, (kind, place) in enumerate(zip(kinds, places, strict=True))]
+
+
+@given(st.integers(1, 500), st.integers(1, 10**9))
+def test_every_output_channel_is_in_exactly_one_slice(count: int, nbytes: int) -> None:
+    channels = [index for piece in by_channels(count, nbytes) for index in range(count)[piece]]
+    assert channels == list(range(count))

@@ -1,4 +1,4 @@
-"""What was published, as data, and how it is found in it."""
+"""The catalogue of published checkpoints, and choosing from it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import pytest
 from support.command import assert_refused, bit
 
 from convert.errors import CheckpointError
-from convert.published.catalogue import DEFECTS, VTAB_CLASSES, published
+from convert.published.catalogue import DEFECTS, VTAB_CLASSES, find, published, select
 from convert.published.labels import LABEL_SETS
-from convert.published.selection import select
 
 
-def test_every_file_is_there_once() -> None:
+def test_every_published_file_is_listed_once() -> None:
     items = list(published().values())
     assert len(items) == 12 + 10 + 6 + 1 + 285 + 4
     assert len({item.address for item in items}) == len(items)
@@ -43,7 +42,7 @@ def test_every_file_is_there_once() -> None:
         ("R152x2_T_384", "distill/R152x2_T_384.npz", 1000, "ilsvrc2012", ("ImageNet-21k", "ILSVRC-2012")),
     ],
 )
-def test_a_name_says_where_it_lies_and_what_it_tells_apart(
+def test_a_checkpoint_has_an_address_classes_labels_and_data(
     name: str, address: str, classes: int, labels: str | None, data: tuple[str, ...]
 ) -> None:
     found = published()[name]
@@ -59,7 +58,7 @@ def test_each_checkpoint_has_a_licence_a_citation_and_a_known_set_of_labels() ->
         assert item.labels in (None, *LABEL_SETS)
 
 
-def test_accuracies_say_at_which_resolution_they_were_measured() -> None:
+def test_accuracies_state_the_resolution() -> None:
     rated = [item for item in published().values() if item.accuracies]
     assert len(rated) == 6 + 1 + 4
     for item in rated:
@@ -72,16 +71,22 @@ def test_accuracies_say_at_which_resolution_they_were_measured() -> None:
     ]
 
 
-def test_the_evaluations_are_those_of_timms_own_entries() -> None:
+def test_names_and_evaluations_are_those_of_timm() -> None:
     import timm
 
-    tagged = [item for item in published().values() if item.evaluation.tag and not item.name.endswith(".h5")]
+    tagged = [item for item in published().values() if item.timm_name is not None]
     assert len(tagged) == 6 + 6 + 3
     for item in tagged:
-        theirs = timm.get_pretrained_cfg(f"resnetv2_{item.architecture[1:]}_bit.{item.evaluation.tag}")
+        theirs = timm.get_pretrained_cfg(item.timm_name)
         ours = item.evaluation
         assert (theirs.input_size, theirs.num_classes) == ((3, ours.size, ours.size), item.classes)
         assert (theirs.crop_pct, theirs.interpolation) == (ours.crop_pct, ours.interpolation)
+
+
+def test_a_checkpoint_is_found_by_the_name_in_timm_too() -> None:
+    assert find("BiT-M-R50x1") is find("resnetv2_50x1_bit.goog_in21k") is published()["BiT-M-R50x1"]
+    assert published()["BiT-M-R50x1.h5"].timm_name is None
+    assert find("BiT-M-R51x1") is None
 
 
 def test_known_defects_belong_to_files_that_were_published() -> None:
@@ -102,7 +107,7 @@ def test_known_defects_belong_to_files_that_were_published() -> None:
         ({"classes": 21843}, 11),
     ],
 )
-def test_filters_choose(wanted: dict[str, str], count: int) -> None:
+def test_filters_select_checkpoints(wanted: dict[str, str], count: int) -> None:
     assert len(select(**wanted)) == count  # type: ignore[arg-type]
 
 
@@ -116,7 +121,7 @@ def test_filters_choose(wanted: dict[str, str], count: int) -> None:
         ({"classes": 999}, "has the classes 999"),
     ],
 )
-def test_what_was_not_published_is_an_error_with_the_nearest(wanted: dict[str, str], message: str) -> None:
+def test_a_filter_that_matches_nothing_is_an_error_with_suggestions(wanted: dict[str, str], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         select(**wanted)  # type: ignore[arg-type]
 
@@ -133,14 +138,14 @@ def test_bit_list_fits_a_terminal_and_has_a_row_for_each_task_of_vtab(tmp_path: 
     assert lines[-1].startswith("318 checkpoints")
 
 
-def test_what_a_row_with_a_star_stands_for_can_be_listed(tmp_path: Path) -> None:
+def test_a_pattern_in_a_row_can_be_listed(tmp_path: Path) -> None:
     result = bit("list", "BiT-M-*-dtd", "--architecture", "R50x1", cwd=tmp_path)
     assert [line.split()[0] for line in result.stdout.splitlines()[1:-1]] == [
         f"BiT-M-R50x1-run{run}-dtd" for run in range(3)
     ]
 
 
-def test_bit_list_as_json_has_everything(tmp_path: Path) -> None:
+def test_bit_list_prints_every_field_as_json(tmp_path: Path) -> None:
     result = bit("list", "BiT-M-R50x1-ILSVRC2012", "--json", cwd=tmp_path)
     (found,) = json.loads(result.stdout)
     assert found["url"] == "https://storage.googleapis.com/bit_models/BiT-M-R50x1-ILSVRC2012.npz"
@@ -156,5 +161,5 @@ def test_make_list_hands_its_arguments_on() -> None:
     assert result.stdout.splitlines()[-1] == ".venv/bin/bit list R50x1", result.stderr
 
 
-def test_bit_list_of_nothing_gets_one_line(tmp_path: Path) -> None:
+def test_bit_list_without_a_match_is_one_error_line(tmp_path: Path) -> None:
     assert_refused(bit("list", "BiT-M-R51x1", cwd=tmp_path), "did you mean BiT-M-R50x1", tmp_path)

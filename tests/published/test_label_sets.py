@@ -1,4 +1,4 @@
-"""The names of classes, held to timm's own tables."""
+"""The class names are those of timm's tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 from convert.published.labels import FOLDER, LABEL_SETS, id2label, synsets
 
 TIMM = {"ilsvrc2012": "imagenet-1k", "imagenet21k": "imagenet-21k-goog"}
-"""What timm calls each set."""
+"""timm's name of each set."""
 
 
 def timm_table(label_set: str) -> str:
-    """The table as timm has it; `python tests/published/test_label_sets.py` writes it."""
+    """Return the table as timm has it; `python tests/published/test_label_sets.py` writes it."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo(TIMM[label_set])
@@ -27,12 +27,12 @@ def test_the_sets_are_those_of_the_published_heads() -> None:
 
 
 @pytest.mark.parametrize("label_set", LABEL_SETS)
-def test_every_class_is_called_as_timm_calls_it_in_the_same_order(label_set: str) -> None:
+def test_every_class_has_timms_name_in_the_same_order(label_set: str) -> None:
     assert (FOLDER / f"{label_set}.tsv").read_text("utf-8") == timm_table(label_set)
 
 
 @pytest.mark.parametrize("label_set", LABEL_SETS)
-def test_a_class_that_shares_its_words_is_told_apart_by_its_synset(label_set: str) -> None:
+def test_classes_with_the_same_words_get_the_synset_too(label_set: str) -> None:
     labels, classes = id2label(label_set), synsets(label_set)
     assert list(labels) == list(range(len(classes)))
     assert len(set(labels.values())) == len(classes), "label2id would lose a class"
@@ -41,7 +41,7 @@ def test_a_class_that_shares_its_words_is_told_apart_by_its_synset(label_set: st
         assert labels[index] == (f"{words} ({synset})" if shared else words)
 
 
-def test_the_classes_are_where_they_are_known_to_be() -> None:
+def test_known_classes_have_their_index() -> None:
     ilsvrc, imagenet = id2label("ilsvrc2012"), id2label("imagenet21k")
     assert (ilsvrc[0], ilsvrc[285], ilsvrc[999]) == ("tench, Tinca tinca", "Egyptian cat", TOILET_TISSUE)
     assert (ilsvrc[134], ilsvrc[517]) == ("crane (n02012849)", "crane (n03126707)")
@@ -51,10 +51,10 @@ def test_the_classes_are_where_they_are_known_to_be() -> None:
 
 TOILET_TISSUE = "toilet tissue, toilet paper, bathroom tissue"
 EXTRA = {"n03931044", "n09859684"}
-"""What Google's order has beyond the release of autumn 2011, which timm calls `imagenet-22k`."""
+"""Classes of Google's that are not in the release of autumn 2011, which timm calls `imagenet-22k`."""
 
 
-def test_googles_order_is_that_of_the_release_with_two_more() -> None:
+def test_googles_order_is_that_of_the_release_with_two_more_classes() -> None:
     from timm.data import ImageNetInfo
 
     released = ImageNetInfo("imagenet-22k").label_names()

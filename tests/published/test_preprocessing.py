@@ -1,4 +1,4 @@
-"""How images are prepared by each profile, in each library."""
+"""Each profile prepares images in the same way in every library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.networks import TINY
 
 from bit.image_processing import PROFILES, BitImageProcessorPil
 from convert.checkpoints.options import ConversionOptions
-from convert.errors import CheckpointError
+from convert.errors import UsageError
 from convert.layouts import LAYOUTS
 from convert.published.preprocessing import preprocessor
 
@@ -23,7 +23,7 @@ NAMES = ("mine", "BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012", "BiT-M-R50x1-CIFAR10",
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_checkpoint_that_nobody_published_gets_the_profile_as_it_is(profile: str) -> None:
+def test_a_checkpoint_that_was_not_published_gets_the_unchanged_profile(profile: str) -> None:
     assert preprocessor(profile, "mine") == BitImageProcessorPil.from_profile(profile).to_dict()
 
 
@@ -36,30 +36,30 @@ def test_a_checkpoint_that_nobody_published_gets_the_profile_as_it_is(profile: s
         ("BiT-M-R50x3-run0-dtd", 480),
     ],
 )
-def test_google_resizes_small_images_to_less(name: str, size: int) -> None:
+def test_google_resizes_small_images_to_a_smaller_square(name: str, size: int) -> None:
     found = preprocessor("google", name)
     assert (found["size"], found["do_center_crop"]) == ({"height": size, "width": size}, False)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("profile", PROFILES)
-def test_timm_and_bit_prepare_an_image_alike(profile: str, name: str, tmp_path: Path) -> None:
+def test_timm_and_bit_prepare_an_image_in_the_same_way(profile: str, name: str, tmp_path: Path) -> None:
     import timm.data
 
-    config = LAYOUTS["timm"].companions(TINY, "float32", name, profile)["config.json"]
+    config = LAYOUTS["timm"].export.companions(TINY, "float32", name, profile)["config.json"]
     transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"]))
-    values = json.dumps(LAYOUTS["transformers"].companions(TINY, "float32", name, profile)["preprocessor_config.json"])
-    (tmp_path / "preprocessor_config.json").write_text(values)
-    # Twice as wide as high: of an odd rest the two crop half a pixel more on different sides.
+    files = LAYOUTS["transformers"].export.companions(TINY, "float32", name, profile)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(files["preprocessor_config.json"]))
+    # Twice as wide as high: an odd margin is cropped half a pixel more on different sides by the two.
     image = Image.fromarray(np.random.default_rng(7).integers(0, 256, (150, 300, 3), np.uint8))
     (ours,) = BitImageProcessorPil.from_pretrained(tmp_path)(image)["pixel_values"]
     np.testing.assert_allclose(ours, transform(image).numpy(), atol=1e-6)
 
 
-def test_the_profile_is_recorded_and_the_file_held_to_it(tiny_npz: Path, tmp_path: Path) -> None:
-    folder = convert(tiny_npz, "transformers", tmp_path / "out", changes=ConversionOptions(profile="timm"))
+def test_the_profile_is_in_the_manifest_and_the_file_must_agree(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "transformers", tmp_path / "out", options=ConversionOptions(profile="timm"))
     path = folder / "preprocessor_config.json"
-    assert json.loads((folder / "conversion.json").read_text())["changes"]["profile"] == "timm"
+    assert json.loads((folder / "conversion.json").read_text())["options"]["profile"] == "timm"
     assert json.loads(path.read_text()) == preprocessor("timm", "tiny")
     assert verified(folder, tiny_npz).passed
     path.write_text(json.dumps(preprocessor("google", "tiny")))
@@ -72,30 +72,30 @@ def test_the_profile_is_recorded_and_the_file_held_to_it(tiny_npz: Path, tmp_pat
 @pytest.mark.parametrize(
     ("layout", "profile"), [("transformers", "google"), ("timm", "timm"), ("onnx", "google"), ("google", None)]
 )
-def test_each_layout_has_a_profile_of_its_own(tiny_npz: Path, tmp_path: Path, layout: str, profile: str | None) -> None:
+def test_each_layout_has_a_default_profile(tiny_npz: Path, tmp_path: Path, layout: str, profile: str | None) -> None:
     folder = convert(tiny_npz, layout, tmp_path / "out")
-    assert json.loads((folder / "conversion.json").read_text())["changes"]["profile"] == profile
+    assert json.loads((folder / "conversion.json").read_text())["options"]["profile"] == profile
 
 
-def test_a_record_from_before_profiles_means_the_layouts_own(tiny_npz: Path, tmp_path: Path) -> None:
+def test_a_manifest_without_a_profile_means_the_layouts_default(tiny_npz: Path, tmp_path: Path) -> None:
     folder = convert(tiny_npz, "timm", tmp_path / "out")
-    record = json.loads((folder / "conversion.json").read_text())
-    del record["changes"]["profile"]
-    (folder / "conversion.json").write_text(json.dumps(record))
+    manifest = json.loads((folder / "conversion.json").read_text())
+    del manifest["options"]["profile"]
+    (folder / "conversion.json").write_text(json.dumps(manifest))
     assert verified(folder, tiny_npz).passed
 
 
-def test_an_onnx_graph_carries_the_profile(tiny_npz: Path, tmp_path: Path) -> None:
+def test_an_onnx_model_states_the_profile(tiny_npz: Path, tmp_path: Path) -> None:
     import onnx
 
-    folder = convert(tiny_npz, "onnx", tmp_path / "out", changes=ConversionOptions(profile="transformers"))
+    folder = convert(tiny_npz, "onnx", tmp_path / "out", options=ConversionOptions(profile="transformers"))
     properties = {item.key: item.value for item in onnx.load(folder / "model.onnx").metadata_props}
     assert json.loads(properties["preprocessing"]) == preprocessor("transformers", "tiny")
     assert verified(folder, tiny_npz).passed
 
 
-def test_a_profile_that_means_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="'clip' is none of google, timm, transformers"):
+def test_an_invalid_profile_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="invalid profile 'clip': choose from google, timm, transformers"):
         ConversionOptions(profile="clip")
     result = bit("convert", "Synthetic-R14x1", "--to", "flax", "--profile", "timm", cwd=tmp_path)
-    assert_refused(result, "flax says nothing of how images are prepared; leave --profile out", tmp_path)
+    assert_refused(result, "flax does not state how images are prepared; leave --profile out", tmp_path)

@@ -1,25 +1,30 @@
-"""Pushing to a Hub on the loopback, through the real clients."""
+"""Push to a Hub on the loopback through huggingface_hub's real clients."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
-from support.hub import PART, HubServer
+from huggingface_hub import HfApi, constants
+from support.hub import PART, Fault, HubServer
 from support.hub_repositories import Blob, Repository
-from support.pushing import REPOSITORY, TOKEN, account, content, local, push
+from support.pushing import FOREVER, REPOSITORY, TOKEN, account, content, local, push
 
-from convert.errors import CheckpointError
-from convert.progress import silent
-from convert.publishing.publish import publish
+from convert.errors import HubError, UsageError, VerificationError
+from convert.publishing.gate import CARD_NAME
+from convert.publishing.publish import Publication, PublishOptions, publish
 
-# The second is how huggingface_hub hands files to its HTTP client.
+# The second: huggingface_hub hands files to its HTTP client in a deprecated way.
 pytestmark = [
     pytest.mark.usefixtures("pushes_at_once"),
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
 ]
+
+DRY_RUN = PublishOptions(dry_run=True)
 
 
 def test_a_push_makes_the_repository_hold_the_folder_and_a_card(server: HubServer, folder: Path) -> None:
@@ -47,7 +52,7 @@ def test_one_changed_file_is_all_that_is_sent(server: HubServer, folder: Path) -
     push(server, folder, extra={"README.md": b"---\nlicense: mit\n---\nfirst\n"})
     server.requests.clear()
     result = push(server, folder, extra={"README.md": b"---\nlicense: mit\n---\nsecond\n"})
-    assert result.sent == ["README.md"]
+    assert result.sent == ("README.md",)
     assert not any("part" in line for line in server.sent())
     assert content(server.repositories[REPOSITORY])["README.md"].endswith(b"second\n")
 
@@ -59,19 +64,83 @@ def test_stale_weights_go_in_the_same_commit_and_foreign_files_stay(server: HubS
     before.commit("main", {**before.files, **{name: Blob.of(b"x") for name in (*stale, *foreign)}})
     server.repositories[REPOSITORY] = before
     planned = push(server, folder, dry_run=True)
-    assert planned.deleted == sorted(stale)
+    assert planned.deleted == tuple(sorted(stale))
     commits = len(before.commits)
-    assert push(server, folder).deleted == sorted(stale)
+    assert push(server, folder).deleted == tuple(sorted(stale))
     assert len(before.commits) == commits + 1
     assert set(before.files) == {*local(folder), "README.md", ".gitattributes", *foreign}
 
 
-def test_a_dry_run_says_all_and_sends_nothing(server: HubServer, folder: Path) -> None:
+def test_a_dry_run_tells_everything_and_sends_nothing(server: HubServer, folder: Path) -> None:
     result = push(server, folder, private=True, dry_run=True)
     assert (result.state, result.creates, result.private, result.commit) == ("planned", True, True, None)
     assert set(result.sent) == {*local(folder), "README.md"}
+    assert result.not_asked is None
     assert server.sent() == []
     assert REPOSITORY not in server.repositories
+    pushed = push(server, folder, private=True)
+    assert pushed == dataclasses.replace(result, state="pushed", commit=pushed.commit), "the same files and card"
+
+
+def assert_not_asked(result: Publication, folder: Path, reason: str) -> None:
+    """The result of a dry run that has only the folder to look at."""
+    assert (result.state, result.sent, result.deleted, result.commit) == ("planned", (), (), None)
+    assert result.not_asked is not None
+    assert reason in result.not_asked
+    assert result.files.keys() == {*local(folder), "README.md"}
+    weights = (folder / "model.safetensors").read_bytes()
+    assert result.files["model.safetensors"].bytes == len(weights)
+    assert result.files["model.safetensors"].sha256 == hashlib.sha256(weights).hexdigest()
+    assert result.card.startswith("---\nlicense: apache-2.0\n")
+    assert result.files[CARD_NAME].sha256 == hashlib.sha256(result.card.encode()).hexdigest()
+
+
+def test_a_dry_run_needs_no_token(server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    result = publish(folder, REPOSITORY, DRY_RUN)
+    assert_not_asked(result, folder, "no token")
+    assert result.url.endswith("/me/tiny")
+    assert_not_asked(publish(folder, "tiny", DRY_RUN), folder, "no token")
+    assert server.requests == []
+
+
+def test_a_dry_run_needs_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    nowhere = HfApi(endpoint="http://127.0.0.1:9", token=TOKEN)
+    assert_not_asked(publish(folder, REPOSITORY, DRY_RUN, api=nowhere), folder, "could not be reached")
+    assert slept == [], "it asks once"
+    with pytest.raises(HubError, match="could not be reached"):
+        publish(folder, REPOSITORY, api=nowhere)
+    assert slept == [1, 2, 4]
+
+
+@pytest.mark.parametrize("step", ["GET /api/whoami-v2", "GET /api/models/me/tiny", "GET /api/models/me/tiny/tree/.+"])
+@pytest.mark.parametrize("does", [503, "drop"])
+def test_a_dry_run_needs_no_answer(server: HubServer, folder: Path, step: str, does: int | str) -> None:
+    server.repositories[REPOSITORY] = Repository.of()
+    server.faults.append(Fault(step, does, FOREVER))
+    reason = "could not be reached" if does == "drop" else "out of order (503)"
+    assert_not_asked(push(server, folder, dry_run=True), folder, reason)
+
+
+def test_a_dry_run_respects_the_offline_mode_of_huggingface_hub(
+    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert_not_asked(push(server, folder, dry_run=True), folder, "offline mode is enabled")
+    assert server.requests == []
+
+
+def test_a_dry_run_still_refuses_what_a_push_would_refuse(server: HubServer, folder: Path) -> None:
+    server.tokens[TOKEN] = account("read")
+    with pytest.raises(HubError, match="read-only"):
+        push(server, folder, dry_run=True)
+    with pytest.raises(UsageError, match="invalid repository name"):
+        push(server, folder, "me/ti ny", dry_run=True)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(VerificationError, match=r"config\.json was changed"):
+        push(server, folder, dry_run=True)
 
 
 def test_a_new_repository_is_private_if_asked(server: HubServer, folder: Path) -> None:
@@ -79,9 +148,9 @@ def test_a_new_repository_is_private_if_asked(server: HubServer, folder: Path) -
     assert server.repositories[REPOSITORY].private
 
 
-def test_what_is_public_is_not_taken_for_private(server: HubServer, folder: Path) -> None:
+def test_a_public_repository_is_not_taken_for_a_private_one(server: HubServer, folder: Path) -> None:
     server.repositories[REPOSITORY] = Repository.of()
-    with pytest.raises(CheckpointError, match="exists and is public"):
+    with pytest.raises(UsageError, match="exists and is public"):
         push(server, folder, private=True)
     assert server.sent() == []
 
@@ -92,9 +161,9 @@ def test_a_branch_is_pushed_to_and_must_exist(server: HubServer, folder: Path) -
     repository.branches["next"] = main
     result = push(server, folder, revision="next", message="As it will be")
     assert (repository.head, repository.branches["next"]) == (main, result.commit)
-    with pytest.raises(CheckpointError, match="me/tiny has no branch other"):
+    with pytest.raises(HubError, match="me/tiny has no branch other"):
         push(server, folder, revision="other")
-    with pytest.raises(CheckpointError, match="no repository me/none that me may see, for the branch next"):
+    with pytest.raises(HubError, match="me can see no repository me/none, needed for the branch next"):
         push(server, folder, "me/none", revision="next")
 
 
@@ -114,22 +183,22 @@ FINE = {"entity": {"type": "user", "name": "me"}, "permissions": ["repo.content.
 
 
 @pytest.mark.parametrize(
-    ("said", "repository", "options", "message"),
+    ("whoami", "repository", "options", "message"),
     [
-        (account("read"), REPOSITORY, {}, "may only read"),
-        (account(), "museum/tiny", {}, "me may not write to repositories of museum; --create-pr"),
-        (account(), "stranger/tiny", {}, "me may not write to repositories of stranger"),
-        (account("fineGrained", fineGrained={"scoped": []}), REPOSITORY, {}, "grants no writing to me/tiny"),
-        (account("fineGrained", fineGrained={"scoped": [FINE]}), "lab/tiny", {}, "grants no writing to lab/tiny"),
-        (account(), "museum/tiny", {"create_pr": True}, "no repository museum/tiny .* for a pull request"),
-        ({"error": "who?"}, REPOSITORY, {}, "does not say who"),
+        (account("read"), REPOSITORY, {}, "the token is read-only"),
+        (account(), "museum/tiny", {}, "me has no write access to repositories of museum; .* --create-pr"),
+        (account(), "stranger/tiny", {}, "me has no write access to repositories of stranger"),
+        (account("fineGrained", fineGrained={"scoped": []}), REPOSITORY, {}, "has no write access to me/tiny"),
+        (account("fineGrained", fineGrained={"scoped": [FINE]}), "lab/tiny", {}, "has no write access to lab/tiny"),
+        (account(), "museum/tiny", {"create_pr": True}, "no repository museum/tiny, needed for a pull request"),
+        ({"error": "who?"}, REPOSITORY, {}, "does not tell who"),
     ],
 )
 def test_a_token_that_may_not_write_is_refused_before_anything_is_sent(
-    server: HubServer, folder: Path, said: dict[str, Any], repository: str, options: dict[str, Any], message: str
+    server: HubServer, folder: Path, whoami: dict[str, Any], repository: str, options: dict[str, Any], message: str
 ) -> None:
-    server.tokens[TOKEN] = said
-    with pytest.raises(CheckpointError, match=message):
+    server.tokens[TOKEN] = whoami
+    with pytest.raises(HubError, match=message):
         push(server, folder, repository, **options)
     assert server.sent() == []
     assert server.repositories == {}
@@ -141,27 +210,27 @@ def test_a_fine_grained_token_and_an_organization_may_be_enough(server: HubServe
     assert push(server, folder).state == "pushed"
 
 
-def test_a_name_that_is_none_and_a_token_that_is_none_are_refused(
+def test_an_invalid_name_a_missing_token_and_an_unknown_token_are_refused(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("", "a/b/c", "me/-tiny", "me/ti ny"):
-        with pytest.raises(CheckpointError, match="is no name of a repository"):
+        with pytest.raises(UsageError, match="invalid repository name"):
             push(server, folder, name)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(CheckpointError, match="there is no token: make one"):
-        publish(folder, REPOSITORY, silent)
+    with pytest.raises(HubError, match="no token: create one"):
+        publish(folder, REPOSITORY)
     server.tokens.clear()
-    with pytest.raises(CheckpointError, match="does not know the token"):
+    with pytest.raises(HubError, match="does not know the token"):
         push(server, folder)
     assert server.sent() == []
 
 
-@pytest.mark.parametrize(("state", "message"), [("gated", "is gated, and me was not let in"), ("disabled", "disabled")])
+@pytest.mark.parametrize(("state", "message"), [("gated", "is gated and me has no access"), ("disabled", "disabled")])
 def test_a_gated_or_disabled_repository_is_left_alone(
     server: HubServer, folder: Path, state: str, message: str
 ) -> None:
     server.repositories[REPOSITORY] = Repository.of(**{state: True})
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(HubError, match=message):
         push(server, folder)
     assert server.sent() == []
 
@@ -180,7 +249,7 @@ def test_through_xet_the_same_files_arrive(server: HubServer, folder: Path, monk
 
 def test_large_files_are_sent_in_parts(server: HubServer, folder: Path) -> None:
     big = b"\0" * (2 * PART + 5)
-    with pytest.raises(CheckpointError, match="config"):
+    with pytest.raises(UsageError, match="config"):
         push(server, folder, extra={"config.json": big})
     push(server, folder, extra={"pad.data": big})
     assert server.repositories[REPOSITORY].files["pad.data"].read() == big

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from email.utils import formatdate
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from support.bucket import GOOGLE, Bucket, Fault, archive, serving
 from support.command import assert_refused, bit
 
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, DownloadError
 from convert.files.base import file_sha256
 from convert.progress import silent
 from convert.sources import download as policy
 from convert.sources.download import download
-from convert.sources.remote import record_path
+from convert.sources.remote import info_path
 from convert.sources.resolve import locate
 
 SIZE = len(archive(1))
@@ -45,8 +44,8 @@ def names(folder: Path) -> set[str]:
 
 KINDS: dict[str, Callable[[int, int], list[Fault]]] = {
     "the connection is cut": lambda at, times: [Fault(cut=at)] * times,
-    "nothing more comes": lambda at, times: [Fault(stall=at)] * times,
-    "a byte is another": lambda at, times: [Fault(corrupt=at)] * times,
+    "the connection stalls": lambda at, times: [Fault(stall=at)] * times,
+    "a byte is changed": lambda at, times: [Fault(corrupt=at)] * times,
     "the file changes": lambda at, times: [Fault(cut=at, changes=True)] * times,
     "ranges are ignored": lambda at, times: [Fault(cut=at), *[Fault(cut=at, ignores_range=True)] * times],
     "the service fails": lambda at, times: [Fault(cut=at), *[Fault(status=503)] * times],
@@ -55,27 +54,27 @@ KINDS: dict[str, Callable[[int, int], list[Fault]]] = {
 
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_that_passes_is_overcome(
+def test_a_download_survives_a_temporary_fault(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, offset: str
 ) -> None:
-    if kind == "nothing more comes":
+    if kind == "the connection stalls":
         monkeypatch.setattr(policy, "TIMEOUT", 0.2)
     bucket.faults = KINDS[kind](OFFSETS[offset], 1)
     download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     assert (tmp_path / "a.npz").read_bytes() == bucket.content
     assert names(tmp_path) == {"a.npz", "a.npz.download.json"}
-    assert bucket.faults == [], "the fault did not happen"
+    assert bucket.faults == [], "the fault must have happened"
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_that_lasts_leaves_what_is_gone_on_from_or_nothing(
+def test_a_lasting_fault_leaves_a_resumable_part_or_nothing(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, offset: str
 ) -> None:
     monkeypatch.setattr(policy, "TIMEOUT", 0.2)
     monkeypatch.setattr(policy, "PATIENCE", 0.3)
     bucket.faults = KINDS[kind](OFFSETS[offset], ENDLESS)
-    with pytest.raises(CheckpointError, match="fetch it by hand and put it at"):
+    with pytest.raises(DownloadError, match="fetch it by hand and put it at"):
         download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     kept = names(tmp_path)
     assert kept in (set(), {"a.npz.part", "a.npz.download.json"})
@@ -88,7 +87,7 @@ def test_a_fault_that_lasts_leaves_what_is_gone_on_from_or_nothing(
     assert bucket.ranges[before] == (f"bytes={size}-" if size else None)
 
 
-def test_a_cut_connection_is_gone_on_from_where_it_was_cut(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_cut_download_resumes_where_it_was_cut(bucket: Bucket, tmp_path: Path) -> None:
     bucket.faults = [Fault(cut=1000), Fault(cut=70_000), Fault(cut=SIZE - 1)]
     steps: list[tuple[str, int, int]] = []
     download(f"{bucket.address}/a.npz", tmp_path / "a.npz", lambda *step: steps.append(step))
@@ -100,7 +99,7 @@ def test_a_cut_connection_is_gone_on_from_where_it_was_cut(bucket: Bucket, tmp_p
     assert steps[-1] == ("downloading", SIZE, SIZE)
 
 
-def test_a_server_that_leads_elsewhere_is_followed(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_redirect_is_followed(bucket: Bucket, tmp_path: Path) -> None:
     elsewhere = Fault(status=302, headers={"Location": "/elsewhere.npz"})
     bucket.faults = [elsewhere, Fault(cut=1000), elsewhere]
     download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
@@ -119,12 +118,12 @@ MIRRORS = {
     "length": (("length",), False),
     "nothing": ((), False),
 }
-"""What a server states, and whether what it sent can be gone on from."""
+"""Headers that a server sends, and whether a part from it can be resumed."""
 
 
 @pytest.mark.parametrize("changes", [False, True])
 @pytest.mark.parametrize("mirror", MIRRORS)
-def test_a_part_is_gone_on_from_where_it_can_be_told_that_the_file_is_the_same(
+def test_a_part_is_resumed_only_if_the_server_identifies_the_version(
     tmp_path: Path, mirror: str, changes: bool
 ) -> None:
     states, resumable = MIRRORS[mirror]
@@ -136,10 +135,10 @@ def test_a_part_is_gone_on_from_where_it_can_be_told_that_the_file_is_the_same(
         assert bucket.ranges[1] == ("bytes=1000-" if resumable and whole else None)
 
 
-def test_what_cannot_be_gone_on_from_is_not_kept(tmp_path: Path) -> None:
+def test_a_part_that_cannot_be_resumed_is_removed(tmp_path: Path) -> None:
     with serving(Bucket(["length"])) as bucket:
         bucket.faults = [Fault(cut=1000), Fault(cut=1000), Fault(status=403)]
-        with pytest.raises(CheckpointError, match="403 Forbidden; fetch it by hand"):
+        with pytest.raises(DownloadError, match="403 Forbidden; fetch it by hand"):
             download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     assert names(tmp_path) == set()
 
@@ -153,7 +152,7 @@ def test_what_cannot_be_gone_on_from_is_not_kept(tmp_path: Path) -> None:
         {"x-goog-generation": "2"},
     ],
 )
-def test_a_rest_of_something_else_is_not_taken(bucket: Bucket, tmp_path: Path, lie: dict[str, str]) -> None:
+def test_a_rest_of_another_version_is_not_used(bucket: Bucket, tmp_path: Path, lie: dict[str, str]) -> None:
     bucket.faults = [Fault(cut=1000), Fault(headers=lie)]
     download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     assert bucket.ranges == [None, "bytes=1000-", None]
@@ -161,9 +160,9 @@ def test_a_rest_of_something_else_is_not_taken(bucket: Bucket, tmp_path: Path, l
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 304])
-def test_a_refusal_ends_it_at_once_and_leaves_nothing(bucket: Bucket, tmp_path: Path, status: int) -> None:
+def test_a_refusal_ends_the_download_at_once_and_leaves_nothing(bucket: Bucket, tmp_path: Path, status: int) -> None:
     bucket.faults = [Fault(status=status)]
-    with pytest.raises(CheckpointError, match=f"answers {status}") as raised:
+    with pytest.raises(DownloadError, match=f"answers {status}") as raised:
         download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     assert f"{bucket.address}/a.npz" in str(raised.value)
     assert f"put it at {tmp_path / 'a.npz'}" in str(raised.value)
@@ -174,53 +173,59 @@ def test_a_refusal_ends_it_at_once_and_leaves_nothing(bucket: Bucket, tmp_path: 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault(corrupt=SIZE // 2), "sent other bytes than its CRC-32C states"),
-        (Fault(headers={"X-Goog-Hash": "md5=AAAAAAAAAAAAAAAAAAAAAA=="}), "sent other bytes than its MD5 states"),
+        (Fault(corrupt=SIZE // 2), "sent bytes with another CRC-32C than stated"),
+        (Fault(headers={"X-Goog-Hash": "md5=AAAAAAAAAAAAAAAAAAAAAA=="}), "sent bytes with another MD5 than stated"),
     ],
 )
-def test_other_bytes_than_stated_are_fetched_once_more(
+def test_a_file_with_a_wrong_checksum_is_fetched_once_more(
     bucket: Bucket, tmp_path: Path, fault: Fault, message: str
 ) -> None:
     bucket.faults = [fault] * 2
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(DownloadError, match=message):
         download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     assert bucket.ranges == [None, None]
     assert names(tmp_path) == set()
 
 
-def test_something_else_than_an_archive_is_refused(tmp_path: Path) -> None:
-    wanted = pytest.raises(CheckpointError, match="sent something else than an npz file")
+def test_anything_but_an_archive_is_refused(tmp_path: Path) -> None:
+    wanted = pytest.raises(DownloadError, match="sent something other than an npz file")
     with serving(Bucket(content=b"No such bucket, dear.")) as bucket, wanted:
         download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     assert names(tmp_path) == set()
 
 
-def test_a_web_page_does_not_replace_what_is_there(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_web_page_does_not_replace_the_downloaded_part(bucket: Bucket, tmp_path: Path) -> None:
     page = Fault(ignores_range=True, headers={"Content-Type": "text/html; charset=utf-8"})
     bucket.faults = [Fault(cut=1000), page]
-    with pytest.raises(CheckpointError, match=r"web page.*goes on from byte 1000,"):
+    with pytest.raises(DownloadError, match=r"web page.*resumes at byte 1000;"):
         download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     assert (tmp_path / "a.npz.part").read_bytes() == bucket.content[:1000]
 
 
-def test_a_server_that_is_busy_is_given_the_time_it_asks_for(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.faults = [Fault(status=429, headers={"Retry-After": "1"})]
-    start = time.monotonic()
+def test_a_busy_server_gets_the_time_that_it_asks_for(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.faults = [Fault(status=429, headers={"Retry-After": "7"})]
+    slept: list[float] = []
+    monkeypatch.setattr(policy, "sleep", slept.append)
     download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
-    assert time.monotonic() - start >= 1
+    assert slept == [7]
 
 
-@pytest.mark.parametrize("wait", ["3600", formatdate(time.time() + 3600.5, usegmt=True)])
-def test_a_server_that_asks_for_too_much_time_is_given_up(bucket: Bucket, tmp_path: Path, wait: str) -> None:
+@pytest.mark.parametrize("wait", ["3600", "Thu, 01 Jan 2026 13:00:00 GMT"], ids=["seconds", "date"])
+def test_a_download_ends_if_the_server_asks_for_too_much_time(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    monkeypatch.setattr(policy, "_now", lambda: datetime(2026, 1, 1, 12, tzinfo=UTC))
     bucket.faults = [Fault(status=503, headers={"Retry-After": wait})]
-    with pytest.raises(CheckpointError, match="answers 503 Service Unavailable and asks to wait 3"):
+    with pytest.raises(DownloadError, match="answers 503 Service Unavailable and asks to wait 3600 seconds"):
         download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     assert len(bucket.requests) == 1
 
 
-def test_more_than_the_disk_holds_is_not_begun(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_disk_is_not_begun(bucket: Bucket, tmp_path: Path) -> None:
     bucket.faults = [Fault(headers={"Content-Length": str(10**18)})]
-    with pytest.raises(CheckpointError, match=r"needs 1000000000\.00 GB of space"):
+    with pytest.raises(DownloadError, match=r"needs 1000000000\.00 GB on the disk"):
         download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
     assert names(tmp_path) == set()
 
@@ -228,8 +233,8 @@ def test_more_than_the_disk_holds_is_not_begun(bucket: Bucket, tmp_path: Path) -
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:9/a.npz", "http://nowhere.invalid/a.npz", "ftp://127.0.0.1/a.npz", "http://[/a.npz"]
 )
-def test_an_address_that_leads_nowhere_is_given_up_soon(tmp_path: Path, address: str) -> None:
-    with pytest.raises(CheckpointError, match="cannot be reached") as raised:
+def test_an_unreachable_address_fails_soon(tmp_path: Path, address: str) -> None:
+    with pytest.raises(DownloadError, match="cannot be reached") as raised:
         download(address, tmp_path / "a.npz", silent)
     assert f"put it at {tmp_path / 'a.npz'}" in str(raised.value)
     assert names(tmp_path) == set()
@@ -241,7 +246,7 @@ def test_a_proxy_in_the_environment_is_used(bucket: Bucket, tmp_path: Path, monk
     assert (tmp_path / "a.npz").read_bytes() == bucket.content
     assert bucket.requests[0].path == "http://storage.invalid/a.npz"
     monkeypatch.setenv("http_proxy", "nonsense://proxy")
-    with pytest.raises(CheckpointError, match="nonsense"):
+    with pytest.raises(DownloadError, match="nonsense"):
         download("http://storage.invalid/b.npz", tmp_path / "b.npz", silent)
 
 
@@ -256,7 +261,7 @@ def test_a_published_name_is_fetched_once(bucket: Bucket, tmp_path: Path) -> Non
 def test_a_mirror_in_the_environment_is_used(tiny_npz: Path, tmp_path: Path) -> None:
     with serving(Bucket(content=tiny_npz.read_bytes())) as bucket:
         result = bit("inspect", "BiT-S-R50x1", cwd=tmp_path, BIT_MIRROR=bucket.address)
-    assert_refused(result, "says R50x1, but its arrays are", tmp_path)
+    assert_refused(result, "states R50x1, but the tensors are", tmp_path)
     assert file_sha256(tmp_path / "checkpoints" / "BiT-S-R50x1.npz") == file_sha256(tiny_npz)
     assert [request.path for request in bucket.requests] == ["/BiT-S-R50x1.npz"]
 
@@ -268,14 +273,14 @@ def test_a_file_that_changed_since_it_was_fetched_is_refused(bucket: Bucket, tmp
     path.touch()
     download(url, path, silent)
     path.write_bytes(bytes([*bucket.content[:-1], bucket.content[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match=f"is not the file that was fetched from {url}: its SHA-256 is"):
+    with pytest.raises(CheckpointError, match=f"is not the file that was fetched from {url}: the SHA-256 is"):
         download(url, path, silent)
     path.write_bytes(bucket.content[:-1])
-    with pytest.raises(CheckpointError, match=f"it has {SIZE - 1} bytes, not {SIZE}; delete it"):
+    with pytest.raises(CheckpointError, match=f"it has {SIZE - 1} bytes instead of {SIZE}; delete it"):
         download(url, path, silent)
-    record_path(path).unlink()
+    info_path(path).unlink()
     download(url, path, silent)
-    assert path.stat().st_size == SIZE - 1, "a file put there by hand is taken as it is"
+    assert path.stat().st_size == SIZE - 1, "a file put there by hand is used as it is"
     assert len(bucket.requests) == 1
 
 

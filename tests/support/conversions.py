@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,25 @@ from numpy.typing import NDArray
 
 from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
-from convert.checkpoints.manifest import foreign_names
-from convert.cli.terminal import write
+from convert.checkpoints.manifest import Manifest, foreign_names
+from convert.conversion.plan import plan
+from convert.conversion.write import write
 from convert.files.atomic import NewFolder
 from convert.layouts import LAYOUTS
 from convert.network.parameters import parameters
 from convert.progress import silent
+from convert.references.recordings import SHIPPED
+from convert.reporting.files import write_report
 from convert.sources.synthetic import parameter
-from convert.verification.verify import Verification, verify
+from convert.verification.results import Verification
+from convert.verification.verify import Settings, verify
 
 GOOGLE = LAYOUTS["google"]
 
 
 def convert(source: Path, layout: str, target: Path, allow_nonfinite: bool = False, **options: Any) -> Path:
     with Checkpoint(source) as checkpoint, NewFolder(target, foreign_names) as folder:
-        write(checkpoint, LAYOUTS[layout], folder, silent, allow_nonfinite=allow_nonfinite, **options)
+        write(plan(checkpoint, LAYOUTS[layout], **options), folder, silent, allow_nonfinite)
         folder.commit()
     return target
 
@@ -58,9 +63,18 @@ def with_config(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def verified(folder: Path, source: Path | None, torch: bool = False) -> Verification:
-    references = ("pytorch",) if torch else ()
-    if source is None:
-        return verify(folder, None, silent, references)
-    with Checkpoint(source) as checkpoint:
-        return verify(folder, checkpoint, silent, references)
+def verified(
+    folder: Path,
+    source: Path | None,
+    references: tuple[str, ...] = (),
+    required: tuple[str, ...] = (),
+    recordings: tuple[Path, ...] = (SHIPPED,),
+) -> Verification:
+    """Verify a converted folder and write the report into it, as `bit verify` does."""
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    with contextlib.ExitStack() as stack:
+        opened = None if source is None else stack.enter_context(Checkpoint(source))
+        result = verify(folder, manifest, opened, Settings(references, required, recordings), silent)
+    assert write_report(folder, result, manifest) is None
+    return result

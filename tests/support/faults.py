@@ -1,4 +1,4 @@
-"""Mistakes that are made in conversions, each planted into a right one: in its weights, its network or its pixels."""
+"""Common faults of conversions, to be planted into a right one: in the weights, the network or the pixels."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ State = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is planted into a conversion of R50x1 to transformers, and what a diagnosis should say of it."""
+    """A fault to plant into a conversion of R50x1 to transformers, and the expected diagnosis."""
 
     name: str
     part: str
-    """Where it begins."""
+    """The first part that it changes."""
     words: str
-    """What the diagnosis should say; empty where nobody could tell the cause from the outside."""
+    """Part of the expected explanation; empty if the cause cannot be seen from the outside."""
     weights: Callable[[State], None] | None = None
     network: Callable[[nn.Module], None] | None = None
     preprocessing: Callable[[dict[str, Any]], None] | None = None
 
 
 def plant_weights(folder: Path, change: Callable[[State], None]) -> None:
-    """Change weights and forge the record of their hash, as a converter with a fault would have written both."""
+    """Change weights and forge their hash in the manifest, as a converter with a fault would have written both."""
     path = folder / "model.safetensors"
     state = load_file(path)
     change(state)
@@ -57,17 +57,17 @@ def plant_preprocessing(folder: Path, change: Callable[[dict[str, Any]], None]) 
 
 
 def forge(folder: Path, name: str) -> None:
-    """Let the record say that a file was written as it is now."""
-    record = Manifest.read(folder)
-    assert record is not None
-    record.files[name] = File((folder / name).stat().st_size, file_sha256(folder / name))
-    record.write(folder)
+    """Write the present hash of a file into the manifest."""
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    manifest.files[name] = File((folder / name).stat().st_size, file_sha256(folder / name))
+    manifest.write(folder)
 
 
 def faulty_network(checkpoint: Checkpoint, change: Callable[[nn.Module], None]) -> Implementation:
-    """`bit`'s PyTorch model in float64, changed."""
+    """Return `bit`'s PyTorch model in float64 with a fault."""
     implementation = pytorch.load(checkpoint, "float64")
-    change(implementation._network)  # type: ignore[attr-defined]
+    change(implementation.network)  # type: ignore[attr-defined]
     return implementation
 
 

@@ -1,4 +1,4 @@
-"""A Hub on the loopback: what huggingface_hub asks to download and to push, with faults where a test wants them.
+"""A Hub on the loopback for downloads and pushes by huggingface_hub, with faults that a test can add.
 
 The requests and answers are those of huggingface_hub 2 (`hf_api.py`, `_commit_api.py`, `lfs.py`).
 """
@@ -23,15 +23,15 @@ from support.hub_repositories import Blob, Files, Repository
 from support.hub_xet import restore
 
 PART = 1 << 22
-"""Bytes of a part; larger files are sent in several."""
+"""Bytes of a part; larger files are sent in several parts."""
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the requests that match: a status, or the connection ends.
+    """A failure of the requests that match `request`: an HTTP status, or the end of the connection.
 
-    `drop`: before anything is done; `cut`: when half of the body is read; `lose`: when all is done,
-    but for the answer. `first` is done before that.
+    `drop`: before anything is done; `cut`: after half of the body was read; `lose`: after everything
+    was done, but before the answer; `none`: no failure. `first` is called before.
     """
 
     request: str
@@ -40,11 +40,11 @@ class Fault:
     first: Callable[[], None] | None = None
     message: str = "out of order"
     after: int = 0
-    """How many matching requests go well before."""
+    """Number of matching requests that succeed before."""
 
 
 class RefusalError(Exception):
-    """An answer that is an error."""
+    """An answer with an error status."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         self.status, self.message, self.code = status, message, code
@@ -62,7 +62,7 @@ class HubServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def handle_error(self, request: object, address: object) -> None:
-        """A client that goes away is no concern."""
+        """Ignore clients that close the connection."""
 
     @property
     def endpoint(self) -> str:
@@ -70,17 +70,17 @@ class HubServer(ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to use it."""
+        """Environment variables for a process that uses this Hub."""
         return {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
 
     def sent(self) -> list[str]:
-        """The requests that change something, whatever came of them."""
+        """Return the requests that change something, successful or not."""
         return [line for line in self.requests if not re.match("GET|HEAD", line)]
 
 
 @contextmanager
 def hub(folders: dict[str, Path] | None = None) -> Iterator[HubServer]:
-    """Serve folders as repositories under names `owner/name`, and take new ones."""
+    """Serve folders as repositories under names `owner/name`, and accept new ones."""
     with tempfile.TemporaryDirectory() as storage:
         server = HubServer({name: Repository.of(folder) for name, folder in (folders or {}).items()}, Path(storage))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -310,7 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"oid": oid, "parts": len(parts)}
 
     def verify(self, oid: str, parts: str) -> Any:
-        """Put the parts together, if they are what was announced."""
+        """Join the parts if size and hash are those announced."""
         if (self.server.storage / oid).exists():
             return {}
         size = self._json()["size"]

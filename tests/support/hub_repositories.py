@@ -1,4 +1,4 @@
-"""Repositories as the Hub keeps them: branches of commits, and a commit is files by name."""
+"""Repositories of the fake Hub: branches of commits, each a mapping of names to files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def git_oid(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Blob:
-    """A file's content, in memory or, in the large file storage, on the disk."""
+    """The content of a file, in memory or, for the large file storage, on disk."""
 
     size: int
     sha256: str
@@ -31,7 +31,7 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """What git calls it; a large file is a pointer to it."""
+        """The name of the content in git; for a large file that of the pointer to it."""
         return git_oid(self.pointer if self.large else self.read())
 
     @property
@@ -63,7 +63,7 @@ class Repository:
 
     @classmethod
     def of(cls, folder: Path | None = None, **state: bool) -> Repository:
-        """With a first commit: of what is in a folder, or as a new repository has it."""
+        """Make a repository with a first commit: the files of a folder, or those of a new repository."""
         files = {".gitattributes": Blob.of(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")}
         for path in sorted(folder.iterdir()) if folder is not None else ():
             files[path.name] = Blob.of(path.read_bytes())
@@ -86,7 +86,7 @@ class Repository:
         return oid
 
     def resolve(self, revision: str) -> str | None:
-        """The commit that a branch or the commit's own name stands for."""
+        """Return the commit with that name, or at the head of the branch with that name."""
         return self.branches.get(revision, revision if revision in self.commits else None)
 
     def open_pull_request(self, author: str, title: str, files: Files) -> tuple[str, int]:

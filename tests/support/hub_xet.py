@@ -1,4 +1,4 @@
-"""Xet's store in a folder, where hf_xet puts what is pushed for an address `local://FOLDER`."""
+"""Read files from a folder in which hf_xet stores uploads for the address `local://FOLDER`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROW = 48
 
 
 def restore(store: Path, sha256: str, size: int, path: Path) -> bool:
-    """Write the file of that hash to `path`, from the chunks in the store; whether it is there."""
+    """Write the file with that hash from the store to `path`; return whether the store has it."""
     for shard in store.glob("xet/xorbs/shards/*.mdb"):
         for name, found in _files(shard.read_bytes()):
             if found == sha256:
@@ -24,7 +24,7 @@ def restore(store: Path, sha256: str, size: int, path: Path) -> bool:
 
 
 def _files(shard: bytes) -> Iterator[tuple[str, str]]:
-    """Of every file that a shard describes, Xet's hash and the SHA-256."""
+    """Yield Xet's hash and the SHA-256 of every file in a shard."""
     at = ROW
     while shard[at : at + 32] != b"\xff" * 32:
         flags, rows = struct.unpack_from("<II", shard, at + 32)
@@ -35,5 +35,5 @@ def _files(shard: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _hash(words: bytes) -> str:
-    """A hash lies there as four numbers of 64 bits, the lowest byte first."""
+    """Return the digits of a hash, which is stored as four 64-bit numbers, lowest byte first."""
     return struct.pack(">4Q", *struct.unpack("<4Q", words)).hex()

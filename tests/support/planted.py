@@ -1,4 +1,4 @@
-"""Verifying conversions of R50x1 with planted faults; as a program it prints what is found beside the usual check."""
+"""Verify conversions with planted faults; as a program it prints the findings for R50x1 and the usual check."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import Manifest
 from convert.errors import CheckpointError
 from convert.network.inputs import images
-from convert.network.runner import walk
+from convert.network.runner import Implementation, run_network
 from convert.progress import silent
-from convert.references import recordings
-from convert.references.registry import CONVERTED
+from convert.references.recordings import find_recordings
 from convert.sources.synthetic import write_npz
 from convert.verification.candidate import Candidate
-from convert.verification.network import NetworkResult, compare_network
-from convert.verification.verify import verify
+from convert.verification.network import Task, compare_network
+from convert.verification.results import CONVERTED, NetworkResult
+from convert.verification.verify import Settings, verify
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """The result of verifying a conversion with a planted fault."""
+
     fault: Fault
     caught: bool
     part: str
-    """Where the diagnosis says that it begins."""
+    """The part that the diagnosis names."""
     words: str
-    """What the diagnosis says."""
+    """The explanation of the diagnosis."""
     allclose: str
-    """What `allclose(atol=1e-3)` on the logits of one image says: caught, or missed."""
+    """Result of the usual check, `allclose(atol=1e-3)` on the logits of one image: caught or missed."""
 
     @property
     def named(self) -> bool:
@@ -49,11 +51,7 @@ def outcomes(source: Path, right: Path, workplace: Path, chosen: tuple[Fault, ..
     for number, fault in enumerate(chosen):
         folder = shutil.copytree(right, workplace / str(number))
         with Checkpoint(source) as checkpoint:
-            yield (
-                _network_outcome(fault, checkpoint, folder)
-                if fault.network
-                else _file_outcome(fault, checkpoint, folder)
-            )
+            yield (_network_outcome if fault.network else _file_outcome)(fault, checkpoint, folder)
         shutil.rmtree(folder)
 
 
@@ -62,51 +60,50 @@ def _file_outcome(fault: Fault, source: Checkpoint, folder: Path) -> Outcome:
         plant_weights(folder, fault.weights)
     if fault.preprocessing is not None:
         plant_preprocessing(folder, fault.preprocessing)
-    result = verify(folder, source, silent)
+    result = verify(folder, _manifest(folder), source, Settings(), silent)
     usual = "missed"
     if fault.weights is not None:
         try:
-            with Checkpoint(folder) as written:
-                usual = _usual(source, Candidate(CONVERTED, written, _origin(folder)).definition())
+            with Checkpoint(folder) as converted:
+                usual = _usual(source, converted.oracle())
         except CheckpointError:  # it does not load
             usual = "caught"
     pixels = [check for check in result.pixels if not check.passed]
     if pixels:
         return Outcome(fault, not result.passed, "pixels", pixels[0].explanation or "", usual)
-    return _outcome(fault, result.trials, usual, " ".join(result.problems), not result.passed)
+    return _outcome(fault, result.network, usual, " ".join(result.problems), not result.passed)
 
 
 def _network_outcome(fault: Fault, source: Checkpoint, folder: Path) -> Outcome:
     assert fault.network is not None
-    with Checkpoint(folder) as written:
-        subject = Candidate(CONVERTED, written, _origin(folder))
-        network = faulty_network(written, fault.network)
-        records = recordings.find(subject.origin.sha256)
-        trials = compare_network(subject, Candidate.source(source), records, (), silent, others=[network])
-        return _outcome(fault, trials, _usual(source, network), "", not all(check.passed for check in trials.checks))
+    with Checkpoint(folder) as converted:
+        candidate = Candidate(CONVERTED, converted, _manifest(folder).origin)
+        network = faulty_network(converted, fault.network)
+        task = Task(candidate, Candidate.source(source), find_recordings(candidate.origin.sha256))
+        result = compare_network(task, (), silent, others=[network])
+        return _outcome(fault, result, _usual(source, network), "", not all(check.passed for check in result.checks))
 
 
-def _outcome(fault: Fault, trials: NetworkResult, usual: str, problems: str, caught: bool) -> Outcome:
-    if not trials.findings:
+def _outcome(fault: Fault, result: NetworkResult, usual: str, problems: str, caught: bool) -> Outcome:
+    if not result.findings:
         return Outcome(fault, caught, fault.part if fault.words in problems else "", problems, usual)
-    finding = trials.findings[0]
+    finding = result.findings[0]
     return Outcome(fault, caught, finding.part, finding.words, usual)
 
 
-def _usual(source: Checkpoint, network: object) -> str:
-    """One image of 224×224, and whether the logits are close."""
+def _usual(source: Checkpoint, network: Implementation) -> str:
+    """Compare the logits of one image of 224×224 as people usually do."""
     image = {"": images(7, 1, 224, 224)}
-    (*_, (_, found)), (*_, (_, true)) = (
-        walk(implementation, source.config, image)  # type: ignore[arg-type]
-        for implementation in (network, Candidate.source(source).definition())
+    (*_, (_, found)), (*_, (_, expected)) = (
+        run_network(implementation, source.config, image) for implementation in (network, source.oracle())
     )
-    return "missed" if np.allclose(found[""], true[""], atol=1e-3) else "caught"
+    return "missed" if np.allclose(found[""], expected[""], atol=1e-3) else "caught"
 
 
-def _origin(folder: Path) -> object:
-    record = Manifest.read(folder)
-    assert record is not None
-    return record.origin
+def _manifest(folder: Path) -> Manifest:
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    return manifest
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of pushing share: an account, its token, and the push itself."""
+"""Shared by the tests of pushing: an account, a token, and the push itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.hub import HubServer
 from support.hub_repositories import Repository
 
 from convert.progress import silent
-from convert.publishing.publish import Publication, publish
+from convert.publishing.publish import Publication, PublishOptions, publish
 
 TOKEN = "hf_never-to-be-seen"
 REPOSITORY = "me/tiny"
@@ -20,17 +20,18 @@ FOREVER = 1000
 
 
 def account(role: str = "write", **token: Any) -> dict[str, Any]:
-    """What the Hub says of a token; its owner writes for one organization, and reads in another."""
+    """Return the Hub's answer to a token of a user who may write in one organization and read in another."""
     orgs = [{"name": "lab", "roleInOrg": "write"}, {"name": "museum", "roleInOrg": "read"}]
     return {"name": "me", "orgs": orgs, "auth": {"accessToken": {"role": role, **token}}}
 
 
 def push(server: HubServer, folder: Path, repository: str = REPOSITORY, **options: Any) -> Publication:
-    return publish(folder, repository, silent, api=HfApi(endpoint=server.endpoint, token=TOKEN), **options)
+    api = HfApi(endpoint=server.endpoint, token=TOKEN)
+    return publish(folder, repository, PublishOptions(**options), silent, api)
 
 
 def content(repository: Repository) -> dict[str, bytes]:
-    """What the main branch holds, but for what the Hub itself put there."""
+    """Return the files of the main branch, without the one that the Hub itself puts there."""
     return {name: blob.read() for name, blob in repository.files.items() if name != ".gitattributes"}
 
 
@@ -39,7 +40,7 @@ def local(folder: Path) -> dict[str, bytes]:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change what `verification.json` says."""
+    """Change the content of `verification.json`."""
     report = json.loads((folder / "verification.json").read_text())
     change(report)
     (folder / "verification.json").write_text(json.dumps(report))

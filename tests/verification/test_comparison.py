@@ -15,7 +15,8 @@ from convert.errors import CheckpointError
 from convert.layouts import READABLE
 from convert.progress import silent
 from convert.sources.synthetic import write_npz
-from convert.verification.comparison import Difference, compare
+from convert.verification.comparison import compare
+from convert.verification.results import Difference
 
 STEM = "resnet/root_block/standardized_conv2d/kernel"
 
@@ -60,18 +61,18 @@ def test_what_standardization_takes_away_shows_in_the_tensor_and_hardly_in_the_t
 
 
 def test_compensated_weights_differ_and_compute_the_same(tiny_npz: Path, tmp_path: Path) -> None:
-    changes = ConversionOptions(dtype="float64", ws_eps="compensate")
-    found = compared(tiny_npz, convert(tiny_npz, "timm", tmp_path / "out", changes=changes))
+    options = ConversionOptions(dtype="float64", ws_eps="compensate")
+    found = compared(tiny_npz, convert(tiny_npz, "timm", tmp_path / "out", options=options))
     assert sum(tensor.status == "different" for tensor in found.tensors) == 12
     assert max(tap.relative_l2 or 0 for tap in found.taps) < 1e-12
 
 
 def test_another_head_leaves_the_rest_to_compare(tiny_npz: Path, tmp_path: Path) -> None:
-    for changes, status in (
+    for options, status in (
         (ConversionOptions(head="drop"), "missing"),
         (ConversionOptions(head="new:3"), "different"),
     ):
-        found = compared(tiny_npz, convert(tiny_npz, "timm", tmp_path / status, changes=changes))
+        found = compared(tiny_npz, convert(tiny_npz, "timm", tmp_path / status, options=options))
         assert not found.equal
         assert {tensor.status for tensor in found.tensors if tensor.parameter.startswith("head/")} == {status}
         assert all(tap.alike for tap in found.taps)
@@ -87,7 +88,7 @@ def test_values_that_are_not_finite_are_not_comparable_and_never_equal(tiny_npz:
 
 def test_networks_of_different_sizes_are_refused(tiny_npz: Path, tmp_path: Path) -> None:
     write_npz(tmp_path / "a.npz", TINY.replace(depths=(1, 1)))
-    with pytest.raises(CheckpointError, match="nothing to compare"):
+    with pytest.raises(CheckpointError, match="cannot be compared"):
         compared(tiny_npz, tmp_path / "a.npz")
 
 

@@ -14,7 +14,8 @@ from convert.checkpoints.options import ConversionOptions
 from convert.layouts import READABLE
 from convert.network.oracle import standardize
 from convert.progress import silent
-from convert.verification.inspection import Inspection, inspect
+from convert.verification.inspection import inspect
+from convert.verification.results import Inspection
 
 NARROW = "resnet/block1/unit02/b/standardized_conv2d/kernel"
 
@@ -27,7 +28,7 @@ def inspected(path: Path) -> Inspection:
 @pytest.mark.parametrize("layout", list(READABLE))
 def test_it_says_what_a_checkpoint_of_any_layout_is(tiny_npz: Path, tmp_path: Path, layout: str) -> None:
     found = inspected(convert(tiny_npz, layout, tmp_path / "out"))
-    assert (found.layout, found.container) == (layout, READABLE[layout].container)
+    assert (found.layout, found.container) == (layout, READABLE[layout].export.container)
     assert (found.architecture, found.classes, found.dtype) == (TINY.architecture, 5, "float32")
     assert found.parameters == sum(array.size for array in arrays_of(TINY).values())
     assert found.bytes == 4 * found.parameters
@@ -61,12 +62,12 @@ def test_a_head_of_zeros_and_values_that_are_not_finite_are_seen(tmp_path: Path)
 
 
 def test_no_head_is_no_head_of_zeros(tiny_npz: Path, tmp_path: Path) -> None:
-    found = inspected(convert(tiny_npz, "timm", tmp_path / "out", changes=ConversionOptions(head="drop")))
+    found = inspected(convert(tiny_npz, "timm", tmp_path / "out", options=ConversionOptions(head="drop")))
     assert (found.classes, found.zero_head) == (0, False)
 
 
 def test_compensated_weights_have_nothing_to_fear_from_timm(tiny_npz: Path, tmp_path: Path) -> None:
-    found = inspected(convert(tiny_npz, "timm", tmp_path / "out", changes=ConversionOptions(ws_eps="compensate")))
+    found = inspected(convert(tiny_npz, "timm", tmp_path / "out", options=ConversionOptions(ws_eps="compensate")))
     assert found.ws_eps == 1e-8
     assert {cost.layout for cost in found.epsilon_costs} == {"google", "google-tf2", "flax", "keras"}
 
@@ -83,4 +84,4 @@ def test_the_command_prints_it_and_changes_nothing(tiny_npz: Path, tmp_path: Pat
 
 def test_what_is_no_checkpoint_gets_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_text("text")
-    assert_refused(bit("inspect", "a.npz", cwd=tmp_path), "is no file of weights", tmp_path)
+    assert_refused(bit("inspect", "a.npz", cwd=tmp_path), "is not a file of weights", tmp_path)

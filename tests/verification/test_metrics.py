@@ -49,6 +49,6 @@ def test_a_large_tap_is_kept_as_statistics_and_a_sample() -> None:
     assert summary["sample"].shape == (512,)
 
 
-def test_an_error_that_is_no_number_does_not_pass() -> None:
-    assert not Check("r", "i", "written", "float64", "end-to-end", "square", "logits", float("nan"), 1e-9).passed
-    assert Check("r", "i", "written", "float64", "end-to-end", "square", "logits", 1e-9, 1e-9).passed
+def test_an_error_that_is_not_a_number_does_not_pass() -> None:
+    assert not Check("r", "i", "converted", "float64", "end-to-end", "square", "logits", float("nan"), 1e-9).passed
+    assert Check("r", "i", "converted", "float64", "end-to-end", "square", "logits", 1e-9, 1e-9).passed

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.conversions import convert
+from support.conversions import convert, verified
 from support.faults import plant_preprocessing
 
 from bit.image_processing import BICUBIC, CLIP_MEAN, CLIP_STD, BitImageProcessorPil
-from convert.checkpoints.checkpoint import Checkpoint
-from convert.progress import silent
 from convert.reporting.text import verdicts
 from convert.verification.pixels import compare_image, compare_pixels, inputs, stated_processor
-from convert.verification.verify import verify
 
 GOOGLE = BitImageProcessorPil()
 
@@ -37,13 +35,11 @@ def test_the_same_settings_make_the_same_pixels() -> None:
         ({"size": {"shortest_edge": 256}, "do_center_crop": True}, "those of timm"),
     ],
 )
-def test_a_usual_mistake_is_named(settings: dict[str, Any], words: str) -> None:
+def test_a_known_mistake_is_named(settings: dict[str, Any], words: str) -> None:
     for check in compare_pixels(BitImageProcessorPil(**settings), GOOGLE):
         assert not check.passed
         assert check.explanation is not None
         assert pytest.approx(0) != check.error
-        import re
-
         assert re.search(words, check.explanation), check
 
 
@@ -67,8 +63,7 @@ def test_timms_configuration_states_a_preprocessing_too(tiny_npz: Path, tmp_path
 def test_other_preprocessing_and_another_model_are_two_verdicts(tiny_npz: Path, tmp_path: Path) -> None:
     folder = convert(tiny_npz, "transformers", tmp_path / "out")
     plant_preprocessing(folder, lambda values: values.update(image_mean=[0.4, 0.4, 0.4]))
-    with Checkpoint(tiny_npz) as source:
-        result = verify(folder, source, silent)
+    result = verified(folder, tiny_npz)
     assert (result.model_passed, result.pixels_passed, result.passed) == (True, False, False)
     said = " ".join(verdicts(result))
     assert "the model is verified" in said
@@ -77,10 +72,9 @@ def test_other_preprocessing_and_another_model_are_two_verdicts(tiny_npz: Path, 
     assert (written["passed"], written["model_passed"], written["pixels_passed"]) == (False, True, False)
 
 
-def test_settings_that_cannot_be_are_a_difference_not_a_crash(tiny_npz: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_a_difference_not_a_crash(tiny_npz: Path, tmp_path: Path) -> None:
     folder = convert(tiny_npz, "transformers", tmp_path / "out")
     plant_preprocessing(folder, lambda values: values.update(size="large"))
-    with Checkpoint(tiny_npz) as source:
-        result = verify(folder, source, silent)
+    result = verified(folder, tiny_npz)
     assert not result.pixels_passed
     json.loads((folder / "verification.json").read_text(), parse_constant=pytest.fail)

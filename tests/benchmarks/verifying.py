@@ -1,6 +1,6 @@
 """Time and peak memory of verifying: the command, and the process of every reference on its own.
 
-Run by `make bench-verify`, on Linux. What is told of the command is the largest of its processes.
+Run by `make bench-verify`, on Linux. The figure of the command is that of its largest process.
 Each reference is given what `bit verify` gives it: in float64 every image twice, as for
 end-to-end and isolated errors in one pass.
 """
@@ -18,7 +18,7 @@ from benchmarks.measure import BIT, measure
 from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.network.inputs import batches
-from convert.network.runner import run
+from convert.network.runner import run_part
 from convert.network.taps import parts
 from convert.references.registry import REFERENCES, Reference
 from convert.references.worker import ReferenceProcess
@@ -46,7 +46,7 @@ def measure_reference(reference: Reference, path: Path) -> None:
             modes = (END_TO_END, ISOLATED) if dtype == "float64" else (END_TO_END,)
             state = {f"{mode} {name}": images for mode in modes for name, images in batches().items()}
             for part in parts(checkpoint.config):
-                for _, values in run(implementation, part, state):
+                for _, values in run_part(implementation, part, state):
                     state = dict(values)
             seconds, most = time.perf_counter() - start, peak(process.identifier)
         print(f"{reference.name:14} {dtype}  {seconds:6.1f} s  {most:5} MB, of which loaded {alone}", flush=True)
@@ -64,16 +64,16 @@ def main() -> None:
         generation = multiprocessing.Process(target=generate, args=(source, arguments.architecture))
         generation.start()
         generation.join()
-    written = source.with_suffix(".transformers")
-    if not written.exists():
-        measure([str(BIT), "convert", str(source), "--out", str(written), "--no-verify"])
+    converted = source.with_suffix(".transformers")
+    if not converted.exists():
+        measure([str(BIT), "convert", str(source), "--out", str(converted), "--no-verify"])
     for options in (["--quick"], []):
-        seconds, most = measure([str(BIT), "verify", str(written), "--source", str(source), *options])
+        seconds, most = measure([str(BIT), "verify", str(converted), "--source", str(source), *options])
         print(f"{' '.join(['bit verify', *options]):23} {seconds:6.1f} s  {most * 1.048576:5.0f} MB", flush=True)
     for reference in REFERENCES.values():
-        paths = [source, written]
-        with Checkpoint(source) as checkpoint, Checkpoint(written) as converted:
-            read = [reference.reads(checkpoint), reference.reads(converted)]
+        paths = [source, converted]
+        with Checkpoint(source) as checkpoint, Checkpoint(converted) as other:
+            read = [reference.reads(checkpoint), reference.reads(other)]
         if reference.missing is None and any(read):
             measure_reference(reference, paths[read.index(True)])
 

@@ -1,6 +1,6 @@
 """Time and peak memory of converting a large checkpoint, against other ways to the same weights.
 
-Run by `make bench`. The contenders alternate, so that a machine whose speed drifts treats them
+Run by `make bench-convert`. The contenders alternate, so that a machine whose speed drifts treats them
 alike; medians and ratios are printed. Every contender is a whole process, its imports included. The
 floor is what a durable, hashed copy costs at least: `cp`, `sync` of the copy, `openssl dgst -sha256`
 of both.
@@ -13,15 +13,14 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
+
+from benchmarks.measure import BIT, measure
 
 from bit.config import BitConfig
 from convert.sources.synthetic import write_npz
 
-BIT = Path(sys.executable).with_name("bit")
 MEASURED, LARGEST = "Synthetic-R101x3-21843", "Synthetic-R152x4-21843"
 
 
@@ -70,17 +69,6 @@ def generate(path: Path) -> None:
 
 
 WAYS = {"numpy": numpy_way, "transformers": transformers_way}
-
-
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak resident megabytes of a command."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"{command} failed")
-    return seconds, usage.ru_maxrss / 1024
 
 
 def floor(source: Path, target: Path) -> list[str]:

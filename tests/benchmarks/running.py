@@ -1,8 +1,8 @@
 """Time of a forward pass and of a training step, `bit` against timm, transformers and others.
 
-Run by `make bench`. The contenders alternate within a run; medians and ratios are printed. All
-networks have the same random weights' sizes; none is trained. `google-style` standardizes every
-kernel at each pass by its definition. ONNX Runtime and OpenVINO run the folded graph in float32, as
+Run by `make bench-model`. The contenders alternate within a run; medians and ratios are printed. All
+networks have random weights of the same sizes; none is trained. `google-style` standardizes every
+kernel at each pass, as Google's code does. ONNX Runtime and OpenVINO run the folded graph in float32, as
 a mark from outside; OpenVINO would choose bfloat16 where a CPU has it. On a CUDA device the
 comparison covers float32 (TF32 off) and bfloat16 instead.
 """
@@ -32,7 +32,7 @@ Runner = Callable[[Tensor], object]
 
 
 class GoogleStyleConv2d(StandardizedConv2d):
-    """As google-research's PyTorch code has it: `var_mean` and a division at every pass."""
+    """Weight standardization as in google-research's PyTorch code: `var_mean` and a division at every pass."""
 
     def standardized(self) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
@@ -55,19 +55,19 @@ def build(name: str, architecture: str) -> nn.Module:
 
 
 class Logits(nn.Module):
-    """What a graph is exported from: one tensor in, one out."""
+    """A model with one tensor in and one out, to be exported as a graph."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        logits: Tensor = self.model.run(pixel_values).logits
+        logits: Tensor = self.model(pixel_values).logits
         return logits
 
 
 def exported(architecture: str, batch: int, size: int, folder: Path) -> dict[str, Runner]:
-    """ONNX Runtime and OpenVINO on the folded graph; empty where they are not installed."""
+    """Return ONNX Runtime and OpenVINO on the folded graph, or nothing where they are not installed."""
     try:
         import onnxruntime
         import openvino
@@ -88,7 +88,7 @@ def exported(architecture: str, batch: int, size: int, folder: Path) -> dict[str
 
 
 def alternate(runners: dict[str, Runner], x: Tensor, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each."""
+    """Return the median milliseconds of each contender."""
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     cuda = x.device.type == "cuda"
     with torch.inference_mode():

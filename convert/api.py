@@ -1,0 +1,404 @@
+"""The Python API: one function for each command of `bit`.
+
+Each function returns a value and prints nothing; `progress(task, done, total)`, see
+`convert.progress`, is called while it works. A checkpoint is a path, a published name such as
+`BiT-M-R50x1`, `hf:owner/name`, or `Synthetic-R50x1`: seeded weights, generated on the spot. Errors
+are those of `convert.errors`, and `OSError` for files that cannot be read or written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+import msgspec
+from platformdirs import user_cache_path
+
+from convert import layouts
+from convert.checkpoints.checkpoint import Checkpoint, checkpoint_name
+from convert.checkpoints.manifest import MANIFEST_NAME, VERIFICATION_NAME, Manifest, foreign_names
+from convert.checkpoints.options import ConversionOptions
+from convert.conversion.plan import Plan, plan
+from convert.conversion.write import write
+from convert.errors import CheckpointError, UsageError, VerificationError, did_you_mean
+from convert.files.atomic import NewFolder
+from convert.files.base import combined_sha256
+from convert.files.sharded import INDEX_SUFFIX
+from convert.options import ConvertOptions, PushOptions, SourceOptions, StrPath, VerifyOptions
+from convert.progress import Progress, silent
+from convert.published.catalogue import Published, select
+from convert.publishing.gate import check_folder
+from convert.publishing.publish import Publication, PublishOptions
+from convert.publishing.publish import publish as publish_folder
+from convert.references import recorder
+from convert.references.recordings import SHIPPED, find_recordings
+from convert.references.registry import REFERENCES
+from convert.reporting.files import write_report
+from convert.sources.resolve import hub_name, locate, user_path
+from convert.verification.comparison import compare as compare_checkpoints
+from convert.verification.inspection import inspect as inspect_checkpoint
+from convert.verification.results import Difference, Inspection, Verification
+from convert.verification.verify import Settings
+from convert.verification.verify import verify as verify_conversion
+
+if TYPE_CHECKING:
+    from bit.classification import Prediction
+    from convert.layouts.layout import Layout
+
+
+@dataclass(frozen=True)
+class ConversionResult:
+    """A converted folder, and the result of the verification."""
+
+    folder: Path
+    manifest: Manifest
+    """The content of `conversion.json`."""
+    verification: Verification
+    """Empty, and so not passed, after `verify=False`."""
+    source: Path
+    """The file or folder that was converted."""
+    warnings: tuple[str, ...] = ()
+    """Remarks on the source and the conversion; those on the verification are in `verification.warnings`."""
+    created: bool = True
+    """False if the folder already held exactly this conversion, verified."""
+
+
+def convert(
+    checkpoint: StrPath,
+    to: str = "transformers",
+    out: StrPath | None = None,
+    *,
+    progress: Progress = silent,
+    **options: Unpack[ConvertOptions],
+) -> ConversionResult:
+    """Convert a checkpoint to a folder of the layout `to`, and verify the folder.
+
+    `out` is the new folder, by default `converted/NAME/LAYOUT`. A folder that already holds exactly
+    this conversion, verified, is left as it is and returned. Raises `VerificationError` if the
+    verification fails, with the `ConversionResult` as its attribute `result`; `CheckpointError` for
+    a checkpoint or folder that cannot be used, `UsageError` for options, `DownloadError` and
+    `HubError` for checkpoints that cannot be fetched.
+    """
+    _check_names(options, ConvertOptions)
+    layout = layouts.find(to)
+    changes = ConversionOptions(
+        options.get("head", "keep"), options.get("dtype"), options.get("ws_eps", "keep"), options.get("profile")
+    )
+    shard_size, force = options.get("max_shard_size"), options.get("force", False)
+    changes.check(layout, shard_size)
+    settings = _settings(options, full=False)
+    if layout.export.container == "onnx":
+        _require("onnxruntime")
+    target = _output_folder(checkpoint, to, out)
+    existing = None if force or not os.path.lexists(target) else _existing(target, layout, changes)
+    output = NewFolder(target, foreign_names, force=force or existing is not None)
+    with _opened(checkpoint, progress, options) as source:
+        planned = plan(source, layout, changes, shard_size)
+        if existing is not None:
+            verification = _verified_before(target, existing, planned, settings, progress)
+            return _passed(ConversionResult(target, existing, verification, source.path, created=False))
+        if target.resolve() in source.file.path.resolve().parents:
+            raise CheckpointError(f"{target} holds {source.path}, which is to be converted; choose another --out")
+        with output:
+            manifest = write(planned, output, progress, options.get("allow_nonfinite", False))
+            verification = Verification(manifest.name, manifest.layout, manifest.architecture, manifest.classes)
+            result = ConversionResult(target, manifest, verification, source.path, _remarks(planned))
+            if not options.get("verify", True):
+                output.commit()
+                return result
+            trouble = _ensure_recorded(source, manifest, settings, progress)
+            verification = _verify(output.path, manifest, source, settings, progress, planned)
+            result = replace(result, verification=verification, warnings=result.warnings + trouble)
+            if not verification.passed and target.exists():
+                kept = f"the verification failed, so {target} was kept as it was"
+                return _passed(replace(result, warnings=(*result.warnings, kept)))
+            output.commit()
+            return _passed(result)
+
+
+def verify(
+    folder: StrPath,
+    *,
+    to: str = "transformers",
+    source: StrPath | None = None,
+    progress: Progress = silent,
+    **options: Unpack[VerifyOptions],
+) -> Verification:
+    """Verify a converted folder, and write the report beside the weights.
+
+    `folder` may also be the name of the checkpoint that was converted, with `to` for the layout.
+    `source` is the checkpoint that was converted, if it was moved. Returns the result whether it
+    passed or not. Raises `CheckpointError` for a folder that cannot be verified, and `UsageError` for options.
+    """
+    _check_names(options, VerifyOptions)
+    settings = _settings(options, full=True)
+    path = converted_folder(folder, to)
+    manifest = Manifest.read(path)
+    if manifest is None:
+        raise CheckpointError(f"{path} holds no {MANIFEST_NAME}: only folders that bit convert wrote can be verified")
+    origin = user_path(source) if source is not None else path / manifest.source.path
+    with contextlib.ExitStack() as stack:
+        known = source is not None or origin.exists()
+        opened = stack.enter_context(Checkpoint(origin, manifest.name)) if known else None
+        return _verify(path, manifest, opened, settings, progress)
+
+
+def inspect(checkpoint: StrPath, *, progress: Progress = silent, **options: Unpack[SourceOptions]) -> Inspection:
+    """Describe a checkpoint: layout, network, dtype, and properties of the weights that stand out.
+
+    Raises `CheckpointError` for a damaged or unknown file.
+    """
+    _check_names(options, SourceOptions)
+    with _opened(checkpoint, progress, options) as opened:
+        return inspect_checkpoint(opened, progress)
+
+
+def compare(
+    first: StrPath,
+    second: StrPath,
+    *,
+    taps: bool = True,
+    progress: Progress = silent,
+    **options: Unpack[SourceOptions],
+) -> Difference:
+    """Compare two checkpoints of any layouts, tensor by tensor and, with `taps`, tap by tap.
+
+    Raises `CheckpointError` for networks of different sizes; the heads may differ.
+    """
+    _check_names(options, SourceOptions)
+    with _opened(first, progress, options) as one, _opened(second, progress, options) as other:
+        return compare_checkpoints(one, other, progress, taps=taps)
+
+
+def record(
+    checkpoint: StrPath,
+    *,
+    recordings: StrPath | None = None,
+    progress: Progress = silent,
+    **options: Unpack[SourceOptions],
+) -> Path:
+    """Record the outputs of an original checkpoint's network, and return the folder of the recording.
+
+    The oracle runs in float64; PyTorch and TensorFlow, where they are installed, in float32. The
+    new folder is made in `recordings`, by default `recordings` in `cache_folder()`. Raises
+    `CheckpointError` for a converted checkpoint and for weights whose outputs are not finite.
+    """
+    _check_names(options, SourceOptions)
+    with _opened(checkpoint, progress, options) as opened:
+        return recorder.record(opened, _recordings(recordings), progress)
+
+
+def zoo(
+    pattern: str | None = None,
+    *,
+    architecture: str | None = None,
+    data: str | None = None,
+    task: str | None = None,
+    classes: int | None = None,
+) -> list[Published]:
+    """List the checkpoints that Google published, in the order of publication.
+
+    `pattern` is a part of the name, or has `*`, `?` or `[…]` and stands for the whole name. The
+    others are an architecture (`R50x1`), a training set (`ImageNet-21k`), the task of the head
+    (`caltech101`) and the number of classes. Raises `UsageError` if nothing matches.
+    """
+    return select(pattern, architecture, data, task, classes)
+
+
+def publish(
+    folder: StrPath,
+    repository: str,
+    *,
+    to: str = "transformers",
+    dry_run: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[PushOptions],
+) -> Publication:
+    """Push a verified folder to `repository`, `owner/name`, on the Hugging Face Hub, in one commit.
+
+    `folder` may also be the name of the checkpoint that was converted, with `to` for the layout.
+    With `dry_run` nothing is sent, and neither a token nor a network is needed. Raises
+    `VerificationError` for a folder that is not exactly as it was verified, `HubError` for a
+    request that fails, and `UsageError` for options that contradict each other.
+    """
+    _check_names(options, PushOptions)
+    path = converted_folder(folder, to)
+    return publish_folder(path, repository, PublishOptions(dry_run=dry_run, **options), progress)
+
+
+def classify(
+    images: Sequence[StrPath], folder: StrPath, *, top: int = 5, progress: Progress = silent
+) -> dict[Path, list[Prediction]]:
+    """Return the `top` most probable labels of image files, and of every image in folders.
+
+    `folder` holds a conversion of the layout transformers or timm. Needs PyTorch. Raises
+    `CheckpointError` for a folder without a model and for files that are not images.
+    """
+    model = user_path(folder)
+    if not model.is_dir():
+        raise CheckpointError(f"there is no folder {str(model)!r}")
+    _require("pytorch")
+    from bit.classification import classify as classify_files
+    from bit.classification import image_files
+
+    try:
+        files = image_files([user_path(path) for path in images])
+        return dict(classify_files(files, model, top, progress))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: the environment variable BIT_CACHE, else the user's cache folder for `bit-convert`."""
+    return user_path(os.environ.get("BIT_CACHE") or user_cache_path("bit-convert"))
+
+
+def converted_folder(folder: StrPath, layout: str) -> Path:
+    """Return a converted folder, given as a path or by the name of the checkpoint that was converted."""
+    path = user_path(folder)
+    if not (path / MANIFEST_NAME).is_file() and (converted := _output_folder(folder, layout, None)).is_dir():
+        path = converted
+    if not path.is_dir():
+        raise CheckpointError(f"there is no folder {os.fspath(folder)!r}; bit convert makes one")
+    return path
+
+
+def _check_names(options: Mapping[str, object], kind: type) -> None:
+    known: frozenset[str] = getattr(kind, "__optional_keys__")  # noqa: B009
+    for name in options:
+        if name not in known:
+            raise UsageError(f"unknown option {name!r}{did_you_mean(name, known)}")
+
+
+def _require(reference: str) -> None:
+    """Raise `UsageError` if a package that a reference implementation needs is missing."""
+    package, extra = REFERENCES[reference].missing, REFERENCES[reference].extra
+    if package is not None:
+        raise UsageError(f"{package} is not installed; run make setup, or pip install -e '.[{extra}]'")
+
+
+def _settings(options: VerifyOptions, full: bool) -> Settings:
+    """Return the reference implementations to run and the folders of recordings. Raises `UsageError`."""
+    required = tuple(options.get("references", ()))
+    for name in required:
+        if name not in REFERENCES:
+            raise UsageError(
+                f"unknown reference {name!r}; choose from {', '.join(REFERENCES)}{did_you_mean(name, REFERENCES)}"
+            )
+    chosen = required or (tuple(REFERENCES) if options.get("full", full) else ())
+    return Settings(chosen, required, (SHIPPED, _recordings(options.get("recordings"))))
+
+
+def _recordings(folder: StrPath | None) -> Path:
+    return user_path(folder) if folder is not None else cache_folder() / "recordings"
+
+
+def _opened(checkpoint: StrPath, progress: Progress, options: SourceOptions) -> Checkpoint:
+    """Open a checkpoint; a name is downloaded or generated first."""
+    name = os.fspath(checkpoint)
+    folder = user_path(options.get("checkpoints", "checkpoints"))
+    return Checkpoint(locate(name, folder, progress, options.get("mirror")), hub_name(name))
+
+
+def _output_folder(checkpoint: StrPath, layout: str, out: StrPath | None) -> Path:
+    """Return the folder that a conversion of `checkpoint` is written to."""
+    if out is not None:
+        return user_path(out)
+    path, name = user_path(checkpoint), hub_name(os.fspath(checkpoint))
+    return Path("converted") / (checkpoint_name(path) if path.exists() else name or path.name) / layout
+
+
+def _existing(target: Path, layout: Layout, changes: ConversionOptions) -> Manifest:
+    """Return the manifest of an existing conversion to this layout with these options, or raise `CheckpointError`."""
+    try:
+        manifest = Manifest.read(target)
+    except CheckpointError:
+        manifest = None
+    if manifest is None:
+        raise _exists(target, "and is not a conversion of this version")
+    if manifest.layout != layout.name:
+        raise _exists(target, f"and holds the layout {manifest.layout}")
+    if manifest.options != replace(changes, profile=changes.profile_of(layout) or None):
+        raise _exists(target, "and was converted with other options")
+    return manifest
+
+
+def _exists(target: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{target} exists {reason}; replace it with --force (with make: ARGS=--force), or choose another --out"
+    )
+
+
+def _verified_before(
+    target: Path, manifest: Manifest, planned: Plan, settings: Settings, progress: Progress
+) -> Verification:
+    """Return the verification of a folder that holds exactly the planned conversion, or raise `CheckpointError`.
+
+    It is verified again if reference implementations were asked for.
+    """
+    if combined_sha256(planned.checkpoint.file.digests()) != manifest.source.sha256:
+        raise _exists(target, f"and was converted from a different file than {planned.checkpoint.path}")
+    indexes = {name: content for name, content in planned.companions.items() if name.endswith(INDEX_SUFFIX)}
+    stored = {path.name: msgspec.json.decode(path.read_bytes()) for path in target.glob(f"*{INDEX_SUFFIX}")}
+    if [step.row for step in planned.steps] != manifest.tensors or stored != indexes:
+        raise _exists(target, "and was converted with other options")
+    if settings.references:
+        return _verify(target, manifest, planned.checkpoint, settings, progress, planned)
+    try:
+        report = check_folder(target, progress).files[VERIFICATION_NAME].read()
+    except VerificationError as error:
+        reason = error.problems[0] if error.problems else "it was not verified"
+        raise _exists(target, f"and holds this conversion, but {reason}; bit verify verifies it") from None
+    values = msgspec.json.decode(report)
+    return msgspec.convert({**values, "network": values}, Verification)
+
+
+def _verify(
+    folder: Path,
+    manifest: Manifest,
+    source: Checkpoint | None,
+    settings: Settings,
+    progress: Progress,
+    planned: Plan | None = None,
+) -> Verification:
+    """Verify a folder, and write the report there."""
+    verification = verify_conversion(folder, manifest, source, settings, progress, planned)
+    trouble = write_report(folder, verification, manifest)
+    return replace(verification, warnings=(*verification.warnings, trouble)) if trouble else verification
+
+
+def _passed(result: ConversionResult) -> ConversionResult:
+    """Return the result, or raise `VerificationError` if the verification failed."""
+    if not result.verification.passed:
+        problems = result.verification.problems
+        first = f": {problems[0]}" if problems else ""
+        error = VerificationError(f"the verification of {result.folder} failed{first}", problems)
+        error.result = result
+        raise error
+    return result
+
+
+def _remarks(planned: Plan) -> tuple[str, ...]:
+    """Return what a user should know about the source and the options."""
+    remarks = [*planned.checkpoint.notes, planned.checkpoint.assumption]
+    if any(step.scale != 1 for step in planned.steps):
+        remarks.append(
+            f"kernels were scaled for the epsilon of {planned.layout.name}: use them for inference, because the "
+            "larger norm of the kernels changes the learning rate of fine-tuning"
+        )
+    return tuple(remark for remark in remarks if remark)
+
+
+def _ensure_recorded(source: Checkpoint, manifest: Manifest, settings: Settings, progress: Progress) -> tuple[str, ...]:
+    """Record the outputs of an original checkpoint unless a recording exists; return the reason if that fails."""
+    sha256, folders, original = manifest.source.sha256, settings.recordings, source.manifest is None
+    try:
+        if original and find_recordings(sha256, folders, source.config.ws_eps) is None:
+            recorder.record(source, folders[-1], progress, frameworks=(), sha256=sha256)
+    except (CheckpointError, OSError) as error:
+        return (f"nothing was recorded: {error}",)
+    return ()

@@ -1,0 +1,67 @@
+"""Keyword options of the functions in `convert.api`, typed; every option may be left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+StrPath = str | os.PathLike[str]
+
+
+class SourceOptions(TypedDict, total=False):
+    """Options of every function that opens a checkpoint."""
+
+    checkpoints: StrPath
+    """Folder for downloaded and generated checkpoints; default `checkpoints` in the current folder."""
+    mirror: str | None
+    """URL to download published files from; default Google's bucket."""
+
+
+class VerifyOptions(TypedDict, total=False):
+    """Options of a verification."""
+
+    full: bool
+    """Run every installed reference implementation; default True for `verify`, False for `convert`."""
+    references: Sequence[str]
+    """Names of reference implementations that must run: `pytorch`, `flax`, `keras`, `timm`,
+    `transformers` or `onnxruntime`. They replace the choice of `full`."""
+    recordings: StrPath | None
+    """Folder for recordings that a conversion makes; default `recordings` in `cache_folder()`."""
+
+
+class ConvertOptions(SourceOptions, VerifyOptions, total=False):
+    """Options of a conversion."""
+
+    force: bool
+    """Replace an existing conversion. Folders that hold other files are never replaced."""
+    verify: bool
+    """Verify the result; default True."""
+    head: str
+    """`keep` (default), `drop`, or `new:N` for a head of zeros with N classes, for fine-tuning."""
+    dtype: str | None
+    """Round every weight to `bfloat16`, `float16`, `float32` or `float64`; default: unchanged."""
+    ws_eps: str
+    """`keep` (default), or `compensate`: scale kernels so that a library with a different
+    weight-standardization epsilon computes the same function. For inference only."""
+    profile: str | None
+    """Preprocessing to store: `google`, `timm` or `transformers`; default: the layout's own."""
+    max_shard_size: str | None
+    """Largest size of one weights file, `5GB` for example; for the layout `transformers`."""
+    allow_nonfinite: bool
+    """Convert weights that hold NaN or infinity. Such weights do not pass verification."""
+
+
+class PushOptions(TypedDict, total=False):
+    """Options of a publication."""
+
+    private: bool
+    """Make a new repository private."""
+    create_pr: bool
+    """Open a pull request; the branch stays as it is."""
+    revision: str | None
+    """Branch to push to; default: the main branch."""
+    message: str | None
+    """Message of the commit."""
+    extra: Mapping[str, bytes]
+    """Further files by name; a `README.md` replaces the model card."""

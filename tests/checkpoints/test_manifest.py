@@ -1,0 +1,118 @@
+"""`conversion.json` is read strictly: every field is checked, and the error names the field that is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.conversions import convert
+
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.manifest import SCHEMA, Manifest, foreign_names
+from convert.errors import CheckpointError
+
+Values = dict[str, Any]
+
+
+@pytest.fixture
+def folder(tiny_npz: Path, tmp_path: Path) -> Path:
+    return convert(tiny_npz, "timm", tmp_path / "out")
+
+
+def change(folder: Path, edit: Callable[[Values], object]) -> None:
+    values = json.loads((folder / "conversion.json").read_text())
+    edit(values)
+    (folder / "conversion.json").write_text(json.dumps(values))
+
+
+def as_schema_1(values: Values) -> None:
+    del values["schema"]
+    values["changes"] = values.pop("options")
+
+
+def test_a_manifest_reads_back_as_it_was_written(folder: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    assert manifest.schema == SCHEMA == 2
+    (tmp_path / "copy").mkdir()
+    manifest.write(tmp_path / "copy")
+    assert Manifest.read(tmp_path / "copy") == manifest
+
+
+def test_a_folder_without_a_manifest_has_none(tmp_path: Path) -> None:
+    assert Manifest.read(tmp_path) is None
+
+
+def test_an_older_folder_must_be_converted_again(folder: Path) -> None:
+    change(folder, as_schema_1)
+    message = re.escape(f"{folder / 'conversion.json'} was written by an older version (schema 1); convert it again")
+    for read in (Manifest.read, Checkpoint):
+        with pytest.raises(CheckpointError, match=message):
+            read(folder)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(folder / "model.safetensors")
+
+
+def test_a_newer_folder_needs_a_newer_version(folder: Path) -> None:
+    change(folder, lambda values: values.update(schema=SCHEMA + 1))
+    with pytest.raises(CheckpointError, match=r"by a newer version \(schema 3\); update bit-convert"):
+        Manifest.read(folder)
+
+
+def test_an_older_folder_can_be_replaced(folder: Path, tiny_npz: Path) -> None:
+    change(folder, as_schema_1)
+    assert foreign_names(folder) == []
+    (folder / "mine.txt").touch()
+    assert foreign_names(folder) == ["mine.txt"]
+
+
+def test_another_programs_file_of_the_same_name_does_not_make_a_folder_replaceable(tmp_path: Path) -> None:
+    (tmp_path / "data.bin").touch()
+    (tmp_path / "conversion.json").write_text(json.dumps({"files": {"data.bin": {}}}))
+    assert foreign_names(tmp_path) == ["conversion.json", "data.bin"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "field"),
+    [
+        (lambda values: values.update(name=7), r"\$.name"),
+        (lambda values: values.update(name="a\0b"), "name is not"),
+        (lambda values: values.update(name=".."), "name '..' cannot"),
+        (lambda values: values.update(layout="\x1b[2J"), "layout is not"),
+        (lambda values: values.update(classes="5"), r"\$.classes"),
+        (lambda values: values.update(ws_eps=2.0), "ws_eps is 2"),
+        (lambda values: values.update(ws_eps=0), "ws_eps is 0"),
+        (lambda values: values.update(ws_eps=True), r"\$.ws_eps"),
+        (lambda values: values.pop("origin"), "`origin`"),
+        (lambda values: values["origin"].update(sha256="0" * 63), "origin.sha256"),
+        (lambda values: values["origin"].update(sha256="0" * 64 + "\n"), "origin.sha256"),
+        (lambda values: values["origin"].update(roundings=["0.9"]), "origin.roundings"),
+        (lambda values: values["origin"].update(roundings=["float16"] * 10), "origin.roundings"),
+        (lambda values: values["origin"].update(roundings=[16]), r"\$.origin.roundings"),
+        (lambda values: values["options"].update(dtype="fp16"), r"\$.options"),
+        (lambda values: values["source"].update(files={}), "source.files is empty"),
+        (lambda values: values["source"].update(path="a\nb"), "source.path"),
+        (lambda values: values["files"].update({"a\nb": {"bytes": 1, "sha256": "0" * 64}}), "files"),
+        (lambda values: values["files"]["model.safetensors"].update(sha256="x"), "files.*sha256"),
+        (lambda values: values["files"]["model.safetensors"].update(bytes="many"), r"\$.files"),
+        (lambda values: values.update(tensors={"a": 1}), r"\$.tensors"),
+        (lambda values: values["tensors"][3].update(shape="wide"), r"\$.tensors\[3\].shape"),
+        (lambda values: values["tensors"][3].update(scale={}), r"\$.tensors\[3\].scale"),
+        (lambda values: values["tensors"][3].pop("target"), r"`target` - at `\$.tensors\[3\]"),
+    ],
+)
+def test_an_invalid_field_is_named(folder: Path, edit: Callable[[Values], object], field: str) -> None:
+    change(folder, edit)
+    with pytest.raises(CheckpointError, match=f"conversion.json is damaged: .*{field}.*; convert again"):
+        Manifest.read(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'{"name": "\xff"}', b"7", b'{"name": "\\ud800"}'])
+def test_content_that_is_not_a_manifest_is_an_error(folder: Path, content: bytes) -> None:
+    (folder / "conversion.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"conversion\.json is damaged"):
+        Manifest.read(folder)
