@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 from platformdirs import user_cache_path
@@ -24,7 +24,7 @@ from convert.checkpoints.manifest import MANIFEST_NAME, VERIFICATION_NAME, Manif
 from convert.checkpoints.options import ConversionOptions
 from convert.conversion.plan import Plan, plan
 from convert.conversion.write import write
-from convert.errors import CheckpointError, UsageError, VerificationError, did_you_mean
+from convert.errors import CheckpointError, UsageError, VerificationError, check_choice
 from convert.files.atomic import NewFolder
 from convert.files.base import combined_sha256
 from convert.files.sharded import INDEX_SUFFIX
@@ -79,7 +79,7 @@ def convert(
 
     `out` is the new folder, by default `converted/NAME/LAYOUT`. A folder that already holds exactly
     this conversion, verified, is left as it is and returned. Raises `VerificationError` if the
-    verification fails, with the `ConversionResult` as its attribute `result`; `CheckpointError` for
+    verification fails, with the `ConversionResult` as attribute `result`; `CheckpointError` for
     a checkpoint or folder that cannot be used, `UsageError` for options, `DownloadError` and
     `HubError` for checkpoints that cannot be fetched.
     """
@@ -204,7 +204,7 @@ def zoo(
 
     `pattern` is a part of the name, or has `*`, `?` or `[…]` and stands for the whole name. The
     others are an architecture (`R50x1`), a training set (`ImageNet-21k`), the task of the head
-    (`caltech101`) and the number of classes. Raises `UsageError` if nothing matches.
+    (`caltech101`) and the number of classes. Raises `CheckpointError` if nothing matches.
     """
     return select(pattern, architecture, data, task, classes)
 
@@ -267,11 +267,9 @@ def converted_folder(folder: StrPath, layout: str) -> Path:
     return path
 
 
-def _check_names(options: Mapping[str, object], kind: type) -> None:
-    known: frozenset[str] = getattr(kind, "__optional_keys__")  # noqa: B009
+def _check_names(options: Mapping[str, object], kind: Any) -> None:
     for name in options:
-        if name not in known:
-            raise UsageError(f"unknown option {name!r}{did_you_mean(name, known)}")
+        check_choice("option", name, sorted(kind.__optional_keys__))
 
 
 def _require(reference: str) -> None:
@@ -285,16 +283,13 @@ def _settings(options: VerifyOptions, full: bool) -> Settings:
     """Return the reference implementations to run and the folders of recordings. Raises `UsageError`."""
     required = tuple(options.get("references", ()))
     for name in required:
-        if name not in REFERENCES:
-            raise UsageError(
-                f"unknown reference {name!r}; choose from {', '.join(REFERENCES)}{did_you_mean(name, REFERENCES)}"
-            )
+        check_choice("reference", name, REFERENCES)
     chosen = required or (tuple(REFERENCES) if options.get("full", full) else ())
     return Settings(chosen, required, (SHIPPED, _recordings(options.get("recordings"))))
 
 
 def _recordings(folder: StrPath | None) -> Path:
-    return user_path(folder) if folder is not None else cache_folder() / "recordings"
+    return user_path(folder or cache_folder() / "recordings")
 
 
 def _opened(checkpoint: StrPath, progress: Progress, options: SourceOptions) -> Checkpoint:

@@ -14,7 +14,7 @@ A message says what is wrong, where, and what to do. The command `bit` exits wit
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -47,6 +47,12 @@ class VerificationError(ConvertError):
 
     result: Any = None
     """The `convert.ConversionResult` that failed, if `convert.convert` raised the error."""
+
+
+def check_choice(kind: str, value: str, known: Collection[str]) -> None:
+    """Raise `UsageError` with suggestions unless `value` is one of the known values."""
+    if value not in known:
+        raise UsageError(f"unknown {kind} {value!r}; choose from {', '.join(known)}{did_you_mean(value, known)}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -144,12 +144,19 @@ def test_the_same_conversion_again_is_returned_as_it_is(tiny_npz: Path, here: Pa
 
 
 def test_the_same_conversion_is_verified_again_with_the_implementations_that_are_asked_for(
-    tiny_npz: Path, here: Path
+    tiny_npz: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert.convert(tiny_npz)
-    result = convert.convert(tiny_npz, references=["pytorch"])
-    assert not result.created
-    assert "bit (PyTorch)" in {check.implementation for check in result.verification.checks}
+    first = convert.convert(tiny_npz)
+    asked: list[tuple[str, ...]] = []
+
+    def verify(*arguments: object) -> convert.Verification:
+        asked.append(arguments[3].references)
+        return first.verification
+
+    monkeypatch.setattr("convert.api.verify_conversion", verify)
+    assert not convert.convert(tiny_npz, references=["pytorch"]).created
+    assert not convert.convert(tiny_npz, full=True).created
+    assert asked == [("pytorch",), tuple(REFERENCES)]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +294,7 @@ def test_a_dry_run_of_publishing_needs_no_network(tiny_npz: Path, here: Path, mo
         (lambda path: convert.convert(path, ws_eps="1e-8"), "ws_eps"),
         (lambda path: convert.convert(path, profile="googel"), "did you mean google"),
         (lambda path: convert.convert(path, references=["torch"]), "did you mean pytorch"),
-        (lambda path: convert.convert(path, heda="drop"), "unknown option 'heda'; did you mean head"),
+        (lambda path: convert.convert(path, heda="drop"), "unknown option 'heda'; choose from .*; did you mean head"),
         (lambda path: convert.inspect(path, miror="x"), "did you mean mirror"),
         (lambda path: convert.verify(path, ful=True), "did you mean full"),
         (lambda path: convert.publish(path, "me/x", privat=True), "did you mean private"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from bit.config import BitConfig
 from bit.mismatch import mismatches
 from convert.errors import CheckpointError
-from convert.layouts.layout import Layout, Located
+from convert.layouts.layout import Layout
 from convert.network.axes import Transform
 from convert.network.parameters import KINDS, Place, parameters
 
@@ -19,6 +19,8 @@ MAX_PROBLEMS = 12
 """Problems that an error message lists; `ConvertError.problems` has all."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+Located = Mapping[Place, list[str]]
+"""The names in a file by the parameter that they name."""
 
 
 def infer(layout: Layout, located: Located, shapes: Shapes) -> BitConfig:
@@ -27,13 +29,13 @@ def infer(layout: Layout, located: Located, shapes: Shapes) -> BitConfig:
     `shapes` are those of the stored arrays, in the axes of `layout`. Raises `CheckpointError` when the
     tensors from which sizes are read are missing or cannot belong to a BiT network.
     """
-    if not any(place.kind.startswith("unit/") for place in located.keys):
+    if not any(place.kind.startswith("unit/") for place in located):
         raise CheckpointError(f"has no units of a BiT network in the layout {layout.name} ({found_in_words(shapes)})")
     depths = _depths(located)
     if len(depths) + sum(depths) > len(shapes):
         raise CheckpointError(f"the names count more units than there are tensors ({found_in_words(shapes)})")
     by_stage: dict[tuple[str, int], list[Place]] = {}
-    for place in sorted(located.keys, key=lambda place: place.layer):
+    for place in sorted(located, key=lambda place: place.layer):
         by_stage.setdefault((place.kind, place.stage), []).append(place)
 
     def lengths(*kinds: str, stage: int = 0) -> Mapping[str, int]:
@@ -41,15 +43,15 @@ def infer(layout: Layout, located: Located, shapes: Shapes) -> BitConfig:
         for place in (place for kind in kinds for place in by_stage.get((kind, stage), [])):
             with contextlib.suppress(ValueError):
                 transform = Transform(layout.axes(place), KINDS[place.kind])
-                return dict(zip(transform.target, transform.shape(shapes[located.keys[place][0]]), strict=True))
+                return dict(zip(transform.target, transform.shape(shapes[located[place][0]]), strict=True))
         names = " or ".join(layout.key(Place(kind, stage)) for kind in kinds)
         raise CheckpointError(f"{names} is missing or misshapen ({found_in_words(shapes)})")
 
     sizes = [lengths("unit/conv3/kernel", "unit/projection/kernel", stage=stage)["o"] for stage in range(len(depths))]
     stem = {"i": 3, "o": lengths("unit/conv1/kernel")["i"]}
-    if Place("stem/kernel") in located.keys:
+    if Place("stem/kernel") in located:
         stem |= lengths("stem/kernel")
-    has_head = located.keys.keys() & {Place("head/kernel"), Place("head/bias")}
+    has_head = located.keys() & {Place("head/kernel"), Place("head/bias")}
     try:
         return BitConfig(
             num_channels=stem["i"],
@@ -69,13 +71,11 @@ def bind(config: BitConfig, layout: Layout, located: Located, shapes: Shapes) ->
     or of another shape than the configuration gives it.
     """
     expected = parameters(config)
-    stored = {place: keys[0] for place, keys in located.keys.items()}
+    stored = {place: keys[0] for place, keys in located.items()}
     problems = [
-        f"duplicate {' and '.join(keys)}, both {layout.key(place)}"
-        for place, keys in located.keys.items()
-        if len(keys) > 1
+        f"duplicate {' and '.join(keys)}, both {layout.key(place)}" for place, keys in located.items() if len(keys) > 1
     ]
-    aliases = {key for keys in located.keys.values() for key in keys[1:]}
+    aliases = {key for keys in located.values() for key in keys[1:]}
     problems += mismatches(
         {stored.get(item.place, layout.key(item.place)): layout.shape(item) for item in expected},
         {key: shape for key, shape in shapes.items() if key not in aliases},
@@ -110,7 +110,7 @@ def found_in_words(shapes: Shapes) -> str:
 def _depths(located: Located) -> tuple[int, ...]:
     """Count the units of each stage, up to the highest that is named."""
     units: dict[int, int] = {}
-    for place in located.keys:
+    for place in located:
         if place.kind.startswith("unit/"):
             units[place.stage] = max(units.get(place.stage, 0), place.layer + 1)
     return tuple(units.get(stage, 0) for stage in range(max(units) + 1))

@@ -18,7 +18,7 @@ from convert.errors import CheckpointError
 from convert.files.base import StoredTensor
 from convert.files.detect import open_weights
 from convert.layouts import LAYOUTS
-from convert.layouts.layout import Layout, Located
+from convert.layouts.layout import Layout
 from convert.network.axes import Transform, runs
 from convert.network.oracle import Oracle
 from convert.network.parameters import ALL, KINDS, Place, parameters
@@ -212,10 +212,10 @@ def _stated_values(folder: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
 
 
-def _detect(shapes: dict[str, tuple[int, ...]]) -> tuple[Layout, Located]:
+def _detect(shapes: dict[str, tuple[int, ...]]) -> tuple[Layout, dict[Place, list[str]]]:
     """Return the layout that knows the most of the names."""
     candidates = [(layout, layout.locate(shapes)) for layout in LAYOUTS.values()]
-    layout, located = max(candidates, key=lambda candidate: len(candidate[1].keys))
-    if not located.keys:
+    layout, located = max(candidates, key=lambda candidate: len(candidate[1]))
+    if not located:
         raise CheckpointError(f"has no BiT weights in a known layout ({found_in_words(shapes)})")
     return layout, located

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @mirror_option
 @json_option
 def inspect_command(checkpoint: str, as_json: bool, **options: Unpack[SourceOptions]) -> None:
-    """Describe a checkpoint and its weights."""
+    """Describe a checkpoint and the weights."""
     from convert import api
 
     with progress_bar() as progress:

@@ -32,7 +32,7 @@ def push_command(
     """Push a verified folder to the Hugging Face Hub.
 
     REPOSITORY is owner/name; it gets one commit with exactly these files. FOLDER may be the name of
-    the CHECKPOINT that was converted, with --to for its layout. The token is that of hf auth login,
+    the CHECKPOINT that was converted, with --to for the layout. The token is that of hf auth login,
     or HF_TOKEN in the environment. --dry-run needs neither token nor network.
     """
     from convert import api

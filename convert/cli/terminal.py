@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -45,21 +47,18 @@ def progress_bar() -> Iterator[Progress]:
 
 def width() -> int | None:
     """Return the characters in a line of the terminal; None if standard output is not a terminal."""
-    from rich.console import Console
-
-    console = Console()
-    return console.width if console.is_terminal else None
+    return shutil.get_terminal_size().columns if _is_terminal() else None
 
 
 def print_rich(*lines: str) -> None:
     """Print lines with rich's markup: colours on a terminal, plain text elsewhere. Long lines are not broken."""
     from rich.console import Console
 
-    console = Console()
-    with console.capture() as captured:
-        for line in lines:
-            console.print(line, highlight=False, soft_wrap=True)
-    write(captured.get(), sys.stdout)
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=_is_terminal())
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    write(text.getvalue(), sys.stdout)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> None:
@@ -95,3 +94,7 @@ def write(text: str, stream: TextIO | None) -> None:
         stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def verify_command(folder: str, to: str, source: str | None, as_json: bool, **options: Unpack[VerifyOptions]) -> None:
     """Verify a converted folder.
 
-    The folder is compared with its source, with recordings and with reference implementations.
-    FOLDER may be the name of the CHECKPOINT that was converted, with --to for its layout.
+    The folder is compared with the source, with recordings and with reference implementations.
+    FOLDER may be the name of the CHECKPOINT that was converted, with --to for the layout.
     """
     from convert import api
     from convert.reporting.text import tap_table

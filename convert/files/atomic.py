@@ -94,19 +94,29 @@ class NewFolder:
 def _workplace(target: Path) -> Iterator[Path]:
     """Provide a hidden folder beside `target`; remove it afterwards, and first those that killed runs left.
 
-    A run holds a lock within its folder, which the system releases when the process dies.
+    A run holds a lock in the folder, which the system releases when the process dies.
     """
     prefix = f".{target.name}.partial-"
     for folder in target.parent.glob(f"{glob.escape(prefix)}*"):
         if _is_workplace(folder, target):
             with contextlib.suppress(FileNotFoundError, PermissionError, Timeout), _lock(folder, target):
                 _settle(folder, target)
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    path, lock = _claim(prefix, target)
     try:
-        with _lock(path, target):
-            yield path
+        yield path
     finally:
         _settle(path, target)
+        lock.release()
+
+
+def _claim(prefix: str, target: Path) -> tuple[Path, FileLock]:
+    """Create a workplace and lock it. Tries again if another run, taking it for a dead one, locks it first."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        lock = _lock(path, target)
+        with contextlib.suppress(FileNotFoundError, Timeout):
+            lock.acquire()
+            return path, lock
 
 
 def _is_workplace(folder: Path, target: Path) -> bool:

@@ -1,6 +1,6 @@
 """The layouts: how each library names BiT's parameters, one table a file."""
 
-from convert.errors import UsageError, did_you_mean
+from convert.errors import check_choice
 from convert.layouts.flax import FLAX
 from convert.layouts.google import GOOGLE
 from convert.layouts.google_tf2 import GOOGLE_TF2
@@ -16,6 +16,5 @@ READABLE = {name: layout for name, layout in LAYOUTS.items() if not layout.folde
 
 def find(name: str) -> Layout:
     """Return the layout of that name. Raises `UsageError` if there is none."""
-    if name not in LAYOUTS:
-        raise UsageError(f"unknown layout {name!r}; choose from {', '.join(LAYOUTS)}{did_you_mean(name, LAYOUTS)}")
+    check_choice("layout", name, LAYOUTS)
     return LAYOUTS[name]

@@ -118,15 +118,12 @@ class Layout:
                 return place if self.key(place) == key and min(stage, layer) >= 0 else None
         return None
 
-    def locate(self, keys: Iterable[str]) -> Located:
-        """Assign each of `keys` to the parameter that it names."""
-        located = Located()
+    def locate(self, keys: Iterable[str]) -> dict[Place, list[str]]:
+        """Return the names in `keys` by the parameter that they name; two names for one parameter are an error."""
+        located: dict[Place, list[str]] = {}
         for key in keys:
-            place = self.place(key)
-            if place is None:
-                located.unexpected.append(key)
-            else:
-                located.keys.setdefault(place, []).append(key)
+            if (place := self.place(key)) is not None:
+                located.setdefault(place, []).append(key)
         return located
 
     @cached_property
@@ -146,11 +143,3 @@ def _pattern(template: str) -> re.Pattern[str]:
         return f"(?:_(?P<{name}>[0-9]{{1,6}}))?" if name.startswith("_") else f"(?P<{name}>[0-9]{{1,6}})"
 
     return re.compile(re.sub(r"\\{(_?[a-z]+)(?::02d)?\\}", index, re.escape(template)))
-
-
-@dataclass
-class Located:
-    """Names in a file by the parameter that they name; two names for one parameter are an error."""
-
-    keys: dict[Place, list[str]] = field(default_factory=dict)
-    unexpected: list[str] = field(default_factory=list)

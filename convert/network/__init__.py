@@ -1,1 +1,1 @@
-"""What BiT is: its parameters, their axes, the float64 oracle, and the interface of every implementation."""
+"""The BiT network: parameters and axes, the float64 oracle, taps, and the interface of every implementation."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 STRIP = 16
 """Rows moved together when transposing: 16 float32 values fill one 64-byte cache line of the
-target, and a strip of them stays in the first-level cache while its columns are walked."""
+target, and a strip of them stays in the first-level cache while the columns are walked."""
 
 Element = TypeVar("Element", bound=np.generic)
 
@@ -143,8 +143,8 @@ def runs(
 ) -> Iterator[tuple[int, tuple[int | slice, ...]]]:
     """Yield contiguous pieces of the `part` of an array in C order along `axis`.
 
-    Each is the offset of its first element in the array, and its index in the part. A piece has at
-    most `size` elements, or one index of its first axis.
+    Each is the offset of the first element in the array, and the index in the part. A piece has at
+    most `size` elements, or one index of the first axis.
     """
     strides = [math.prod(shape[number + 1 :]) for number in range(len(shape))]
     chosen = range(shape[axis])[part]

@@ -1,6 +1,6 @@
 """The element types of checkpoints, and their names in each container.
 
-NumPy has no bfloat16: its bits are handled as `uint16`, and a `.npy` header written by JAX or
+NumPy has no bfloat16: the bits are handled as `uint16`, and a `.npy` header written by JAX or
 TensorFlow calls it a two-byte void.
 """
 

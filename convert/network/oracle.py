@@ -23,7 +23,7 @@ Arrays = Mapping[str, Array]
 
 
 class Weights(Protocol):
-    """Returns a parameter by its canonical name, in its canonical shape, or some output channels, its last axis."""
+    """Returns a parameter by the canonical name, in the canonical shape, or some output channels, the last axis."""
 
     def __call__(self, name: str, channels: slice = ALL, /) -> Array: ...
 
@@ -49,7 +49,7 @@ class Oracle:
         self.about = {"version": f"NumPy {np.__version__}", "device": "CPU"}
 
     def stem(self, images: Batches) -> tuple[Arrays, Arrays]:
-        """Run the stem on images `[N, H, W, num_channels]` in [-1, 1]; return its convolution and its pooled output."""
+        """Run the stem on images `[N, H, W, num_channels]` in [-1, 1]; return the convolved and the pooled output."""
         convolved = self.convolution(self._cast(images), "stem", stride=2)
         return convolved, {name: self.pool(x) for name, x in convolved.items()}
 
@@ -59,7 +59,7 @@ class Oracle:
         return self.bottleneck(self._cast(x), unit_name(stage, layer), stride, projects=layer == 0)
 
     def pooled(self, x: Batches) -> tuple[Arrays, Arrays]:
-        """Return the last norm with its ReLU, and its mean over the image, `[N, C]`."""
+        """Return the last norm after the ReLU, and the mean of that over the image, `[N, C]`."""
         normalized = self.norm_relu(self._cast(x), "norm")
         return normalized, {name: y.mean(axis=(1, 2)) for name, y in normalized.items()}
 
@@ -71,7 +71,7 @@ class Oracle:
         return {name: values.astype(self.dtype, copy=False) for name, values in inputs.items()}
 
     def bottleneck(self, inputs: Arrays, layer: str, stride: int, projects: bool) -> dict[str, Array]:
-        """Run a pre-activation bottleneck; its 3×3 convolution has the stride."""
+        """Run a pre-activation bottleneck; the 3×3 convolution has the stride."""
         activated = self.norm_relu(inputs, f"{layer}/norm1")
         residual = self.convolution(activated, f"{layer}/conv1")
         residual = self.convolution(self.norm_relu(residual, f"{layer}/norm2"), f"{layer}/conv2", stride)

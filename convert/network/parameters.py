@@ -1,4 +1,4 @@
-"""The canonical list of a BiT network's parameters, enumerated from its configuration.
+"""The canonical list of a BiT network's parameters, enumerated from the configuration.
 
 Kernels are `[h, w, i, o]` (height, width, input and output channels), norms `[c]`, the head
 `[c, n]` and `[n]`. Every layout is a table over the kinds below, see `layouts`.
@@ -37,7 +37,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a parameter in the network: its kind and, inside a unit, the stage and the unit in it, from 0."""
+    """The place of a parameter in the network: the kind and, inside a unit, the stage and the unit in it, from 0."""
 
     kind: str
     stage: int = 0
@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of one network, with its canonical shape."""
+    """A parameter of one network, with the canonical shape."""
 
     place: Place
     shape: tuple[int, ...]

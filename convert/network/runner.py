@@ -15,10 +15,10 @@ from convert.network.taps import Part, parts
 Batches = Mapping[str, NDArray[Any]]
 """For each input by name: images or activations `[N, H, W, C]`, or features `[N, C]`."""
 Taps = Iterator[tuple[str, Batches]]
-"""The name of a tap and its value for every input."""
+"""The name of a tap and the value for every input."""
 
 AT_ONCE, STEM_AT_ONCE = 40_000_000, 1_000_000
-"""Bytes of input that a part is given at once. Its layers hold several times as much, those of the
+"""Bytes of input that a part is given at once. The layers hold several times as much, those of the
 stem forty times."""
 WEIGHTS_AT_ONCE = 50_000_000
 """Bytes of weights with which a layer that can be divided computes at once, see `by_channels`."""
@@ -44,13 +44,13 @@ class Implementation(Protocol):
         """Versions, device, threads and whether reduced precision is off."""
 
     def stem(self, images: Batches) -> tuple[Batches, Batches]:
-        """Run the stem on images in [-1, 1]; return its convolution and its pooled output."""
+        """Run the stem on images in [-1, 1]; return the convolved and the pooled output."""
 
     def unit(self, stage: int, layer: int, x: Batches) -> Batches:
         """Run one unit; `stage` and `layer` count from 0."""
 
     def pooled(self, x: Batches) -> tuple[Batches, Batches]:
-        """Return the last norm with its ReLU, and its mean over the image, `[N, C]`."""
+        """Return the last norm after the ReLU, and the mean of that over the image, `[N, C]`."""
 
     def logits(self, features: Batches) -> Batches:
         """Return the logits `[N, num_labels]` of pooled features `[N, C]`."""
@@ -61,7 +61,7 @@ class PartRunner(ABC):
 
     @abstractmethod
     def run(self, kind: str, x: Batches, *place: int) -> Sequence[Batches]:
-        """Run the part that the method `kind` runs, a unit at its `place`; return the values of its taps in order."""
+        """Run the part of the method `kind`, a unit at `place`; return the values of the taps in order."""
 
     def stem(self, images: Batches) -> tuple[Batches, Batches]:
         convolved, pooled = self.run("stem", images)
@@ -79,7 +79,7 @@ class PartRunner(ABC):
 
 
 def call(implementation: Implementation, part: Part, x: Batches) -> tuple[Batches, ...]:
-    """Run one part on all images at once; return the values of its taps in order."""
+    """Run one part on all images at once; return the values of the taps in order."""
     match part.kind:
         case "stem":
             return implementation.stem(x)

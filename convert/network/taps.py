@@ -17,7 +17,7 @@ from bit.config import BitConfig
 from convert.network.parameters import unit_name
 
 STEM_TAPS = ("root_block/conv", "root_block")
-"""The taps of the stem: after its convolution, and after its pooling. Names are big_transfer's."""
+"""The taps of the stem: after the convolution, and after the pooling. Names are big_transfer's."""
 POOLED_TAPS = ("pre_head", "pooled")
 """After the last group normalization and ReLU, and after the mean over the image."""
 SAMPLE_SIZE = 512
@@ -34,21 +34,21 @@ a `sample` of 512 values."""
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the network that runs as one step; the next part is given its last tap."""
+    """A part of the network that runs as one step; the next part is given the last tap."""
 
     kind: str
     """`stem`, `unit`, `pooled` or `logits`: the method of `runner.Implementation` that runs it."""
     taps: tuple[str, ...]
     prefix: str
-    """The start of its parameters' canonical names, `block1/unit01` or `head`."""
+    """The start of the parameters' canonical names, `block1/unit01` or `head`."""
     stage: int = 0
-    """Of a unit, from 0."""
+    """The stage of a unit, from 0."""
     layer: int = 0
-    """The unit's number in its stage, from 0."""
+    """The number of the unit in the stage, from 0."""
 
     @property
     def name(self) -> str:
-        """The name of its last tap."""
+        """The name of the last tap."""
         return self.taps[-1]
 
 

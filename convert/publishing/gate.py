@@ -139,10 +139,10 @@ def _faults(report: Report) -> list[str]:
     failed = sum(not row.holds for row in rows)
     faults = {
         "does not report a pass": not report.passed,
-        f"reports {len(report.problems)} problems": bool(report.problems),
+        f"reports a problem ({next(iter(report.problems), None)})": bool(report.problems),
         f"comes from {report.verifier}, not from {verifier}": report.verifier != verifier,
         "has no comparisons": not report.checks,
-        f"has {failed} of {len(rows)} comparisons that are over their tolerance": failed > 0,
+        f"has {failed} of {len(rows)} comparisons over the tolerance": failed > 0,
         "lists no files": not report.files,
     }
     return [f"{VERIFICATION_NAME} {fault}" for fault, applies in faults.items() if applies]

@@ -1,4 +1,4 @@
-"""`bit.flax` as a reference, fed from an opened checkpoint of any layout; its layers hold no weights between runs."""
+"""`bit.flax` as a reference, fed from an opened checkpoint of any layout; layers hold no weights between runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _Flax:
         return {name: np.concatenate([values[name] for values in logits], axis=1) for name in features}
 
     def _each(self, module: nn.Module, x: Batches, path: str, channels: slice = ALL) -> Batches:
-        """Run the module on each input; its layers are given their weights as they run."""
+        """Run the module on each input; layers are given their weights as they run."""
 
         def intercept(call: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
             layer = context.module

@@ -62,7 +62,7 @@ class _Keras:
         count, size, logits = self._config.num_labels, self._config.hidden_sizes[-1], []
         for classes in by_channels(count, 4 * count * size):
             head = Head(self._config.replace(num_labels=len(range(count)[classes])))
-            head(np.zeros((1, size), self.dtype))  # the first call makes its weights
+            head(np.zeros((1, size), self.dtype))  # the first call makes the weights
             for weight in head.weights:
                 item = self._items[weight.path]
                 weight.assign(self._checkpoint.weights(item.name, classes, dtype=self.dtype))
@@ -76,7 +76,7 @@ class _Keras:
             return {name: layer(tf.convert_to_tensor(np.asarray(value, self.dtype))) for name, value in x.items()}
 
     def _weight(self, path: str) -> Any:
-        """Return a parameter by its path; zeros while Keras only infers shapes, in a graph that would keep values."""
+        """Return a parameter by path; zeros while Keras only infers shapes, in a graph that would keep values."""
         item = self._items[path]
         if not tf.executing_eagerly():
             return tf.zeros(item.shape, self.dtype)

@@ -80,7 +80,7 @@ def record(
 
 
 def _target(folder: Path, name: str, sha256: str) -> Path:
-    """Return the folder of a checkpoint's recordings: its name, unless another checkpoint of that name has it."""
+    """Return the folder of a checkpoint's recordings; another checkpoint of the same name may have the plain one."""
     with contextlib.suppress(OSError, ValueError):
         if RecordedCheckpoint.read(folder / name).sha256 != sha256:
             return folder / f"{name}-{sha256[:8]}"

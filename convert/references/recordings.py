@@ -27,11 +27,11 @@ CHECKPOINT_NAME = "checkpoint.json"
 RECORDER = f"bit-convert {convert.__version__}"
 """The value of `recorder` in recordings of this version; those of Google's code have none."""
 FLOAT64, FLOAT32 = "f64", "f32"
-"""Names of dtypes in the files: of the run that others are compared with, and of those that show its rounding."""
+"""Dtypes in the files: the run that others are compared with, and runs that show the effect of rounding."""
 
 
 class RecordedCheckpoint(msgspec.Struct, frozen=True):
-    """The content of `checkpoint.json`: the name of the recorded checkpoint, and the SHA-256 of its file."""
+    """The content of `checkpoint.json`: the name of the recorded checkpoint, and the SHA-256 of the file."""
 
     name: str
     sha256: str

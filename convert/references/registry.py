@@ -18,10 +18,10 @@ SOURCE, CONVERTED = "source", "converted"
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference implementation; its framework is imported when it is loaded, in a process of its own."""
+    """A reference implementation; loading it imports the framework, in a process of the reference's own."""
 
     name: str
-    """Name of the implementation and of its module in this folder."""
+    """Name of the implementation and of the module in this folder."""
     dtypes: tuple[str, ...]
     """Dtypes in which it runs."""
     needs: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""timm as a reference: its network, fed with Google's npz by its own loader, or with its own names."""
+"""timm as a reference: timm's network, with Google's npz read by timm's loader, or with tensors of timm's names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from convert.references.torch_streaming import Intercept, StreamedNetwork, Torch
 
 
 def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
-    """Return timm's network as its entries `resnetv2_*_bit` build it, in any size, with the checkpoint's epsilon.
+    """Return timm's network as the entries `resnetv2_*_bit` build it, in any size, with the checkpoint's epsilon.
 
     Raises `ValueError` unless the files hold exactly the network's tensors.
     """

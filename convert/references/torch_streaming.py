@@ -16,7 +16,7 @@ from convert.network.parameters import ALL
 from convert.network.runner import WEIGHTS_AT_ONCE, Batches, PartRunner, by_channels
 
 Read = Callable[[str, slice], Tensor]
-"""Returns a parameter by the network's name for it, or some indices of its first axis, the output channels."""
+"""Returns a parameter by the network's name for it, or some indices of the first axis, the output channels."""
 
 
 class TorchParts:
@@ -69,7 +69,7 @@ class Intercept(TorchFunctionMode):
 def no_weights() -> Iterator[None]:
     """A context in which networks are made on the meta device, and no random numbers are drawn.
 
-    PyTorch would import its compiler to draw numbers there: 150 MB.
+    To draw numbers there, PyTorch would import a compiler of 150 MB.
     """
 
     def keep(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
@@ -99,7 +99,7 @@ class StreamedNetwork(PartRunner):
 
     @torch.inference_mode()
     def run(self, kind: str, x: Batches, *place: int) -> list[Batches]:
-        """Run a part on each input; its weights stay from one input to the next if they are small."""
+        """Run a part on each input; weights stay from one input to the next if they are small."""
         part, outputs = getattr(self._parts, kind), []
         for images in x.values():
             output = part(*place, self._tensor(images))
@@ -152,7 +152,7 @@ class StreamedNetwork(PartRunner):
 
 
 def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the layer's own parameters, without those of its children."""
+    """Return the layer's own parameters, without those of children."""
     return list(module.named_parameters(recurse=False))
 
 

@@ -1,4 +1,4 @@
-"""transformers as a reference: its network, with the tensors of a folder converted for it, read by name."""
+"""transformers as a reference: the library's network, with the tensors of a folder converted for it, read by name."""
 
 from __future__ import annotations
 

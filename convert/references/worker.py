@@ -1,4 +1,4 @@
-"""A reference in a process of its own: frameworks conflict within one process, and its end frees their memory."""
+"""A reference in a process of its own: frameworks conflict within one process, and keep memory until the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from convert.references.registry import REFERENCES, Reference
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "KERAS_BACKEND": "tensorflow",
-    # oneDNN keeps a copy of every kernel in its own format: 6 GB with R152x4.
+    # oneDNN keeps a copy of every kernel in another format: 6 GB with R152x4.
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "CUDA_VISIBLE_DEVICES": "",
     # By default glibc keeps freed arrays of up to 32 MB, and memory between others of any size.
@@ -39,7 +39,7 @@ class ReferenceProcess:
 
     def __init__(self, reference: Reference, checkpoint: Checkpoint) -> None:
         self._reference = reference
-        # The process has its temporary files here too, so that they go with it even if it is killed.
+        # The temporary files of the process are here too, so that they go even if it is killed.
         self._folder = tempfile.TemporaryDirectory(prefix="bit-reference-")
         self._log = Path(self._folder.name) / "log"
         self._log.touch()
@@ -100,7 +100,7 @@ class _Remote(PartRunner):
     about: Mapping[str, str]
 
     def run(self, kind: str, x: Batches, *place: int) -> list[Batches]:
-        """Call the method `kind` of the implementation in the process; its results arrive one at a time."""
+        """Call the method `kind` of the implementation in the process; results arrive one at a time."""
         self.process.send((kind, *place, dict(x)))
         return list(iter(self.process.receive, None))
 
@@ -144,7 +144,7 @@ def _serve(connection: Connection, log: Path, reference: str, path: Path, checkp
 
 
 def _call(connection: Connection, implementation: Implementation, method: str, *arguments: Any) -> None:
-    """Run one part and send its results one at a time."""
+    """Run one part and send the results one at a time."""
     result = getattr(implementation, method)(*arguments)
     for values in result if isinstance(result, tuple) else (result,):
         connection.send(("result", values))

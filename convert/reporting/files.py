@@ -20,5 +20,5 @@ def write_report(folder: Path, verification: Verification, manifest: Manifest) -
         report = {"report": file_sha256(folder / REPORT_NAME)}
         write_json(folder / VERIFICATION_NAME, {**verification.to_dict(), **report})
     except OSError as error:
-        return f"the report could not be written: {error.strerror}"
+        return f"the report could not be written to {folder}: {error.strerror}"
     return None

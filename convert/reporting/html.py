@@ -1,6 +1,6 @@
 """A verification as one HTML page that loads nothing else: no script, no font, no network.
 
-The content security policy of the page forbids all of them and allows one style sheet, by its hash. Equal values
+The content security policy of the page forbids all of them and allows one style sheet, by hash. Equal values
 give equal bytes.
 """
 

@@ -36,7 +36,7 @@ class Plot:
     mode: str
     checks: list[Check]
     series: dict[str, dict[str, Check]]
-    """By run and tap: the check, of those of all inputs, that uses most of its tolerance."""
+    """By run and tap: the check, of those of all inputs, that is closest to the tolerance."""
 
     @cached_property
     def taps(self) -> dict[str, Check]:

@@ -27,7 +27,7 @@ def grouped(checks: Sequence[Check], *attributes: str) -> dict[Any, list[Check]]
 
 
 def worst(checks: Sequence[Check]) -> Check:
-    """Return the check that uses most of its tolerance; one that failed comes before all that passed."""
+    """Return the check that is closest to the tolerance; one that failed comes before all that passed."""
     return max(checks, key=lambda check: (not check.passed, check.error / (check.tolerance or 1), check.error))
 
 
@@ -39,7 +39,7 @@ def number(value: float | None, form: str = ".1e") -> str:
 
 
 def input_label(name: str) -> str:
-    """Name an input with its height and width, such as `odd input, 193×257`."""
+    """Name an input with height and width, such as `odd input, 193×257`."""
     size = ", {2}×{3}".format(*INPUTS[name]) if name in INPUTS else ""
     return f"{name} input{size}"
 
@@ -94,7 +94,7 @@ class _Column:
 
 
 def tap_table(verification: Verification, width: int | None = None) -> list[str]:
-    """Tabulate for each tap and dtype the error nearest to its tolerance, that tolerance, and the run.
+    """Tabulate for each tap and dtype the error closest to the tolerance, that tolerance, and the run.
 
     Columns that do not fit `width` characters are left out: first the runs, then the tolerances. Taps and errors
     always stay, and nothing is cut off. Without a width every column is shown.

@@ -11,13 +11,13 @@ from convert.verification.results import SOURCE
 
 @dataclass(frozen=True)
 class Candidate:
-    """A converted checkpoint or its source, with what conversions have changed since the original."""
+    """A converted checkpoint or the source, with what conversions have changed since the original."""
 
     side: str
     """`source` or `converted`."""
     checkpoint: Checkpoint
     origin: Origin
-    """The original checkpoint, what became of its head, and the roundings of its weights."""
+    """The original checkpoint, what became of the head, and the roundings of the weights."""
 
     @classmethod
     def source(cls, checkpoint: Checkpoint) -> Candidate:
@@ -26,7 +26,7 @@ class Candidate:
 
     @property
     def has_new_head(self) -> bool:
-        """Whether a conversion has put a head of zeros in place of the original one."""
+        """True if a conversion has put a head of zeros in place of the original one."""
         return self.origin.head.startswith("new:")
 
     def keeps(self, tap: str) -> bool:

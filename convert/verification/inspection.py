@@ -1,4 +1,4 @@
-"""Describe a checkpoint and the values of its weights without changing anything (`bit inspect`)."""
+"""Describe a checkpoint and the values of the weights without changing anything (`bit inspect`)."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class _ProjectsRaw(Oracle):
 FUNCTIONS: dict[str, type[Oracle]] = {
     "the stem is pooled with a border of −∞ instead of zeros": _PoolWithoutBorder,
     "the stem is pooled with TensorFlow's SAME padding instead of a border of zeros": _PoolSame,
-    "the stride is on a unit's first convolution instead of its second": _StridesFirst,
+    "the stride is on a unit's first convolution instead of the second": _StridesFirst,
     "the shortcut is projected from the raw input instead of the normalized one": _ProjectsRaw,
 }
 """Mistakes in the structure of the network."""
@@ -150,7 +150,7 @@ def seen_in_classes(right: Oracle, found: Array, expected: Array) -> Mistake | N
 
 
 def _replaced(right: Oracle, explanation: str, values: Mapping[str, Array | Callable[[], Array]]) -> Mistake:
-    """Return the oracle with some of its parameters, by canonical name, replaced."""
+    """Return the oracle with some parameters, by canonical name, replaced."""
 
     def weights(name: str, channels: slice = ALL) -> NDArray[np.float64]:
         if name not in values:
@@ -162,7 +162,7 @@ def _replaced(right: Oracle, explanation: str, values: Mapping[str, Array | Call
 
 
 def _arrangements(kernel: Array) -> Iterator[tuple[str, Array]]:
-    """Yield every wrong arrangement of a kernel that keeps its shape and changes its values."""
+    """Yield every wrong arrangement of a kernel that keeps the shape and changes the values."""
     for explanation, change in KERNELS.items() if kernel.ndim == 4 else ():
         changed = change(kernel)
         if changed.shape == kernel.shape and not np.array_equal(changed, kernel):

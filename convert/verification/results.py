@@ -34,7 +34,7 @@ class Check:
     """The error of one tap of one input against a reference.
 
     In the mode `end-to-end` each part runs on the output of the part before, so errors add up as they
-    do for a user; in the mode `isolated` it runs on the oracle's input for it, so an error names its part.
+    do for a user; in the mode `isolated` it runs on the oracle's input, so an error names the part.
     """
 
     reference: str
@@ -83,7 +83,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Finding:
-    """The diagnosis of one part of a network that is not within its tolerance."""
+    """The diagnosis of one part of a network that is over the tolerance."""
 
     implementation: str
     part: str
@@ -139,7 +139,7 @@ class PixelCheck:
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """One converted tensor, compared with its source; `exact` ones must convert back to the source exactly."""
+    """One converted tensor, compared with the source; `exact` ones must convert back to the source exactly."""
 
     name: str
     """Canonical name."""
@@ -194,7 +194,7 @@ class Verification:
 
     @property
     def model_passed(self) -> bool:
-        """Whether files and tensors have no problems and the network computes what it should."""
+        """True if files and tensors have no problems and the network computes what it should."""
         return not self.problems and bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
@@ -234,7 +234,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class TapDifference:
-    """The difference of one tap between two networks, each with the epsilon of its weights, in float64."""
+    """The difference of one tap between two networks, each with the epsilon of the weights, in float64."""
 
     input: str
     tap: str
@@ -243,7 +243,7 @@ class TapDifference:
 
     @property
     def alike(self) -> bool:
-        """Whether the difference is no more than rounding in float64."""
+        """True if the difference is no more than rounding in float64."""
         return self.relative_l2 is not None and self.relative_l2 <= FLOAT64_TOLERANCE
 
 
@@ -256,7 +256,7 @@ class Difference:
 
     @property
     def equal(self) -> bool:
-        """Whether every parameter holds the same numbers and every compared tap is alike."""
+        """True if every parameter holds the same numbers and every compared tap is alike."""
         same = all(tensor.status in (IDENTICAL, EQUAL) for tensor in self.tensors)
         return same and all(tap.alike for tap in self.taps)
 
@@ -296,11 +296,11 @@ class Inspection:
     files: Mapping[str, File]
     sha256: str
     recorded_outputs: bool
-    """Whether a recording of the original code exists for these bytes."""
+    """True if a recording of the original code exists for these bytes."""
     ws_eps: float
     """The epsilon that the weights are meant for."""
     zero_head: bool
-    """Whether the head is all zeros, as before fine-tuning."""
+    """True if the head is all zeros, as before fine-tuning."""
     nonfinite: tuple[str, ...]
     """Tensors that hold NaN or infinity."""
     worst_filter: str

@@ -22,7 +22,7 @@ ORACLE = "the oracle on the source"
 """The reference of isolated checks and, without a recording, of end-to-end checks."""
 
 BothModes = Iterable[tuple[str, Batches, Batches]]
-"""A tap with its end-to-end values and its isolated values, which are empty if not wanted."""
+"""A tap with end-to-end values and isolated values, which are empty if not wanted."""
 
 
 @dataclass(frozen=True)

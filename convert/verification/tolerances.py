@@ -89,7 +89,7 @@ class Tolerances:
         return replace(origin, roundings=origin.roundings[len(self.oracle.source.origin.roundings) :]).roundoff
 
     def _measure_rounding(self, mode: str, roundoff: float) -> Iterator[tuple[Key, float]]:
-        """Measure each tap's error when every weight gets another error within `roundoff`, seeded by its name."""
+        """Measure each tap's error when every weight gets another error within `roundoff`, seeded by the name."""
         checkpoint = (self.candidate if self.oracle is None else self.oracle.source).checkpoint
         right = checkpoint.oracle()
 

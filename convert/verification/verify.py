@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def verify(
         environment=_environment(),
     )
     try:
-        with Checkpoint(folder, manifest.name) as opened:
+        with Checkpoint(folder, manifest=manifest) as opened:
             converted = Candidate(CONVERTED, opened, manifest.origin)
             task = Task(converted, None if source is None else Candidate.source(source), recordings)
             return _compare(task, plan, manifest, result, settings, progress)
@@ -253,6 +254,7 @@ def _describe(config: BitConfig) -> str:
 
 def _environment() -> dict[str, str]:
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import transformers
 from hypothesis import given
 from support.strategies import configs
 
+import bit
+import convert
 from bit import BitConfig
 from bit.config import PUBLISHED
 
@@ -53,20 +57,44 @@ def test_labels_survive_and_are_read_by_transformers() -> None:
         ({"num_labels": 2, "id2label": {0: "cat"}}, "id2label"),
     ],
 )
-def test_sizes_that_are_no_network_are_refused(fields: dict[str, object], message: str) -> None:
+def test_invalid_fields_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BitConfig(**fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("architecture", ["R50", "R51x1", "50x1", "R50x0", "R50x1 ", "ViT-B/16"])
-def test_an_architecture_that_does_not_exist_is_refused(architecture: str) -> None:
+def test_an_unknown_architecture_is_refused(architecture: str) -> None:
     with pytest.raises(ValueError, match="is not a BiT architecture"):
         BitConfig.from_architecture(architecture)
 
 
 def test_importing_the_package_imports_no_framework() -> None:
-    script = "import sys, bit; bit.BitConfig(); assert 'torch' not in sys.modules; bit.BitModel; import torch"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    script = "import sys, bit; bit.BitConfig(); bit.__version__; print(*sys.modules); bit.BitModel; import torch"
+    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    assert "bit.config" in loaded
+    assert not {"torch", "jax", "keras", "tensorflow", "numpy", "PIL", "safetensors", "convert"} & set(loaded)
+
+
+def test_every_public_name_exists() -> None:
+    assert all(getattr(bit, name).__name__ == name for name in bit.__all__)
+    with pytest.raises(AttributeError, match="no attribute BitProcessor"):
+        bit.BitProcessor  # noqa: B018
+
+
+def test_python_m_bit_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "bit", "--version"], check=True, capture_output=True, text=True)
+    assert result.stdout == f"bit, version {bit.__version__}\n"
+
+
+def test_both_packages_are_typed_and_have_one_version() -> None:
+    for package in (bit, convert):
+        assert (Path(package.__file__).parent / "py.typed").is_file()
+        assert package.__version__ == bit.__version__
+
+
+def test_the_package_does_not_import_convert() -> None:
+    for file in Path(bit.__file__).parent.glob("*.py"):
+        assert not re.search(r"^\s*(from|import) convert\b", file.read_text("utf-8"), re.MULTILINE), file
 
 
 def test_a_width_factor_is_expanded_everywhere_and_written_as_one() -> None:

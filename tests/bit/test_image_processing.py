@@ -69,7 +69,7 @@ def with_channels(image: Any) -> Any:
 
 @settings(max_examples=300)
 @given(images(), options())
-def test_the_pillow_one_equals_that_of_transformers(image: Any, chosen: dict[str, Any]) -> None:
+def test_the_pillow_processor_equals_that_of_transformers(image: Any, chosen: dict[str, Any]) -> None:
     (ours,) = BitImageProcessorPil(**chosen)(image)["pixel_values"]
     (theirs,) = TheirPil(**chosen)(with_channels(image))["pixel_values"]
     assert ours.dtype == theirs.dtype
@@ -78,7 +78,7 @@ def test_the_pillow_one_equals_that_of_transformers(image: Any, chosen: dict[str
 
 @settings(max_examples=300)
 @given(images(), options())
-def test_the_tensor_one_is_within_a_level_of_that_of_transformers(image: Any, chosen: dict[str, Any]) -> None:
+def test_the_tensor_processor_is_within_a_level_of_that_of_transformers(image: Any, chosen: dict[str, Any]) -> None:
     """torchvision's byte and float paths differ by up to one of 255 levels, and so may ours and theirs."""
     (ours,) = BitImageProcessor(**chosen)(image)["pixel_values"]
     (theirs,) = TheirTensor(**chosen)(with_channels(image))["pixel_values"]
@@ -89,7 +89,7 @@ def test_the_tensor_one_is_within_a_level_of_that_of_transformers(image: Any, ch
     torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=level + 1e-5)
 
 
-def test_the_defaults_are_bits_own() -> None:
+def test_the_defaults_are_those_of_bit() -> None:
     for processor in (BitImageProcessor(), BitImageProcessorPil()):
         assert processor.image_mean == processor.image_std == (0.5, 0.5, 0.5)
         pixels = processor(np.full((50, 60, 3), 255, np.uint8), return_tensors="np")["pixel_values"]
@@ -101,7 +101,9 @@ def test_the_defaults_are_bits_own() -> None:
     ("profile", "large", "small"),
     [("google", (480, 480), (128, 128)), ("timm", (224, 224), (224, 224)), ("transformers", (224, 224), (224, 224))],
 )
-def test_profiles_evaluate_as_their_owners_do(profile: str, large: tuple[int, int], small: tuple[int, int]) -> None:
+def test_each_profile_gives_the_size_of_the_library(
+    profile: str, large: tuple[int, int], small: tuple[int, int]
+) -> None:
     for kind in (BitImageProcessor, BitImageProcessorPil):
         processor = kind.from_profile(profile)
         for shape, expected in (((97, 96, 3), large), ((95, 96, 3), small)):
@@ -120,14 +122,14 @@ def test_a_list_a_batch_and_single_images_give_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", [BitImageProcessor, BitImageProcessorPil])
-def test_channels_can_come_out_last(kind: Any) -> None:
+def test_the_result_can_have_channels_last(kind: Any) -> None:
     image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
     first = kind()(image, return_tensors="np")["pixel_values"]
     last = kind()(image, return_tensors="np", data_format="channels_last")["pixel_values"]
     np.testing.assert_array_equal(first.transpose(0, 2, 3, 1), last)
 
 
-def test_an_ambiguous_image_is_read_as_one_says() -> None:
+def test_input_data_format_decides_for_an_ambiguous_image() -> None:
     image = rng.integers(0, 256, (3, 40, 3), dtype=np.uint8)
     keep = BitImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False)
     assert keep(image)["pixel_values"][0].shape == (3, 40, 3)
@@ -163,12 +165,12 @@ def test_settings_survive_their_file_and_are_read_by_transformers(kind: Any, tmp
         (np.full((7, 9, 4), 2.5, np.float32), ValueError, "values from 0 to 1"),
     ],
 )
-def test_what_is_no_image_gets_a_clear_error(kind: Any, image: Any, error: type[Exception], message: str) -> None:
+def test_anything_but_an_image_is_refused(kind: Any, image: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         kind()(image)
 
 
-def test_values_that_no_byte_can_hold_are_refused_by_pillow() -> None:
+def test_pillow_refuses_values_that_do_not_fit_in_a_byte() -> None:
     with pytest.raises(ValueError, match="from 0 to 255"):
         BitImageProcessorPil()(np.full((7, 9, 3), 300))
 
@@ -184,7 +186,7 @@ def test_values_that_no_byte_can_hold_are_refused_by_pillow() -> None:
         ({"image_mean": [0.5]}, "do not fit"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(chosen: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(chosen: dict[str, Any], message: str) -> None:
     for kind in (BitImageProcessor, BitImageProcessorPil):
         with pytest.raises(ValueError, match=message):
             kind(**chosen)
@@ -192,7 +194,7 @@ def test_settings_that_cannot_be_are_refused(chosen: dict[str, Any], message: st
 
 @pytest.mark.parametrize("kind", [BitImageProcessor, BitImageProcessorPil])
 @pytest.mark.parametrize("values", [{}, {"size": 100, "crop_size": 90}, {"size": {"height": 30, "width": 40}}])
-def test_what_a_file_does_not_say_is_as_transformers_has_it(kind: Any, values: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_settings_are_those_of_transformers(kind: Any, values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     image = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
     reference = TheirPil if kind is BitImageProcessorPil else TheirTensor
@@ -201,7 +203,7 @@ def test_what_a_file_does_not_say_is_as_transformers_has_it(kind: Any, values: d
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=0 if kind is BitImageProcessorPil else 0.02)
 
 
-def test_a_profile_cannot_be_changed_through_what_was_made_of_it() -> None:
+def test_changing_a_processor_does_not_change_the_profile() -> None:
     BitImageProcessor.from_profile("google").size["height"] = 7
     assert BitImageProcessor.from_profile("google").size["height"] == 480
 
@@ -211,7 +213,7 @@ def test_images_of_more_than_256_levels_are_refused_not_saturated() -> None:
         BitImageProcessor()(Image.fromarray(np.zeros((8, 8), np.uint16)))
 
 
-def test_images_of_several_sizes_are_no_batch() -> None:
+def test_images_of_several_sizes_do_not_form_a_batch() -> None:
     several = [np.zeros((8, 9, 3), np.uint8), np.zeros((9, 9, 3), np.uint8)]
     with pytest.raises(ValueError, match="do not form a batch"):
         BitImageProcessorPil(do_resize=False)(several, return_tensors="np")

@@ -24,6 +24,7 @@ from convert.files.h5 import H5File
 from convert.layouts.keras import KERAS
 from convert.network.inputs import images
 from convert.network.parameters import parameters
+from convert.network.runner import run_network
 from convert.network.taps import summarize, tap_names
 from convert.references.recordings import find_recordings
 from convert.sources.synthetic import write_npz
@@ -43,7 +44,20 @@ def googles_tf2_names(path: Path) -> tuple[BitConfig, dict[str, NDArray[np.gener
         return checkpoint.config, values
 
 
-@pytest.mark.parametrize("architecture", ["R14x1", "R50x1"])
+def test_it_computes_what_the_oracle_computes(tiny_npz: Path) -> None:
+    batch = images(3, 1, 33, 50)
+    config, values = googles_tf2_names(tiny_npz)
+    model = BiT(config)
+    model.set_named_weights(values)
+    taps = model.taps(batch)
+    assert list(taps) == tap_names(TINY)
+    with Checkpoint(tiny_npz) as checkpoint:
+        for tap, expected in run_network(checkpoint.oracle(), TINY, {"odd": batch}):
+            error = np.linalg.norm(np.asarray(taps[tap]) - expected["odd"]) / np.linalg.norm(expected["odd"])
+            assert error < 1e-5, tap
+
+
+@pytest.mark.parametrize("architecture", ["R14x1", pytest.param("R50x1", marks=pytest.mark.long)])
 def test_it_computes_what_google_recorded(synthetic: Callable[[str], Path], architecture: str) -> None:
     recordings = find_recordings(file_sha256(synthetic(architecture)))
     assert recordings is not None

@@ -98,7 +98,7 @@ def test_gradients_reach_every_parameter(folder: Path, pixels: torch.Tensor) -> 
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
-def test_a_new_head_is_announced_and_zero_and_the_rest_is_kept(folder: Path, pixels: torch.Tensor) -> None:
+def test_a_new_head_is_announced_and_zero_while_the_body_is_kept(folder: Path, pixels: torch.Tensor) -> None:
     with pytest.warns(UserWarning, match="has 5 classes; it is replaced by a new one with 3, all zeros"):
         model = BitForImageClassification.from_pretrained(folder, num_labels=3)
     assert model(pixels).logits.tolist() == [[0, 0, 0]] * 2
@@ -153,7 +153,7 @@ def test_a_model_for_inference_refuses_to_be_trained_or_saved(folder: Path, tmp_
     assert BitForImageClassification.from_pretrained(folder).train().training, "loading again undoes it"
 
 
-def test_a_batch_that_is_run_in_parts_gives_what_the_whole_gives(
+def test_a_batch_in_parts_gives_the_result_of_the_whole(
     folder: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = BitForImageClassification.from_pretrained(folder).for_inference()

@@ -1,10 +1,15 @@
+"""Files and folders that are complete or absent, whatever ends the process."""
+
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,6 +175,27 @@ def test_a_workplace_is_removed_even_if_the_name_holds_a_glob_pattern(tmp_path: 
     with NewFolder(tmp_path / "o[1]", foreign) as folder:
         folder.commit()
     assert names(tmp_path) == ["o[1]"]
+
+
+def test_a_workplace_that_another_run_locks_first_is_left_to_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run takes a new folder for a dead one if it comes before the lock."""
+    mkdtemp, created, handles = tempfile.mkdtemp, [], []
+
+    def locked_at_first(**options: Any) -> str:
+        created.append(mkdtemp(**options))
+        if len(created) == 1:
+            handles.append(os.open(Path(created[0], "out.lock"), os.O_RDWR | os.O_CREAT))
+            fcntl.flock(handles[0], fcntl.LOCK_EX)
+        return created[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", locked_at_first)
+    with NewFolder(tmp_path / "out", foreign) as folder:
+        folder.commit()
+    assert len(created) == 2
+    assert names(tmp_path) == [Path(created[0]).name, "out"]
+    os.close(handles[0])
 
 
 def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ HEAD = "resnet/head/conv2d/bias.npy"
         (as_members({HEAD: header("(1000000000000000,)") + bytes(20)}), "shape [1000000000000000]"),
         (as_nan, "resnet/group_norm/beta holds NaN or infinity"),
         (as_members({HEAD: npy(np.zeros(6, np.float32))}), "bias, [6] instead of [5]"),
-        (as_missing, "missing resnet/block1/unit02/b/group_norm/gamma (found 33 arrays, expected 34)"),
+        (as_missing, "missing resnet/block1/unit02/b/group_norm/gamma (found 33 tensors, expected 34)"),
         (as_members({"step.npy": npy(np.zeros(1, np.float32))}), "unexpected step"),
         (as_members({"step.npy": npy(np.zeros(1, np.int64))}), "step holds elements of type <i8"),
         (as_members({"resnet/group_norm_1/beta.npy": npy(np.zeros(256, np.float32))}), "duplicate resnet/group_norm/"),

@@ -105,7 +105,7 @@ def test_h5py_reads_a_file_of_the_writer(tmp_path: Path) -> None:
 
 
 def test_keras_2_finds_every_weight_in_the_order_of_its_layers(tiny_npz: Path, tmp_path: Path) -> None:
-    """As its `load_weights` walks the file: by `layer_names`, then by `weight_names`."""
+    """As Keras' `load_weights` walks the file: by `layer_names`, then by `weight_names`."""
     with h5py.File(convert(tiny_npz, "google-tf2", tmp_path / "out") / "tiny.h5") as file:
         layers = [name.decode() for name in file.attrs["layer_names"]]
         weights = {layer: [name.decode() for name in file[layer].attrs["weight_names"]] for layer in layers[:4]}
@@ -164,10 +164,10 @@ def test_bytes_announced_as_written_do_not_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["google-tf2", "keras"])
 def test_the_manifest_holds_the_hash_of_the_file(tiny_npz: Path, tmp_path: Path, layout: str) -> None:
     folder = convert(tiny_npz, layout, tmp_path / "out")
-    record = Manifest.read(folder)
-    assert record is not None
-    (name,) = (name for name in record.files if name.endswith(".h5"))
-    assert record.files[name].sha256 == file_sha256(folder / name)
+    manifest = Manifest.read(folder)
+    assert manifest is not None
+    (name,) = (name for name in manifest.files if name.endswith(".h5"))
+    assert manifest.files[name].sha256 == file_sha256(folder / name)
 
 
 @pytest.mark.parametrize("layout", ["google-tf2", "keras"])

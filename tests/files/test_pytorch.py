@@ -132,9 +132,9 @@ def test_prefixes_of_wrappers_are_removed_and_reported(
 ) -> None:
     path = zipped({"state_dict": {prefix + key: value for key, value in state.items()}}, tmp_path / "tiny.pth")
     with Checkpoint(path) as checkpoint:
-        said = checkpoint.notes[1:]
+        notes = checkpoint.notes[1:]
     parts = [part + "." for part in prefix.split(".")[:-1]]
-    assert said == [f"the prefix {part} of every name is ignored" for part in parts]
+    assert notes == [f"the prefix {part} of every name is ignored" for part in parts]
     found = convert(path, "timm", tmp_path / "out") / "model.safetensors"
     expected = convert(folder, "timm", tmp_path / "expected") / "model.safetensors"
     assert file_sha256(found) == file_sha256(expected)

@@ -126,7 +126,7 @@ def test_the_index_may_be_named_instead_of_the_folder(folder: Path) -> None:
 def test_the_command_splits_verifies_and_reads_an_index(tiny_npz: Path, tmp_path: Path) -> None:
     first = bit("convert", tiny_npz, "--max-shard-size", SIZE, "--out", "shards", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.endswith("verified\n")
+    assert any(line.startswith("verified") for line in first.stdout.splitlines())
     second = bit("convert", Path("shards", INDEX), "--to", "google", "--out", "back", cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     assert file_sha256(tmp_path / "back" / "tiny.npz") == file_sha256(tiny_npz)
@@ -179,7 +179,7 @@ def test_the_index_of_safetensors_is_preferred(folder: Path) -> None:
 def test_verification_of_shards_passes(sharded: Path, tiny_npz: Path) -> None:
     result = verified(sharded, tiny_npz)
     assert result.passed
-    assert result.tensors_proven == len(parameters(TINY))
+    assert result.tensors_exact == len(parameters(TINY))
     assert {INDEX, *(file.name for file in shards_of(sharded))} <= set(result.files)
 
 
@@ -312,7 +312,7 @@ def test_shards_that_do_not_match_the_index_are_refused(
 
 @pytest.mark.parametrize("layout", ["timm", "google", "google-tf2", "flax", "keras", "onnx"])
 def test_layouts_of_a_single_file_are_not_split(layout: str, tiny_npz: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"{layout} is read from one file; leave --max-shard-size out"):
+    with pytest.raises(UsageError, match=f"{layout} is read from one file; leave --max-shard-size out"):
         convert(tiny_npz, layout, tmp_path / "converted", max_shard_size=SIZE)
     assert not (tmp_path / "converted").exists()
 

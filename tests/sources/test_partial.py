@@ -54,7 +54,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def process(bucket: Bucket, path: Path, before: str = "") -> subprocess.Popen[str]:
-    """A process that downloads; it prints its progress."""
+    """Start a process that downloads and prints the progress."""
     arguments = [sys.executable, "-c", before + PROGRAM, f"{bucket.address}/a.npz", str(path)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -233,6 +233,13 @@ def test_an_unreachable_mirror_does_not_delete_the_part(
         download("http://127.0.0.1:9/a.npz", path, silent)
     finish(bucket, path)
     assert bucket.ranges == ["bytes=100000-"]
+
+
+def test_a_lock_file_that_a_killed_process_left_beside_a_complete_file_is_removed(bucket: Bucket, path: Path) -> None:
+    finish(bucket, path)
+    path.with_name("a.npz.lock").touch()
+    finish(bucket, path)
+    assert bucket.ranges == [None]
 
 
 def test_a_file_fetched_by_hand_takes_precedence_over_a_part(

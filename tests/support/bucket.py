@@ -1,4 +1,4 @@
-"""A storage service on the loopback that serves one object as Google's does, or badly if told to."""
+"""A storage service on loopback that serves one object as Google's does, with faults on request."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import numpy as np
 PIECE = 8 << 10
 """Bytes sent at once."""
 GOOGLE = ("length", "generation", "crc32c", "md5", "etag", "last-modified")
-"""What the service states of an object; other servers state less."""
+"""Headers that the service sends with an object; other servers send fewer."""
 
 
 def archive(seed: int) -> bytes:
-    """An npz file of 200 kB, always of the same length."""
+    """Return an npz file of 200 kB, always of the same length."""
     stream = io.BytesIO()
     np.savez(stream, a=np.random.default_rng(seed).random(25_000))
     return stream.getvalue()
@@ -33,21 +33,21 @@ def archive(seed: int) -> bytes:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one answer. Offsets are those of the object's bytes."""
+    """A fault of one response. Offsets count the bytes of the object."""
 
     status: int | None = None
-    """This answer instead, without a body."""
+    """Status of the response, which has no body."""
     cut: int | None = None
     """The connection ends before this byte."""
     stall: int | None = None
-    """Nothing more comes from this byte on, and the connection stays."""
+    """The connection stays open, but nothing comes from this byte on."""
     corrupt: int | None = None
-    """This byte is another."""
+    """This byte is changed."""
     ignores_range: bool = False
     changes: bool = False
-    """After the answer there is another object, a generation further; that of before is gone."""
+    """After the response the object is replaced by the next generation."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Sent as well, or instead."""
+    """Headers to add or replace."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Request:
 
 
 class Bucket(ThreadingHTTPServer):
-    """Every request takes the next of `faults`, as long as there are any, and is noted in `requests`."""
+    """Each request takes the next of `faults`, if there is one, and is added to `requests`."""
 
     daemon_threads = True
 
@@ -70,7 +70,7 @@ class Bucket(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.pause = 0.0
-        """Seconds between two pieces."""
+        """Seconds between two pieces of a response."""
         self.closing = threading.Event()
 
     @property

@@ -228,7 +228,7 @@ FAULTS = (
         "block2/unit01/norm2/bias and block2/unit01/norm2/scale are exchanged",
         _swap(_layer("block2/unit01", "norm2.weight"), _layer("block2/unit01", "norm2.bias")),
     ),
-    Fault("one value off by 1 %", DEEP, "1 of 589824 values differ, by up to 1.00%", _alter(_KERNEL, _one_percent)),
+    Fault("one value off by 1 %", DEEP, "values differ, by up to 1.00%", _alter(_KERNEL, _one_percent)),
     Fault("bias off by 1e-4", "logits", "off by 0.0001", _alter("classifier.1.bias", lambda b: b + np.float32(1e-4))),
     Fault(
         "two classes exchanged",

@@ -5,4 +5,4 @@ from __future__ import annotations
 from bit.config import BitConfig
 
 TINY = BitConfig(embedding_size=32, hidden_sizes=(128, 256), depths=(2, 1), num_labels=5)
-"""The narrowest BiT: 32 groups leave one channel a group."""
+"""The narrowest BiT: each of the 32 groups has one channel."""

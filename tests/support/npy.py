@@ -1,4 +1,4 @@
-"""The bytes of `.npy` members, right and wrong."""
+"""Valid and invalid `.npy` members."""
 
 from __future__ import annotations
 

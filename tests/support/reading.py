@@ -1,4 +1,4 @@
-"""Reading the arrays of a file of any container, every checksum of it held."""
+"""Read the arrays of a file of any container, and check every checksum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from convert.files.detect import open_weights
 
 
 def load_all(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Every array, as its elements' bits."""
+    """Return every array, as bits."""
     with open_weights(path) as file:
         found = {}
         for key, tensor in file.tensors.items():

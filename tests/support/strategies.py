@@ -1,4 +1,4 @@
-"""Random networks for property tests: any depths, widths, channels and classes, but small."""
+"""Small random networks for property tests, of any depths, widths, channels and classes."""
 
 from __future__ import annotations
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from support.conversions import convert
+
+from convert.network.inputs import batches
 
 Folder = Callable[[str], Path]
 
@@ -15,8 +18,9 @@ Folder = Callable[[str], Path]
 @pytest.fixture(autouse=True)
 def small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run networks without a recording on smaller images: their size proves nothing in these tests."""
-    inputs = {"square": (1, 2, 64, 64), "odd": (2, 1, 49, 65)}
-    monkeypatch.setattr("convert.verification.network.INPUTS", inputs)
+    small = {"square": (1, 2, 64, 64), "odd": (2, 1, 49, 65)}
+    monkeypatch.setattr("convert.verification.network.INPUTS", small)
+    monkeypatch.setattr("convert.verification.comparison.batches", partial(batches, small))
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def test_a_conversion_is_equal_to_its_source(tiny_npz: Path, tmp_path: Path, lay
     assert max(tap.relative_l2 or 0 for tap in found.taps) < 1e-14
 
 
-def test_one_tensor_that_differs_is_named_with_what_it_does(tiny_npz: Path, tmp_path: Path) -> None:
+def test_a_tensor_that_differs_is_named_with_the_effect_on_the_taps(tiny_npz: Path, tmp_path: Path) -> None:
     key = "resnet/block1/unit02/b/group_norm/gamma"
     found = compared(tiny_npz, changed(tmp_path, key, 1.5))
     (tensor,) = (tensor for tensor in found.tensors if tensor.status == "different")
@@ -52,9 +52,7 @@ def test_one_tensor_that_differs_is_named_with_what_it_does(tiny_npz: Path, tmp_
     assert first == "block1/unit02", "taps before the tensor are the same"
 
 
-def test_what_standardization_takes_away_shows_in_the_tensor_and_hardly_in_the_taps(
-    tiny_npz: Path, tmp_path: Path
-) -> None:
+def test_a_scaled_kernel_differs_in_the_tensor_and_hardly_in_the_taps(tiny_npz: Path, tmp_path: Path) -> None:
     found = compared(tiny_npz, changed(tmp_path, STEM, 2.0))
     assert [tensor.relative_l2 for tensor in found.tensors if tensor.status == "different"] == [pytest.approx(1.0)]
     assert 0 < max(tap.relative_l2 or 0 for tap in found.taps) < 1e-4
@@ -67,7 +65,7 @@ def test_compensated_weights_differ_and_compute_the_same(tiny_npz: Path, tmp_pat
     assert max(tap.relative_l2 or 0 for tap in found.taps) < 1e-12
 
 
-def test_another_head_leaves_the_rest_to_compare(tiny_npz: Path, tmp_path: Path) -> None:
+def test_networks_with_different_heads_are_compared_without_them(tiny_npz: Path, tmp_path: Path) -> None:
     for options, status in (
         (ConversionOptions(head="drop"), "missing"),
         (ConversionOptions(head="new:3"), "different"),
@@ -92,7 +90,7 @@ def test_networks_of_different_sizes_are_refused(tiny_npz: Path, tmp_path: Path)
         compared(tiny_npz, tmp_path / "a.npz")
 
 
-def test_the_command_tells_by_its_status(tiny_npz: Path, tmp_path: Path) -> None:
+def test_the_exit_status_tells_whether_they_are_equal(tiny_npz: Path, tmp_path: Path) -> None:
     folder = convert(tiny_npz, "timm", tmp_path / "timm")
     same = bit("compare", tiny_npz, folder, cwd=tmp_path)
     assert (same.returncode, same.stdout.splitlines()[-1]) == (0, "equal"), same.stderr

@@ -26,7 +26,7 @@ def inspected(path: Path) -> Inspection:
 
 
 @pytest.mark.parametrize("layout", list(READABLE))
-def test_it_says_what_a_checkpoint_of_any_layout_is(tiny_npz: Path, tmp_path: Path, layout: str) -> None:
+def test_a_checkpoint_of_any_layout_is_described(tiny_npz: Path, tmp_path: Path, layout: str) -> None:
     found = inspected(convert(tiny_npz, layout, tmp_path / "out"))
     assert (found.layout, found.container) == (layout, READABLE[layout].export.container)
     assert (found.architecture, found.classes, found.dtype) == (TINY.architecture, 5, "float32")
@@ -36,7 +36,7 @@ def test_it_says_what_a_checkpoint_of_any_layout_is(tiny_npz: Path, tmp_path: Pa
     assert found.nonfinite == ()
 
 
-def test_the_filter_that_suffers_most_from_another_epsilon_is_named(tmp_path: Path) -> None:
+def test_the_filter_that_another_epsilon_affects_most_is_named(tmp_path: Path) -> None:
     arrays = arrays_of(TINY)
     arrays[NARROW][..., 7] *= 1e-4
     np.savez(tmp_path / "a.npz", **arrays)
@@ -51,7 +51,7 @@ def test_the_filter_that_suffers_most_from_another_epsilon_is_named(tmp_path: Pa
         assert cost.deviation > 0.5
 
 
-def test_a_head_of_zeros_and_values_that_are_not_finite_are_seen(tmp_path: Path) -> None:
+def test_a_head_of_zeros_and_values_that_are_not_finite_are_reported(tmp_path: Path) -> None:
     arrays = arrays_of(TINY)
     arrays["resnet/head/conv2d/kernel"][:] = arrays["resnet/head/conv2d/bias"][:] = 0
     arrays[NARROW][0, 0, 0, 0] = np.nan
@@ -61,27 +61,27 @@ def test_a_head_of_zeros_and_values_that_are_not_finite_are_seen(tmp_path: Path)
     assert found.nonfinite == (NARROW,)
 
 
-def test_no_head_is_no_head_of_zeros(tiny_npz: Path, tmp_path: Path) -> None:
+def test_a_missing_head_is_not_a_head_of_zeros(tiny_npz: Path, tmp_path: Path) -> None:
     found = inspected(convert(tiny_npz, "timm", tmp_path / "out", options=ConversionOptions(head="drop")))
     assert (found.classes, found.zero_head) == (0, False)
 
 
-def test_compensated_weights_have_nothing_to_fear_from_timm(tiny_npz: Path, tmp_path: Path) -> None:
+def test_compensated_weights_are_not_affected_by_the_epsilon_of_timm(tiny_npz: Path, tmp_path: Path) -> None:
     found = inspected(convert(tiny_npz, "timm", tmp_path / "out", options=ConversionOptions(ws_eps="compensate")))
     assert found.ws_eps == 1e-8
     assert {cost.layout for cost in found.epsilon_costs} == {"google", "google-tf2", "flax", "keras"}
 
 
-def test_the_command_prints_it_and_changes_nothing(tiny_npz: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_description_and_writes_nothing(tiny_npz: Path, tmp_path: Path) -> None:
     result = bit("inspect", tiny_npz, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "layout google, npz, float32, 34 tensors" in result.stdout
-    assert "timm standardizes with epsilon 1e-08: the output of that filter is" in result.stdout
+    assert "timm standardizes with epsilon 1e-08, which makes the output of that filter" in result.stdout
     values = json.loads(bit("inspect", tiny_npz, "--json", cwd=tmp_path).stdout)
     assert (values["layout"], values["parameters"]) == ("google", inspected(tiny_npz).parameters)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_checkpoint_gets_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_gets_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_text("text")
     assert_refused(bit("inspect", "a.npz", cwd=tmp_path), "is not a file of weights", tmp_path)

@@ -10,26 +10,26 @@ from convert.verification.results import Check
 ONES = np.ones((2, 3))
 
 
-def test_the_error_is_relative_to_what_is_expected() -> None:
+def test_the_error_is_relative_to_the_expected_values() -> None:
     assert relative_l2(ONES * 1.5, ONES) == pytest.approx(0.5)
     assert relative_l2(ONES, ONES) == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_on_either_side_never_agrees(bad: float) -> None:
+def test_values_that_are_not_finite_on_either_side_never_agree(bad: float) -> None:
     spoiled = ONES.copy()
     spoiled[0, 0] = bad
     assert relative_l2(spoiled, ONES) == relative_l2(ONES, spoiled) == relative_l2(spoiled, spoiled) == np.inf
 
 
-def test_nothing_and_other_shapes_never_agree() -> None:
+def test_empty_arrays_and_other_shapes_never_agree() -> None:
     assert relative_l2(ONES, ONES.T) == np.inf
     assert relative_l2(np.empty(0), np.empty(0)) == np.inf
     assert summary_error({}, {}) == np.inf
     assert summary_error({"stats": ONES}, {"stats": ONES, "sample": ONES}) == np.inf
 
 
-def test_comparing_in_blocks_is_comparing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparing_in_blocks_gives_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     found, expected = rng.normal(size=(2, 3, 5, 7))
     whole = relative_l2(found, expected)

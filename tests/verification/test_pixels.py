@@ -65,11 +65,11 @@ def test_other_preprocessing_and_another_model_are_two_verdicts(tiny_npz: Path, 
     plant_preprocessing(folder, lambda values: values.update(image_mean=[0.4, 0.4, 0.4]))
     result = verified(folder, tiny_npz)
     assert (result.model_passed, result.pixels_passed, result.passed) == (True, False, False)
-    said = " ".join(verdicts(result))
-    assert "the model is verified" in said
-    assert "the preprocessing differs" in said
-    written = json.loads((folder / "verification.json").read_text())
-    assert (written["passed"], written["model_passed"], written["pixels_passed"]) == (False, True, False)
+    verdict = " ".join(verdicts(result))
+    assert "the model is verified" in verdict
+    assert "the preprocessing differs" in verdict
+    report = json.loads((folder / "verification.json").read_text())
+    assert (report["passed"], report["model_passed"], report["pixels_passed"]) == (False, True, False)
 
 
 def test_invalid_settings_are_a_difference_not_a_crash(tiny_npz: Path, tmp_path: Path) -> None:
