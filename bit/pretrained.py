@@ -91,7 +91,9 @@ class PretrainedModel(nn.Module):
         Raises `RuntimeError` after `for_inference`, which replaced the weights.
         """
         if self.for_inference_only:
-            raise RuntimeError("a model prepared by for_inference no longer has its weights; load it again to save it")
+            raise RuntimeError(
+                "a model prepared by for_inference no longer has the original weights; load it again to save it"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in self.state_dict().items()}

@@ -35,6 +35,13 @@ def undrawn_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("convert.reporting.html.render", lambda *values: "")
 
 
+@pytest.fixture(autouse=True)
+def unsynced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave it to the system when bytes reach the disk, except where that is tested: a third of a small conversion."""
+    if request.node.path.name != "test_atomic.py":
+        monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep recordings that conversions make out of the user's cache folder."""

@@ -33,15 +33,8 @@ class Workspace:
         self.slab_bytes, self.block_bytes = slab_bytes, block_bytes
         self._buffers = {"slab": np.empty(slab_bytes, np.uint8), "block": np.empty(block_bytes, np.uint8)}
 
-    def slab(self, size: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-        """Return a flat, uninitialized array for the elements that are read."""
-        return self._array("slab", size, dtype)
-
-    def block(self, size: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-        """Return a flat, uninitialized array for the elements that are yielded."""
-        return self._array("block", size, dtype)
-
-    def _array(self, name: str, size: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    def array(self, name: str, size: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        """Return a flat, uninitialized array: a `slab` of elements that are read, or a `block` that is yielded."""
         nbytes = size * dtype.itemsize
         if self._buffers[name].size < nbytes:
             self._buffers[name] = np.empty(nbytes, np.uint8)
@@ -94,7 +87,7 @@ class Transform:
         window = step if first == 0 else max(step, min(rows, workspace.slab_bytes // row_bytes))
         for start in range(0, rows, window):
             count = min(window, rows - start)
-            slab = workspace.slab(before * count * after, dtype)
+            slab = workspace.array("slab", before * count * after, dtype)
             if first == 0 or count == rows:
                 read(start * after, slab)
             else:  # one run of elements for each index of the axes before
@@ -106,8 +99,10 @@ class Transform:
             moved = slab.reshape(*lengths[:first], count, *lengths[first + 1 :]).transpose(permutation)
             for offset in range(0, count, step):
                 piece = moved[offset : offset + step]
-                block = workspace.block(piece.size, dtype)
-                _copy_in_strips(piece, block.reshape(piece.shape))
+                block = workspace.array("block", piece.size, dtype)
+                shaped = block.reshape(piece.shape)
+                for column in range(0, piece.shape[1], STRIP):
+                    shaped[:, column : column + STRIP] = piece[:, column : column + STRIP]
                 yield block
 
     def _lengths(self, shape: tuple[int, ...]) -> dict[str, int]:
@@ -130,12 +125,6 @@ class Transform:
         if not merged:
             return {"": 1}, [""]
         return merged, sorted(merged, key=target.index)
-
-
-def _copy_in_strips(source: NDArray[np.generic], target: NDArray[np.generic]) -> None:
-    """`target[...] = source` where `source` is a transposed view `[rows, columns, …]`."""
-    for start in range(0, source.shape[1], STRIP):
-        target[:, start : start + STRIP] = source[:, start : start + STRIP]
 
 
 def runs(

@@ -64,14 +64,9 @@ BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES}
 
 
 def from_npy(descr: str) -> tuple[DType, bool] | None:
-    """Return the type with this `descr` in a `.npy` header, and whether it is big-endian.
-
-    Returns None for all others (objects, integers, structured types, …).
-    """
-    for dtype in DTYPES:
-        if descr[1:] == dtype.npy[1:] and descr[:1] in ("<", ">", "|"):
-            return dtype, descr[0] == ">"
-    return None
+    """Return the type with this `descr` in a `.npy` header and whether it is big-endian; None for any other type."""
+    dtype = next((dtype for dtype in DTYPES if descr[1:] == dtype.npy[1:]), None)
+    return (dtype, descr[0] == ">") if dtype is not None and descr[0] in "<>|" else None
 
 
 def _bfloat16_bits(values: NDArray[np.float64]) -> NDArray[np.uint16]:

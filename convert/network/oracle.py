@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from bit.config import NORM_EPS, BitConfig
-from convert.network.parameters import ALL, unit_name
+from convert.network.parameters import ALL
 from convert.network.runner import Batches, by_channels
+from convert.network.taps import Part
 
 Array = NDArray[np.float64]
 Arrays = Mapping[str, Array]
@@ -38,37 +40,26 @@ class Oracle:
     name = "oracle"
 
     def __init__(
-        self,
-        weights: Weights,
-        config: BitConfig,
-        folded: bool = False,
-        dtype: type[np.floating[Any]] = np.float64,
+        self, weights: Weights, config: BitConfig, folded: bool = False, dtype: type[np.floating[Any]] = np.float64
     ) -> None:
         self.weights, self.config, self.folded = weights, config, folded
         self.dtype = np.dtype(dtype).name
         self.about = {"version": f"NumPy {np.__version__}", "device": "CPU"}
 
-    def stem(self, images: Batches) -> tuple[Arrays, Arrays]:
-        """Run the stem on images `[N, H, W, num_channels]` in [-1, 1]; return the convolved and the pooled output."""
-        convolved = self.convolution(self._cast(images), "stem", stride=2)
-        return convolved, {name: self.pool(x) for name, x in convolved.items()}
-
-    def unit(self, stage: int, layer: int, x: Batches) -> Arrays:
-        """Run one unit; `stage` and `layer` count from 0."""
-        stride = 2 if stage and not layer else 1
-        return self.bottleneck(self._cast(x), unit_name(stage, layer), stride, projects=layer == 0)
-
-    def pooled(self, x: Batches) -> tuple[Arrays, Arrays]:
-        """Return the last norm after the ReLU, and the mean of that over the image, `[N, C]`."""
-        normalized = self.norm_relu(self._cast(x), "norm")
-        return normalized, {name: y.mean(axis=(1, 2)) for name, y in normalized.items()}
-
-    def logits(self, features: Batches) -> Arrays:
-        """Return the logits `[N, num_labels]` of pooled features `[N, C]`."""
-        return self.linear(self._cast(features), "head")
-
-    def _cast(self, inputs: Batches) -> Arrays:
-        return {name: values.astype(self.dtype, copy=False) for name, values in inputs.items()}
+    def run(self, part: Part, x: Batches) -> list[Arrays]:
+        """Return the values of the part's taps, in order. Images are `[N, H, W, num_channels]` in [-1, 1]."""
+        x = {name: values.astype(self.dtype, copy=False) for name, values in x.items()}
+        match part.kind:
+            case "stem":
+                convolved = self.convolution(x, "stem", stride=2)
+                return [convolved, {name: self.pool(values) for name, values in convolved.items()}]
+            case "unit":
+                stride = 2 if part.stage and not part.layer else 1
+                return [self.bottleneck(x, part.prefix, stride, projects=part.layer == 0)]
+            case "pooled":
+                normalized = self.norm_relu(x, "norm")
+                return [normalized, {name: values.mean(axis=(1, 2)) for name, values in normalized.items()}]
+        return [self.head(x)]
 
     def bottleneck(self, inputs: Arrays, layer: str, stride: int, projects: bool) -> dict[str, Array]:
         """Run a pre-activation bottleneck; the 3×3 convolution has the stride."""
@@ -85,11 +76,11 @@ class Oracle:
         kernel = kernel if self.folded else standardize(kernel, self.config.ws_eps)
         return {name: convolve(x, kernel, stride) for name, x in inputs.items()}
 
-    def linear(self, inputs: Arrays, layer: str) -> dict[str, Array]:
+    def head(self, inputs: Arrays) -> dict[str, Array]:
         """Compute some classes at a time: the 21843 of R152x4 have 1.4 GB of weights in float64."""
         found: dict[str, list[Array]] = {name: [] for name in inputs}
         for classes in by_channels(self.config.num_labels, 8 * self.config.num_labels * self.config.hidden_sizes[-1]):
-            kernel, bias = self.weight(f"{layer}/kernel", classes), self.weight(f"{layer}/bias", classes)
+            kernel, bias = self.weight("head/kernel", classes), self.weight("head/bias", classes)
             for name, x in inputs.items():
                 found[name].append(x @ kernel + bias)
         return {name: np.concatenate(logits, axis=1) for name, logits in found.items()}
@@ -118,12 +109,12 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     size, channels = kernel.shape[0], kernel.shape[3]
     margin = size // 2
     padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0))) if margin else x
-    height, width = ((length - 1) // stride + 1 for length in x.shape[1:3])
+    windows = sliding_window_view(padded, size, axis=2)[:, :, ::stride]
+    height, width = (x.shape[1] - 1) // stride + 1, windows.shape[2]
     out = np.zeros((x.shape[0] * height * width, channels), x.dtype)
     for row in range(size):
-        lines = padded[:, row : row + stride * height : stride]
-        shifted = [lines[:, :, column : column + stride * width : stride] for column in range(size)]
-        out += np.concatenate(shifted, axis=3).reshape(len(out), -1) @ kernel[row].reshape(-1, channels)
+        lines = windows[:, row : row + stride * height : stride].swapaxes(3, 4)
+        out += lines.reshape(len(out), -1) @ kernel[row].reshape(-1, channels)
     return out.reshape(x.shape[0], height, width, channels)
 
 
@@ -149,13 +140,5 @@ def max_pool(x: Array) -> Array:
 
 def pool_windows(padded: Array) -> Array:
     """Return the maximum of every 3×3 window that fits, with stride 2."""
-    height, width = ((length - 1) // 2 for length in padded.shape[1:3])
-    windows = (
-        padded[:, row : row + 2 * height : 2, column : column + 2 * width : 2]
-        for row in range(3)
-        for column in range(3)
-    )
-    out = next(windows).copy()
-    for window in windows:
-        np.maximum(out, window, out=out)
-    return out
+    pooled: Array = sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(4, 5))
+    return pooled

@@ -79,17 +79,10 @@ def parameters(config: BitConfig) -> list[Parameter]:
     for stage, (units, size) in enumerate(zip(config.depths, config.hidden_sizes, strict=True)):
         middle = config.bottleneck_size(stage)
         for layer in range(units):
-            shapes = {
-                "norm1/scale": (channels,),
-                "norm1/bias": (channels,),
-                "conv1/kernel": (1, 1, channels, middle),
-                "norm2/scale": (middle,),
-                "norm2/bias": (middle,),
-                "conv2/kernel": (3, 3, middle, middle),
-                "norm3/scale": (middle,),
-                "norm3/bias": (middle,),
-                "conv3/kernel": (1, 1, middle, size),
-            }
+            shapes: dict[str, tuple[int, ...]] = {}
+            for n, window, inputs, outputs in ((1, 1, channels, middle), (2, 3, middle, middle), (3, 1, middle, size)):
+                shapes[f"norm{n}/scale"] = shapes[f"norm{n}/bias"] = (inputs,)
+                shapes[f"conv{n}/kernel"] = (window, window, inputs, outputs)
             if layer == 0:
                 shapes["projection/kernel"] = (1, 1, channels, size)
             listed += [Parameter(Place(f"unit/{kind}", stage, layer), shape) for kind, shape in shapes.items()]

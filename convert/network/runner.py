@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +27,6 @@ class Implementation(Protocol):
     """The network of one checkpoint in one dtype, run one part at a time.
 
     It holds the weights of a part only while that part runs. Inputs do not see each other.
-    Activations are `[N, H, W, C]`.
     """
 
     @property
@@ -43,57 +41,32 @@ class Implementation(Protocol):
     def about(self) -> Mapping[str, str]:
         """Versions, device, threads and whether reduced precision is off."""
 
-    def stem(self, images: Batches) -> tuple[Batches, Batches]:
-        """Run the stem on images in [-1, 1]; return the convolved and the pooled output."""
+    def run(self, part: Part, x: Batches) -> Sequence[Batches]:
+        """Return the values of the part's taps, in order.
 
-    def unit(self, stage: int, layer: int, x: Batches) -> Batches:
-        """Run one unit; `stage` and `layer` count from 0."""
-
-    def pooled(self, x: Batches) -> tuple[Batches, Batches]:
-        """Return the last norm after the ReLU, and the mean of that over the image, `[N, C]`."""
-
-    def logits(self, features: Batches) -> Batches:
-        """Return the logits `[N, num_labels]` of pooled features `[N, C]`."""
+        The stem is given images in [-1, 1], every other part the last tap of the part before.
+        """
 
 
-class PartRunner(ABC):
-    """Base of implementations that run every kind of part in the same way."""
+def run_each(
+    compute: Callable[[NDArray[Any]], Sequence[Any]], inputs: Batches, dtype: str, channels: int = -1
+) -> list[Batches]:
+    """Run a part on one input after the other; return the values of the taps in order.
 
-    @abstractmethod
-    def run(self, kind: str, x: Batches, *place: int) -> Sequence[Batches]:
-        """Run the part of the method `kind`, a unit at `place`; return the values of the taps in order."""
-
-    def stem(self, images: Batches) -> tuple[Batches, Batches]:
-        convolved, pooled = self.run("stem", images)
-        return convolved, pooled
-
-    def unit(self, stage: int, layer: int, x: Batches) -> Batches:
-        return self.run("unit", x, stage, layer)[0]
-
-    def pooled(self, x: Batches) -> tuple[Batches, Batches]:
-        normalized, pooled = self.run("pooled", x)
-        return normalized, pooled
-
-    def logits(self, features: Batches) -> Batches:
-        return self.run("logits", features)[0]
-
-
-def call(implementation: Implementation, part: Part, x: Batches) -> tuple[Batches, ...]:
-    """Run one part on all images at once; return the values of the taps in order."""
-    match part.kind:
-        case "stem":
-            return implementation.stem(x)
-        case "unit":
-            return (implementation.unit(part.stage, part.layer, x),)
-        case "pooled":
-            return implementation.pooled(x)
-    return (implementation.logits(x),)
+    `compute` is given a new array of the `dtype` with the axis of the channels at `channels`, and
+    returns the values of the taps, arranged in the same way.
+    """
+    outputs = []
+    for images in inputs.values():
+        given = np.array(np.moveaxis(images, -1, channels), dtype, order="C")
+        outputs.append([np.moveaxis(np.asarray(value), channels, -1) for value in compute(given)])
+    return [dict(zip(inputs, values, strict=True)) for values in zip(*outputs, strict=True)]
 
 
 def run_part(implementation: Implementation, part: Part, inputs: Batches) -> Taps:
     """Yield the taps of a part. Large images go one or a few at a time."""
     at_once = STEM_AT_ONCE if part.kind == "stem" else AT_ONCE
-    results = [[dict(values) for values in call(implementation, part, piece)] for piece in _pieces(inputs, at_once)]
+    results = [[dict(values) for values in implementation.run(part, piece)] for piece in _pieces(inputs, at_once)]
     for index, tap in enumerate(part.taps):
         joined = {}
         for name in inputs:  # each piece is freed once it is joined

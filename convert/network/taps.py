@@ -37,7 +37,7 @@ class Part:
     """A part of the network that runs as one step; the next part is given the last tap."""
 
     kind: str
-    """`stem`, `unit`, `pooled` or `logits`: the method of `runner.Implementation` that runs it."""
+    """`stem`, `unit`, `pooled` or `logits`."""
     taps: tuple[str, ...]
     prefix: str
     """The start of the parameters' canonical names, `block1/unit01` or `head`."""
@@ -54,14 +54,10 @@ class Part:
 
 def parts(config: BitConfig) -> list[Part]:
     """Return the parts of a network in the order of the forward pass."""
-    places = [(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
-    names = {place: unit_name(*place) for place in places}
-    return [
-        Part("stem", STEM_TAPS, "stem"),
-        *(Part("unit", (name,), name, stage, layer) for (stage, layer), name in names.items()),
-        Part("pooled", POOLED_TAPS, "norm"),
-        *([Part("logits", ("logits",), "head")] if config.num_labels else []),
-    ]
+    places = ((stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth))
+    units = [Part("unit", (unit_name(*place),), unit_name(*place), *place) for place in places]
+    head = [Part("logits", ("logits",), "head")] if config.num_labels else []
+    return [Part("stem", STEM_TAPS, "stem"), *units, Part("pooled", POOLED_TAPS, "norm"), *head]
 
 
 def tap_names(config: BitConfig) -> list[str]:

@@ -301,8 +301,6 @@ def test_a_verified_output_is_not_replaced_by_one_that_fails(tiny_npz: Path, tmp
     assert result.returncode == 1
     assert "out was kept as it was" in result.stderr
     assert json.loads((tmp_path / "out" / "verification.json").read_text())["passed"]
-    assert run_here("convert", "nan.npz", "--allow-nonfinite", "--out", "new", cwd=tmp_path).returncode == 1
-    assert (tmp_path / "new").is_dir()
 
 
 def test_a_weights_file_in_a_converted_folder_keeps_its_name_and_recordings(

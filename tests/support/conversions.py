@@ -42,7 +42,7 @@ def arrays_of(config: BitConfig) -> dict[str, NDArray[np.float32]]:
 
 
 def bits_of(path: Path) -> dict[str, bytes]:
-    """The bytes of every array of a checkpoint."""
+    """Return the bytes of every array of a checkpoint."""
     with Checkpoint(path) as checkpoint:
         found = {}
         for name, tensor in checkpoint.file.tensors.items():
@@ -56,7 +56,7 @@ LABELS = {0: "cat", 1: "dog", 2: "fish", 3: "bird", 4: "newt"}
 
 
 def with_config(folder: Path, **changes: object) -> Path:
-    """A folder that another program wrote: weights and its own `config.json`, no record of ours."""
+    """Make a folder look as if another program wrote it: no manifest, and a changed `config.json`."""
     (folder / "conversion.json").unlink()
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, **changes}))

@@ -33,7 +33,7 @@ def test_it_converts_and_verifies(synthetic: Callable[[str], Path], tmp_path: Pa
     assert result.passed
     assert result.tensors_exact == 9 * sum(BitConfig.from_architecture(architecture).depths) + 9
     assert max(check.error for check in result.checks if check.dtype == "float64") < 1e-11
-    assert result.warnings == []
+    assert result.warnings == ()
 
 
 @pytest.mark.long
