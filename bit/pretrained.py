@@ -143,7 +143,7 @@ class PretrainedModel(nn.Module):
     def initialize(self) -> None:
         """Draw kernels as transformers and timm do (He et al., arXiv 1502.01852, by the number of outputs).
 
-        Skips the meta device: nothing can be drawn there, and PyTorch would import its compiler,
+        Skips the meta device: nothing can be drawn there, and PyTorch would import the compiler,
         which takes 150 MB and a second.
         """
         for module in self.modules():

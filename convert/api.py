@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from convert import layouts
 from convert.checkpoints.checkpoint import Checkpoint, checkpoint_name
-from convert.checkpoints.manifest import MANIFEST_NAME, VERIFICATION_NAME, Manifest, foreign_names
+from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, foreign_names
 from convert.checkpoints.options import ConversionOptions
 from convert.conversion.plan import Plan, plan
 from convert.conversion.write import write
@@ -344,11 +344,10 @@ def _verified_before(
     if settings.references:
         return _verify(target, manifest, planned.checkpoint, settings, progress, planned)
     try:
-        report = check_folder(target, progress).files[VERIFICATION_NAME].read()
+        values = check_folder(target, progress).verification
     except VerificationError as error:
         reason = error.problems[0] if error.problems else "it was not verified"
         raise _exists(target, f"and holds this conversion, but {reason}; bit verify verifies it") from None
-    values = msgspec.json.decode(report)
     return msgspec.convert({**values, "network": values}, Verification)
 
 

@@ -16,7 +16,7 @@ from convert.checkpoints.architecture import bind, check_name, found_in_words, i
 from convert.checkpoints.manifest import Manifest
 from convert.errors import CheckpointError
 from convert.files.base import StoredTensor
-from convert.files.detect import open_weights
+from convert.files.containers import open_weights
 from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout
 from convert.network.axes import Transform, runs
@@ -103,7 +103,7 @@ class Checkpoint:
     def weights(
         self, name: str, channels: slice = ALL, *, axes: str | None = None, dtype: str = "float64"
     ) -> NDArray[Any]:
-        """Return one parameter by its canonical name, or a slice of its output channels (last canonical axis).
+        """Return one parameter by canonical name, or a slice of the output channels (last canonical axis).
 
         `axes` and `dtype` choose the axes and the dtype of the result; the default is the canonical axes
         in float64. Reads piece by piece, so that little more memory is used than the result takes.

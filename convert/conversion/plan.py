@@ -15,8 +15,8 @@ from convert.checkpoints.manifest import TensorRow
 from convert.checkpoints.options import UNCHANGED, ConversionOptions, is_standardized
 from convert.errors import CheckpointError
 from convert.files.base import StoredTensor, Tensor
+from convert.files.containers import writer_of
 from convert.files.sharded import INDEX_SUFFIX, split
-from convert.files.writers import ordered
 from convert.layouts.layout import Layout
 from convert.network.axes import Transform, Workspace
 from convert.network.dtypes import FLOAT16, FLOAT32, DType
@@ -161,7 +161,7 @@ def plan(
         layout.key(parameter.place): _step(checkpoint, layout, options, parameter) for parameter in parameters(config)
     }
     name = layout.export.weights_name.format(name=checkpoint.name)
-    tensors = ordered(layout.export.container, (step.target for step in steps.values()))
+    tensors = writer_of(layout.export.container).ordered(step.target for step in steps.values())
     dtype = common_dtype(tensor.dtype.name for tensor in tensors)
     companions = layout.export.companions(config, dtype, checkpoint.name, options.profile_of(layout))
     names = {name: [tensor.key for tensor in tensors]}

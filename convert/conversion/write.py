@@ -21,8 +21,8 @@ from convert.conversion.plan import Plan, Step
 from convert.errors import CheckpointError
 from convert.files.atomic import NewFolder, write_json
 from convert.files.base import File, Metadata, Writer, combined_sha256, file_sha256
+from convert.files.containers import writer_of
 from convert.files.hashing import Follower
-from convert.files.writers import open_writer
 from convert.network.axes import Workspace
 from convert.progress import Progress, silent
 
@@ -83,9 +83,8 @@ def _writer(plan: Plan, path: Path) -> Writer:
         return network(plan.config, plan.checkpoint.name, plan.profile)
 
     export = plan.layout.export
-    return open_writer(
-        export.container, path, tensors, Metadata(export.attributes([tensor.key for tensor in tensors]), graph)
-    )
+    metadata = Metadata(export.attributes([tensor.key for tensor in tensors]), graph)
+    return writer_of(export.container)(path, tensors, metadata)
 
 
 def _block_reader(plan: Plan, progress: Progress, allow_nonfinite: bool) -> Blocks:

@@ -101,7 +101,12 @@ def _workplace(target: Path) -> Iterator[Path]:
         if _is_workplace(folder, target):
             with contextlib.suppress(FileNotFoundError, PermissionError, Timeout), _lock(folder, target):
                 _settle(folder, target)
-    path, lock = _claim(prefix, target)
+    while True:  # another run may take the new folder for that of a dead one, and lock it first
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        lock = _lock(path, target)
+        with contextlib.suppress(FileNotFoundError, Timeout):
+            lock.acquire()
+            break
     try:
         yield path
     finally:
@@ -109,22 +114,10 @@ def _workplace(target: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _claim(prefix: str, target: Path) -> tuple[Path, FileLock]:
-    """Create a workplace and lock it. Tries again if another run, taking it for a dead one, locks it first."""
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-        lock = _lock(path, target)
-        with contextlib.suppress(FileNotFoundError, Timeout):
-            lock.acquire()
-            return path, lock
-
-
 def _is_workplace(folder: Path, target: Path) -> bool:
-    if folder.is_symlink() or not folder.is_dir():
-        return False
     ours = {folder / target.name, *(_beside(folder, target, kind) for kind in ("replaced", "lock"))}
-    with contextlib.suppress(FileNotFoundError, PermissionError):
-        return set(folder.iterdir()) <= ours
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        return not folder.is_symlink() and set(folder.iterdir()) <= ours
     return False
 
 

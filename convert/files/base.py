@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -9,11 +10,11 @@ import os
 import tempfile
 import threading
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar, Self
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,16 +77,17 @@ class File:
     sha256: str
 
 
-class TensorFile:
+class TensorFile(contextlib.ExitStack[None]):
     """A file of named arrays, opened for reading. Only the directory is held in memory.
 
-    A subclass overrides `_open_directory`, which fills `tensors`, `packed` and `checksums` and raises
-    `CheckpointError` for anything that cannot be right.
+    A subclass overrides `_open_directory`, which fills `tensors`, `packed` and `checksums`, enters what
+    must be closed (this is an `ExitStack`), and raises `CheckpointError` for anything that cannot be right.
     """
 
     container: str
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
         self.others: dict[str, str] = {}
@@ -97,11 +99,10 @@ class TensorFile:
         self.checksums: list[Checksum] = []
         self.packed: set[str] = set()
         """Arrays that must be unpacked to be read; their `offset` counts from the start of the unpacked bytes."""
-        self._unpacked: tuple[str, IO[bytes]] | None = None
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
-        status = os.fstat(self._file.fileno())
-        self.nbytes = status.st_size
-        self._identity = (status.st_size, status.st_mtime_ns)
+        self._spool: tuple[str, tempfile.SpooledTemporaryFile[bytes]] | None = None
+        self._file = self.enter_context(open(path, "rb", buffering=0))  # noqa: SIM115 (closed by `close`)
+        self._identity = self._size_and_time()
+        self.nbytes = self._identity[0]
         try:
             self._open_directory()
         except BaseException:
@@ -120,9 +121,9 @@ class TensorFile:
         if tensor.key not in self.packed:
             self._pread(view, offset)
         else:
-            file = self._spooled(tensor.key)
+            file = self._unpacked(tensor.key)
             file.seek(offset)
-            if file.readinto(view) != len(view):  # type: ignore[attr-defined]
+            if file.readinto(view) != len(view):
                 raise CheckpointError(f"{self.path}: {tensor.key} ends too early; the file is damaged")
         if tensor.big_endian:
             out.byteswap(inplace=True)
@@ -162,31 +163,23 @@ class TensorFile:
                         f"expected {checksum.crc32:08x}); fetch the file again"
                     )
                 crc, current = 0, current + 1
-        status = os.fstat(self._file.fileno())
-        if (status.st_size, status.st_mtime_ns) != self._identity:
+        if self._size_and_time() != self._identity:
             raise CheckpointError(f"{self.path} changed while it was read; run the command again")
         return digest.hexdigest()
 
-    def close(self) -> None:
-        if self._unpacked is not None:
-            self._unpacked[1].close()
-        self._file.close()
+    def _size_and_time(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _spooled(self, key: str) -> IO[bytes]:
+    def _unpacked(self, key: str) -> tempfile.SpooledTemporaryFile[bytes]:
         """Return the unpacked bytes of an array, which are kept until another array is read."""
-        if self._unpacked is None or self._unpacked[0] != key:
-            if self._unpacked is not None:
-                self._unpacked[1].close()
-            file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (closed later)
-            self._unpacked = (key, file)
+        if self._spool is None or self._spool[0] != key:
+            if self._spool is not None:
+                self._spool[1].close()
+            file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (closed by `close`)
+            self._spool = key, self.enter_context(file)
             file.writelines(self.unpack(key))
-        return self._unpacked[1]
+        return self._spool[1]
 
     def _pread(self, out: memoryview, offset: int) -> None:
         done = 0
@@ -210,11 +203,8 @@ class TensorFile:
     def _check_size(self, tensor: Tensor, nbytes: int) -> None:
         """Raise `CheckpointError` unless `nbytes` bytes of data fit the tensor's shape."""
         if min(tensor.shape, default=1) < 0 or tensor.nbytes != nbytes:
-            raise self._wrong_size(tensor, nbytes)
-
-    def _wrong_size(self, tensor: Tensor, nbytes: int) -> CheckpointError:
-        shape = f"shape {list(tensor.shape)} of {tensor.dtype.name}"
-        return CheckpointError(f"{self.path}: {tensor.key} has {nbytes} bytes of data, which does not fit {shape}")
+            shape = f"shape {list(tensor.shape)} of {tensor.dtype.name}"
+            raise CheckpointError(f"{self.path}: {tensor.key} has {nbytes} bytes of data, which does not fit {shape}")
 
     def _wrong_type(self, key: str, found: object) -> CheckpointError:
         expected = ", ".join(dtype.name for dtype in DTYPES)
@@ -234,18 +224,21 @@ class Metadata:
 NO_METADATA = Metadata()
 
 
-class Writer(ABC):
+class Writer(contextlib.ExitStack[None]):
     """A new file of named arrays. Write each tensor once, in the order of `ordered`, then call `finish`.
 
     A file that was closed without `finish` is incomplete.
     """
 
-    container: ClassVar[str]
+    mode, buffering = "xb", 0
+    """Arguments of `open` for the new file."""
     written = 0
     """Bytes from the start of the file that will not change again."""
 
-    @abstractmethod
-    def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None: ...
+    def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None:
+        super().__init__()
+        file = open(path, self.mode, self.buffering)  # noqa: SIM115 (closed by `close`)
+        self._file: IO[bytes] = self.enter_context(file)
 
     @staticmethod
     def ordered(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -256,18 +249,14 @@ class Writer(ABC):
     def write(self, tensor: Tensor, blocks: Iterable[NDArray[np.generic]]) -> None:
         """Write one tensor, given as flat arrays of element bits in C order."""
 
-    def finish(self) -> None:  # noqa: B027 (not every container has a last part)
+    def finish(self) -> None:
         """Complete the file and hand it to the operating system."""
+        self._file.flush()
+        self.written = self._file.tell()
 
-    @abstractmethod
-    def close(self) -> None:
-        """Close the file, complete or not."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def _append(self, data: memoryview) -> None:
+        while data:
+            data = data[self._file.write(data) :]
 
 
 def combined_sha256(files: Mapping[str, File]) -> str:

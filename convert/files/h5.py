@@ -6,6 +6,7 @@ in place, as in any other container.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -36,21 +37,14 @@ class H5File(TensorFile):
     """
 
     container = "h5"
-    _directory: h5py.File | None = None
 
     def _open_directory(self) -> None:
         self._spans: list[tuple[int, int, str]] = []
         self._seen: set[object] = set()
-        try:
-            self._directory = h5py.File(self.path, "r", locking=False)
-        except FAILURES as error:
-            raise CheckpointError(f"{self.path} is not a complete h5 file ({_reason(error)})") from None
-        try:
-            self._walk(self._directory, "", 0)
-        except CheckpointError:
-            raise
-        except FAILURES as error:
-            raise CheckpointError(f"{self.path} is damaged ({_reason(error)}); fetch the file again") from None
+        with self._readable(" is not a complete h5 file"):
+            self._directory = self.enter_context(h5py.File(self.path, "r", locking=False))
+        with self._readable(" is damaged"):
+            self._walk(self._directory, "")
         self._check_disjoint(self._spans, self.nbytes)
         if len({tensor.big_endian for tensor in self.tensors.values()}) > 1:
             raise CheckpointError(f"{self.path} holds arrays of both byte orders; it is damaged")
@@ -58,24 +52,28 @@ class H5File(TensorFile):
     def unpack(self, key: str) -> Iterator[bytes]:
         """Yield the elements, in chunks, of an array that is compressed or stored within the directory itself."""
         tensor = self.tensors[key]
-        rows = max(1, CHUNK // max(1, tensor.nbytes // max(1, tensor.shape[0] if tensor.shape else 1)))
-        try:
-            assert self._directory is not None
+        with self._readable(f": {key} is damaged"):
             dataset = self._directory[key]
-            for start in range(0, len(dataset), rows) if dataset.shape else ():
-                yield dataset[start : start + rows].tobytes()
-            if not dataset.shape:
+            if not tensor.shape:
                 yield dataset[()].tobytes()
+                return
+            rows = max(1, CHUNK * len(dataset) // max(1, tensor.nbytes))
+            for start in range(0, len(dataset), rows):
+                yield dataset[start : start + rows].tobytes()
+
+    @contextlib.contextmanager
+    def _readable(self, fault: str) -> Iterator[None]:
+        """Raise the errors of h5py as `CheckpointError`."""
+        try:
+            yield
+        except CheckpointError:
+            raise
         except FAILURES as error:
-            raise CheckpointError(f"{self.path}: {key} is damaged ({_reason(error)}); fetch the file again") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CheckpointError(f"{self.path}{fault} ({reason}); fetch the file again") from None
 
-    def close(self) -> None:
-        if self._directory is not None:
-            self._directory.close()
-        super().close()
-
-    def _walk(self, group: h5py.Group, prefix: str, depth: int) -> None:
-        if depth > MAX_DEPTH:
+    def _walk(self, group: h5py.Group, prefix: str) -> None:
+        if prefix.count("/") > MAX_DEPTH:
             raise CheckpointError(f"{self.path}: groups are nested more than {MAX_DEPTH} deep")
         for name in group:
             key = f"{prefix}{name}"
@@ -88,7 +86,7 @@ class H5File(TensorFile):
             self._seen.add(address)
             self._spans.append((address, address + 1, f"the header of {key}"))
             if isinstance(item, h5py.Group):
-                self._walk(item, f"{key}/", depth + 1)
+                self._walk(item, f"{key}/")
             elif isinstance(item, h5py.Dataset):
                 self.tensors[key] = self._tensor(key, item)
             else:
@@ -109,8 +107,8 @@ class H5File(TensorFile):
         tensor = StoredTensor(key, item.shape, dtype, offset if contiguous else 0, big_endian=big_endian)
         if stored == 0 and tensor.nbytes:
             raise CheckpointError(f"{self.path}: {key} was created but never filled")
-        if tensor.nbytes != stored if contiguous else tensor.nbytes > MAX_INFLATION * stored:
-            raise self._wrong_size(tensor, stored)
+        if contiguous or tensor.nbytes > MAX_INFLATION * stored:
+            self._check_size(tensor, stored)
         if plan.get_layout() == h5py.h5d.CHUNKED and not _has_every_chunk(item):
             raise CheckpointError(f"{self.path}: some chunks of {key} are missing")
         if contiguous:
@@ -126,33 +124,28 @@ class H5Writer(Writer):
     Uses the format of 2008, whose directory has checksums, and stores no times: the same arrays give the same bytes.
     """
 
-    container = "h5"
+    mode = "rb+"
 
     def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None:
         with h5py.File(_create(path)) as file:
             for group, values in metadata.attributes.items():
-                for name, value in values.items():
-                    _group(file, group).attrs[name] = _attribute(value)
+                for name, value in values.items():  # text as bytes, which Keras 2 expects and decodes
+                    encoded = value.encode() if isinstance(value, str) else np.array([text.encode() for text in value])
+                    _group(file, group).attrs[name] = encoded
             self._offsets = {tensor.key: _allocate(file, tensor) for tensor in tensors}
-        self._file = open(path, "rb+", buffering=0)  # noqa: SIM115 (closed by `close`)
-        self._end = path.stat().st_size
+        super().__init__(path, tensors, metadata)
+        self._end = self._file.seek(0, os.SEEK_END)
 
     def write(self, tensor: Tensor, blocks: Iterable[NDArray[np.generic]]) -> None:
-        position = self._offsets.pop(tensor.key)
+        self._file.seek(self._offsets.pop(tensor.key))
         # HDF5 may lay arrays out in another order than they were created in.
         before = min(self._offsets.values(), default=self._end)
         for block in blocks:
-            data = block.view(np.uint8).data
-            while data:
-                count = os.pwrite(self._file.fileno(), data, position)
-                data, position = data[count:], position + count
-            self.written = max(self.written, min(position, before))
+            self._append(block.view(np.uint8).data)
+            self.written = max(self.written, min(self._file.tell(), before))
 
     def finish(self) -> None:
         self.written = self._end
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _create(path: Path) -> h5py.h5f.FileID:
@@ -199,12 +192,3 @@ def _has_every_chunk(item: h5py.Dataset) -> bool:
     item.id.chunk_iter(lambda chunk: stored.append(chunk.chunk_offset))
     starts = [range(0, length, step) for length, step in zip(item.shape, item.chunks, strict=True)]
     return len(stored) == math.prod(map(len, starts)) and sorted(stored) == list(itertools.product(*starts))
-
-
-def _attribute(value: str | Sequence[str]) -> object:
-    """Encode text as bytes, which Keras 2 expects and decodes."""
-    return value.encode() if isinstance(value, str) else np.array([text.encode() for text in value])
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,20 +33,17 @@ class NpzFile(ArchiveFile):
     def _open_directory(self) -> None:
         super()._open_directory()
         for name, info in self.members.items():
-            key = name.removesuffix(".npy")
-            if key == name:
+            if not name.endswith(".npy"):
                 raise CheckpointError(f"{self.path}: {name} is not an .npy array")
-            if info.compress_type != zipfile.ZIP_STORED:
-                self.packed.add(key)
-            self._read_header(key, info)
+            self._read_header(name.removesuffix(".npy"), info)
 
     def unpack(self, key: str) -> Iterator[bytes]:
         return self.content(f"{key}.npy")
 
     def _read_header(self, key: str, info: zipfile.ZipInfo) -> None:
-        first = self.start_of(info.filename, min(MAX_HEADER, info.file_size))
+        start = next(self.content(info.filename, MAX_HEADER), b"")
         try:
-            shape, fortran_order, descr, length = parse_header(first)
+            shape, fortran_order, descr, length = parse_header(start)
         except (ValueError, TypeError, SyntaxError, AttributeError, LookupError, RecursionError, MemoryError):
             raise CheckpointError(f"{self.path}: {info.filename} is not a plain .npy array") from None
         known = dtypes.from_npy(descr)
@@ -54,10 +52,13 @@ class NpzFile(ArchiveFile):
                 raise self._wrong_type(key, "object (never unpickled)" if descr[1:] == "O" else descr)
             self.others[key] = f"holds elements of type {descr}"
             return
-        dtype, big_endian = known
-        offset = length + (0 if key in self.packed else self.offsets[info.filename])
+        if info.compress_type == zipfile.ZIP_STORED:
+            offset = self.offsets[info.filename] + length
+        else:
+            self.packed.add(key)
+            offset = length
         order = tuple(reversed(range(len(shape)))) if fortran_order and len(shape) > 1 else None
-        self.tensors[key] = StoredTensor(key, shape, dtype, offset, order, big_endian)
+        self.tensors[key] = StoredTensor(key, shape, known[0], offset, order, big_endian=known[1])
         self._check_size(self.tensors[key], info.file_size - length)
 
 
@@ -84,11 +85,12 @@ def parse_header(start: bytes) -> tuple[tuple[int, ...], bool, str, int]:
 class NpzWriter(Writer):
     """A new `.npz` of stored members, sorted by name, as `numpy.savez` writes them."""
 
-    container = "npz"
+    buffering = io.DEFAULT_BUFFER_SIZE
 
     def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None:
-        self._file = open(path, "xb+")  # noqa: SIM115 (closed by `close`)
+        super().__init__(path, tensors, metadata)
         self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
+        self.callback(setattr, self._archive, "fp", None)  # leaves an unfinished archive without a directory
 
     @staticmethod
     def ordered(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -101,16 +103,8 @@ class NpzWriter(Writer):
             )
             for block in blocks:
                 member.write(block.view(np.uint8).data)
-        self._flush()
+        super().finish()
 
     def finish(self) -> None:
         self._archive.close()
-        self._flush()
-
-    def close(self) -> None:
-        self._archive.fp = None  # leaves an unfinished archive without a directory
-        self._file.close()
-
-    def _flush(self) -> None:
-        self._file.flush()
-        self.written = self._file.tell()
+        super().finish()

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import numpy as np
@@ -39,9 +40,12 @@ class OnnxFile(TensorFile):
         self._embedded = {tensor.name: tensor for tensor in self.model.graph.initializer}
         if len(self._embedded) != len(self.model.graph.initializer):
             raise CheckpointError(f"{self.path} holds two initializers of one name")
-        self.labels = self._labels()
-        for name, tensor in self._embedded.items():
-            self.tensors[name] = self._stored(name, tensor)
+        properties = {entry.key: entry.value for entry in self.model.metadata_props}
+        try:
+            self.labels = [str(label) for label in msgspec.json.decode(properties.get(LABELS, "[]"), type=list)]
+        except msgspec.DecodeError:
+            raise CheckpointError(f"{self.path}: the property {LABELS} is not a list in JSON") from None
+        self.tensors = {name: self._stored(name, tensor) for name, tensor in self._embedded.items()}
 
     def without_weights(self) -> onnx.ModelProto:
         """Return a copy of the model with all but the initializers."""
@@ -61,20 +65,6 @@ class OnnxFile(TensorFile):
     def digests(self, stop: threading.Event | None = None) -> dict[str, File]:
         return {**super().digests(stop), **(self._data.digests(stop) if self._data is not None else {})}
 
-    def close(self) -> None:
-        if self._data is not None:
-            self._data.close()
-        super().close()
-
-    def _labels(self) -> list[str]:
-        for entry in self.model.metadata_props:
-            if entry.key == LABELS:
-                try:
-                    return [str(label) for label in msgspec.json.decode(entry.value, type=list)]
-                except msgspec.DecodeError:
-                    raise CheckpointError(f"{self.path}: the property {LABELS} is not a list in JSON") from None
-        return []
-
     def _stored(self, name: str, tensor: onnx.TensorProto) -> StoredTensor:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             raise CheckpointError(f"{self.path}: {name} is not float32")
@@ -89,7 +79,7 @@ class OnnxFile(TensorFile):
                     f"{self.path} stores weights in {stated.location!r}; expected {self.path.name + DATA_SUFFIX!r}"
                 )
             if self._data is None:
-                self._data = TensorFile(self.path.with_name(stated.location))
+                self._data = self.enter_context(TensorFile(self.path.with_name(stated.location)))
             offset, nbytes = stated.offset or 0, stated.length or 0
             if not 0 <= offset <= self._data.nbytes - nbytes:
                 raise CheckpointError(f"{self.path}: {name} reaches beyond the end of the data; it is truncated")
@@ -104,16 +94,14 @@ class OnnxWriter(Writer):
     Weights too large for one protocol buffer go to a second file, `….data`, while they are written.
     """
 
-    container = "onnx"
-
     def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None:
         if metadata.graph is None:
             raise ValueError("an ONNX file needs a graph")
-        self._path, self._model = path, metadata.graph()
-        self._data = None
+        super().__init__(path, tensors, metadata)
+        self._model, self._data_path = metadata.graph(), path.with_name(path.name + DATA_SUFFIX)
+        self._data: IO[bytes] | None = None
         if sum(tensor.nbytes for tensor in tensors) > MAX_EMBEDDED:
-            self._data = open(path.with_name(path.name + DATA_SUFFIX), "xb")  # noqa: SIM115 (closed by `close`)
-        path.touch(exist_ok=False)
+            self._data = self.enter_context(open(self._data_path, "xb"))  # noqa: SIM115 (closed by `close`)
 
     def write(self, tensor: Tensor, blocks: Iterable[NDArray[np.generic]]) -> None:
         item = self._model.graph.initializer.add(
@@ -122,7 +110,7 @@ class OnnxWriter(Writer):
         if self._data is None:
             item.raw_data = b"".join(block.tobytes() for block in blocks)
             return
-        set_external_data(item, self._path.name + DATA_SUFFIX, self._data.tell(), tensor.nbytes)
+        set_external_data(item, self._data_path.name, self._data.tell(), tensor.nbytes)
         item.ClearField("raw_data")
         for block in blocks:
             self._data.write(block.view(np.uint8).data)
@@ -131,9 +119,5 @@ class OnnxWriter(Writer):
         if self._data is not None:
             self._data.flush()
             os.fsync(self._data.fileno())
-        self._path.write_bytes(self._model.SerializeToString(deterministic=True))
-        self.written = self._path.stat().st_size
-
-    def close(self) -> None:
-        if self._data is not None:
-            self._data.close()
+        self._append(memoryview(self._model.SerializeToString(deterministic=True)))
+        super().finish()

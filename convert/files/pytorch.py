@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import re
 import zipfile
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +49,8 @@ class ZippedPickle(ArchiveFile):
             raise CheckpointError(f"{self.path} is compressed, which torch.save does not do; save it again")
         for name in self.members:
             if name.endswith("/data.pkl"):
-                for _ in self.content(name):  # checks the CRC-32 before the pickle is read
-                    pass
-            elif name.endswith("/byteorder") and self.start_of(name, 16) != b"little":
+                deque(self.content(name), maxlen=0)  # checks the CRC-32 before the pickle is read
+            elif name.endswith("/byteorder") and next(self.content(name, 16), b"") != b"little":
                 raise CheckpointError(f"{self.path} holds big-endian numbers; save it on a little-endian machine")
         self._sizes = {self.offsets[name]: info.file_size for name, info in self.members.items()}
         state, self.notes = _state(self.path, _load(self.path, meta=True))
@@ -91,8 +90,6 @@ class LegacyPickle(TensorFile):
 
 def _load(path: Path, meta: bool = False) -> Any:
     """Unpickle a file, with the classes that weights need only; with `meta` the tensors have no elements."""
-    if importlib.util.find_spec("torch") is None:
-        raise CheckpointError(f"{path} is a PyTorch file; reading it needs PyTorch: pip install -e '.[torch]'")
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 

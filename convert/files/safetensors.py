@@ -6,8 +6,6 @@ that arrays stream; the library itself takes whole arrays.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,21 +77,15 @@ class SafetensorsFile(TensorFile):
 class SafetensorsWriter(Writer):
     """A new safetensors file. Tensors of larger elements come first, so that each is aligned."""
 
-    container = "safetensors"
-
     def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for tensor in tensors:
-            header[tensor.key] = {
-                "dtype": tensor.dtype.safetensors,
-                "shape": list(tensor.shape),
-                "data_offsets": [offset, offset + tensor.nbytes],
-            }
-            offset += tensor.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
+            start, offset = offset, offset + tensor.nbytes
+            header[tensor.key] = Entry(tensor.dtype.safetensors, tensor.shape, (start, offset))
+        text = msgspec.json.encode(header)
         text += b" " * (-len(text) % 8)
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 (closed by `close`)
+        super().__init__(path, tensors, metadata)
         self._append(memoryview(len(text).to_bytes(8, "little") + text))
 
     @staticmethod
@@ -103,12 +95,4 @@ class SafetensorsWriter(Writer):
     def write(self, tensor: Tensor, blocks: Iterable[NDArray[np.generic]]) -> None:
         for block in blocks:
             self._append(block.view(np.uint8).data)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _append(self, data: memoryview) -> None:
-        while data:
-            count = os.write(self._file.fileno(), data)
-            data = data[count:]
-            self.written += count
+            self.written = self._file.tell()

@@ -48,11 +48,6 @@ class ShardedFile(TensorFile):
         files = {name: file for shard in self._shards.values() for name, file in shard.digests(stop).items()}
         return {**files, **super().digests(stop)}
 
-    def close(self) -> None:
-        for shard in self._shards.values():
-            shard.close()
-        super().close()
-
     def _open_directory(self) -> None:
         weight_map = self._weight_map()
         for name in sorted(set(weight_map.values())):
@@ -61,7 +56,7 @@ class ShardedFile(TensorFile):
             shard = self.path.with_name(name)
             if not shard.is_file():
                 raise CheckpointError(f"{self.path} lists {name}, which is missing")
-            self._shards[name] = file = self._open_file(shard)
+            self._shards[name] = file = self.enter_context(self._open_file(shard))
             self.notes += [f"{name}: {note}" for note in file.notes]
         for name, file in self._shards.items():
             for key, tensor in file.tensors.items():
@@ -70,8 +65,7 @@ class ShardedFile(TensorFile):
                 if (listed := weight_map.get(key)) != name:
                     where = f"in {listed}" if listed else "in no file"
                     raise CheckpointError(f"{self.path}: {key} is in {name}, but the index lists it {where}")
-                self._holder[key] = file
-                self.tensors[key] = tensor
+                self._holder[key], self.tensors[key] = file, tensor
         for key, name in weight_map.items():
             if key not in self.tensors:
                 raise CheckpointError(f"{self.path} lists {key} in {name}, which does not hold it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import struct
 import zipfile
@@ -27,8 +26,6 @@ class ArchiveFile(TensorFile):
     own header, or claim more bytes than they can hold.
     """
 
-    _archive: zipfile.ZipFile | None = None
-
     def __init__(self, path: Path) -> None:
         self.members: dict[str, zipfile.ZipInfo] = {}
         self.offsets: dict[str, int] = {}
@@ -37,7 +34,7 @@ class ArchiveFile(TensorFile):
 
     def _open_directory(self) -> None:
         try:
-            self._archive = zipfile.ZipFile(self.path)
+            self._archive = self.enter_context(zipfile.ZipFile(self.path))
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise CheckpointError(f"{self.path} is not a complete {self.container} file ({error})") from None
         spans = []
@@ -58,28 +55,12 @@ class ArchiveFile(TensorFile):
                 raise CheckpointError(f"{self.path}: {name} claims {info.file_size} bytes, more than it can hold")
         self._check_disjoint(spans, self.nbytes)
 
-    def close(self) -> None:
-        if self._archive is not None:
-            self._archive.close()
-        super().close()
-
-    def start_of(self, name: str, count: int) -> bytes:
-        """Return the first `count` bytes of a member, inflated."""
-        with self._opened(name) as member:
-            return member.read(count)
-
-    def content(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of a member, inflated; `zipfile` checks the CRC-32."""
-        with self._opened(name) as member:
-            while chunk := member.read(CHUNK):
-                yield chunk
-
-    @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[zipfile.ZipExtFile]:
-        assert self._archive is not None
+    def content(self, name: str, count: int = CHUNK) -> Iterator[bytes]:
+        """Yield the bytes of a member, inflated, `count` at once; `zipfile` checks the CRC-32."""
         try:
             with self._archive.open(self.members[name]) as member:
-                yield member  # type: ignore[misc]  # typed as IO[bytes]
+                while chunk := member.read(count):
+                    yield chunk
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise CheckpointError(f"{self.path}: {name} is damaged ({error}); fetch the file again") from None
 

@@ -64,10 +64,8 @@ class Transform:
     def __call__(self, array: NDArray[Element]) -> NDArray[Element]:
         """Return the whole array permuted, as a view where NumPy can. Raises `ValueError` like `shape`."""
         lengths = self._lengths(array.shape)
-        letters = self.source.replace("1", "")
-        squeezed = array.reshape([lengths[axis] for axis in letters])
-        moved = squeezed.transpose([letters.index(axis) for axis in self.target.replace("1", "")])
-        return moved.reshape(self.shape(array.shape))
+        order = [list(lengths).index(axis) for axis in self.target.replace("1", "")]
+        return array.reshape(*lengths.values()).transpose(order).reshape(self.shape(array.shape))
 
     def blocks(
         self, shape: tuple[int, ...], dtype: np.dtype[np.generic], read: ReadInto, workspace: Workspace
@@ -112,18 +110,16 @@ class Transform:
 
     def _merged(self, shape: tuple[int, ...]) -> tuple[dict[str, int], list[str]]:
         """Merge axes that stay neighbours; return the source's with their lengths, and the target's order."""
-        lengths = self._lengths(shape)
-        target = "".join(axis for axis in self.target if lengths.get(axis, 1) != 1)
-        letters = [axis for axis in self.source if lengths.get(axis, 1) != 1]
+        lengths = {axis: length for axis, length in self._lengths(shape).items() if length != 1}
+        target = "".join(axis for axis in self.target if axis in lengths)
         merged: dict[str, int] = {}
-        for axis in letters:
+        for axis, length in lengths.items():
             last = next(reversed(merged), "")
             if last and last + axis in target:
-                merged[last + axis] = merged.pop(last) * lengths[axis]
+                merged[last + axis] = merged.pop(last) * length
             else:
-                merged[axis] = lengths[axis]
-        if not merged:
-            return {"": 1}, [""]
+                merged[axis] = length
+        merged = merged or {"": 1}
         return merged, sorted(merged, key=target.index)
 
 

@@ -12,14 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
 from bit.config import NORM_EPS, BitConfig
 from convert.network.parameters import ALL
 from convert.network.runner import Batches, by_channels
-from convert.network.taps import Part
+from convert.network.taps import Array, Part
 
-Array = NDArray[np.float64]
 Arrays = Mapping[str, Array]
 """Activations by the name of their input."""
 

@@ -16,10 +16,6 @@ from numpy.typing import NDArray
 from bit.config import BitConfig
 from convert.network.parameters import unit_name
 
-STEM_TAPS = ("root_block/conv", "root_block")
-"""The taps of the stem: after the convolution, and after the pooling. Names are big_transfer's."""
-POOLED_TAPS = ("pre_head", "pooled")
-"""After the last group normalization and ReLU, and after the mean over the image."""
 SAMPLE_SIZE = 512
 WHOLE = ("pooled", "logits")
 """Taps that a summary keeps whole."""
@@ -53,11 +49,16 @@ class Part:
 
 
 def parts(config: BitConfig) -> list[Part]:
-    """Return the parts of a network in the order of the forward pass."""
+    """Return the parts of a network in the order of the forward pass; names are big_transfer's.
+
+    The stem has taps after the convolution and the pooling, the last norm after the ReLU and the mean over the image.
+    """
     places = ((stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth))
     units = [Part("unit", (unit_name(*place),), unit_name(*place), *place) for place in places]
     head = [Part("logits", ("logits",), "head")] if config.num_labels else []
-    return [Part("stem", STEM_TAPS, "stem"), *units, Part("pooled", POOLED_TAPS, "norm"), *head]
+    stem = Part("stem", ("root_block/conv", "root_block"), "stem")
+    pooled = Part("pooled", ("pre_head", "pooled"), "norm")
+    return [stem, *units, pooled, *head]
 
 
 def tap_names(config: BitConfig) -> list[str]:

@@ -141,7 +141,7 @@ def _commands(manifest: Manifest) -> list[str]:
 
 
 def _runs(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return each run with the number of comparisons and the one that uses most of its tolerance."""
+    """Return each run with the number of comparisons and the one that uses most of the tolerance."""
     runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for check in checks:
         key = tuple(check[field] for field in ("implementation", "side", "dtype", "mode"))

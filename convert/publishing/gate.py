@@ -78,10 +78,6 @@ class Report(msgspec.Struct, frozen=True):
     """SHA-256 of `verification.html`."""
 
 
-class _Stamp(msgspec.Struct):
-    schema: int = 1
-
-
 @dataclass(frozen=True)
 class VerifiedFolder:
     """A folder that passed, with the manifest, the content of `verification.json`, and every file as it was hashed."""
@@ -109,21 +105,22 @@ def check_folder(folder: Path, progress: Progress) -> VerifiedFolder:
             files[path.name] = Content.of(path)
         else:
             problems.append(f"{path.name} is not a file")
-    report = _decode(files[VERIFICATION_NAME].read(), folder)
+    verification, report = _decode(files[VERIFICATION_NAME].read(), folder)
     problems += [*_faults(report), *_changes(report, files)]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise VerificationError(
             f"{folder} cannot be published: {problems[0]}{more}; run bit verify {folder} again", problems
         )
-    return VerifiedFolder(manifest, msgspec.json.decode(files[VERIFICATION_NAME].read()), files)
+    return VerifiedFolder(manifest, verification, files)
 
 
-def _decode(data: bytes, folder: Path) -> Report:
+def _decode(data: bytes, folder: Path) -> tuple[dict[str, Any], Report]:
     try:
-        schema = msgspec.json.decode(data, type=_Stamp).schema
+        values = msgspec.json.decode(data, type=dict[str, Any])
+        schema = values.get("schema", 1)
         if schema == SCHEMA:
-            return msgspec.json.decode(data, type=Report)
+            return values, msgspec.convert(values, Report)
         problem = f"has schema {schema}, but this version reads schema {SCHEMA}"
     except (msgspec.MsgspecError, RecursionError) as error:
         problem = f"is damaged ({error})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,18 +20,6 @@ if TYPE_CHECKING:
 
 PLANNED, IDENTICAL, PUSHED = "planned", "identical", "pushed"
 """The values of `Publication.state`."""
-
-STALE = re.compile(
-    r"""
-    [^/]+\.(safetensors|npz|h5|msgpack|onnx|onnx\.data)
-    | [^/]+\.(safetensors|bin)\.index\.json
-    | (open_clip_)?(pytorch_)?model([-_.][^/]*)?\.(bin|pth|pt|pth\.tar)
-    | (config|preprocessor_config|conversion|verification)\.json | verification\.html
-    """,
-    re.VERBOSE,
-)
-"""Files of an earlier commit that a library could load together with the new weights, or instead of them: the
-names that transformers (`utils/__init__.py`), timm (`models/_hub.py`) and this converter use. All others stay."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +99,7 @@ def publish(
     if options.dry_run or planned.state == IDENTICAL:
         return planned
     message = options.message or f"Add {verified.manifest.name}, verified by bit-convert {convert.__version__}"
-    return _push(hub, remote, contents, planned, replace(options, message=message), progress)
+    return _push(hub, remote, contents, planned, message, progress)
 
 
 def _contents(verified: VerifiedFolder, extra: Mapping[str, bytes], repository: str) -> dict[str, Content]:
@@ -148,23 +135,13 @@ def _plan(hub: Hub, remote: Remote | None, contents: Mapping[str, Content], opti
     if remote is not None and options.private and not remote.private:
         raise UsageError(f"{hub.repository} exists and is public; make it private there, or leave --private out")
     seen = remote or Remote("", options.private, {})
-    sent, deleted = _difference(seen, contents)
+    sent, deleted = seen.difference(contents)
     facts: dict[str, Any] = {"private": seen.private, "creates": remote is None, "sent": sent, "deleted": deleted}
     if not sent and not deleted:
         facts |= {"state": IDENTICAL, "commit": seen.head}
-    elif options.create_pr and (found := hub.pull_request(lambda it: _holds(it, contents))) is not None:
+    elif options.create_pr and (found := hub.pull_request(contents)) is not None:
         facts |= {"state": IDENTICAL, "commit": found.oid, "pull_request": found.pull_request}
     return _publication(hub.repository, hub.api, contents, **facts)
-
-
-def _difference(remote: Remote, contents: Mapping[str, Content]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of the files that the branch lacks, and of those that it must not keep."""
-    lacking = tuple(name for name, content in contents.items() if remote.lacks(name, content))
-    return lacking, tuple(sorted(name for name in remote.files if name not in contents and STALE.fullmatch(name)))
-
-
-def _holds(remote: Remote, contents: Mapping[str, Content]) -> bool:
-    return not any(_difference(remote, contents))
 
 
 def _push(
@@ -172,7 +149,7 @@ def _push(
     remote: Remote | None,
     contents: Mapping[str, Content],
     planned: Publication,
-    options: PublishOptions,
+    message: str,
     progress: Progress,
 ) -> Publication:
     """Make the commit, and compare the hashes on the Hub with those of the files."""
@@ -182,14 +159,13 @@ def _push(
         remote = hub.look()
         if remote is None:
             raise HubError(f"{hub.repository} was created but cannot be found; push again")
-    sent, deleted = _difference(remote, contents)
+    sent, deleted = remote.difference(contents)
     progress(f"sending {len(sent)} files to {hub.repository}", 0, 0)
-    uploaded = hub.upload({name: contents[name] for name in sent}, options.create_pr)
-    message, arrived = options.message or "", lambda it: _holds(it, contents)
-    commit = hub.commit(uploaded, deleted, message, remote.head, options.create_pr, arrived)
+    uploaded = hub.upload({name: contents[name] for name in sent})
+    commit = hub.commit(uploaded, deleted, message, remote.head, contents)
     progress("comparing the hashes on the Hub", 0, 0)
     try:
-        wrong = [name for names in _difference(hub.at(commit.revision), contents) for name in names]
+        wrong = [name for names in hub.at(commit.revision).difference(contents) for name in names]
     except HubError as error:
         raise HubError(
             f"commit {commit.oid} was pushed, but the hashes could not be compared: {error}; push again to compare them"

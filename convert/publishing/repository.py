@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import convert
@@ -26,6 +28,18 @@ ATTEMPTS = 4
 SILENCE = 300.0
 """Seconds without a byte after which an attempt has failed."""
 
+STALE = re.compile(
+    r"""
+    [^/]+\.(safetensors|npz|h5|msgpack|onnx|onnx\.data)
+    | [^/]+\.(safetensors|bin)\.index\.json
+    | (open_clip_)?(pytorch_)?model([-_.][^/]*)?\.(bin|pth|pt|pth\.tar)
+    | (config|preprocessor_config|conversion|verification)\.json | verification\.html
+    """,
+    re.VERBOSE,
+)
+"""Files of an earlier commit that a library could load together with the new weights, or instead of them: the
+names that transformers (`utils/__init__.py`), timm (`models/_hub.py`) and this converter use. All others stay."""
+
 
 class HubUnavailableError(HubError):
     """No token, or no answer from the Hub."""
@@ -39,12 +53,16 @@ class Remote:
     private: bool
     files: Mapping[str, RepoFile]
 
-    def lacks(self, name: str, content: Content) -> bool:
-        """Whether it has no file of that name with these bytes."""
+    def difference(self, contents: Mapping[str, Content]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of the files that are missing or hold other bytes, and of those that must not stay."""
+        missing = tuple(name for name, content in contents.items() if not self._holds(name, content))
+        return missing, tuple(sorted(name for name in self.files if name not in contents and STALE.fullmatch(name)))
+
+    def _holds(self, name: str, content: Content) -> bool:
         file = self.files.get(name)
         if file is None or file.size != content.size:
-            return True
-        return file.lfs.sha256 != content.sha256 if file.lfs is not None else file.blob_id != content.git_oid()
+            return False
+        return file.lfs.sha256 == content.sha256 if file.lfs is not None else file.blob_id == content.git_oid()
 
 
 @dataclass(frozen=True)
@@ -81,6 +99,8 @@ class Hub:
     """`owner/name`."""
     revision: str | None
     """The branch; None for the main one."""
+    create_pr: bool
+    """Whether to open a pull request instead of changing the branch."""
     attempts: int = ATTEMPTS
     account: str = ""
     created: bool = False
@@ -100,7 +120,7 @@ class Hub:
         if not isinstance(token, str) or not token:
             raise HubUnavailableError(f"no token: create one at {SETTINGS}, then run hf auth login or set HF_TOKEN")
         api = api or huggingface_hub.HfApi(token=token, library_name="bit-convert", library_version=convert.__version__)
-        hub = cls(api, token, repository, revision, attempts)
+        hub = cls(api, token, repository, revision, create_pr, attempts)
         account, name = check_permission(hub._ask(api.whoami, "who owns the token"), repository, create_pr)
         return replace(hub, account=account, repository=name)
 
@@ -112,18 +132,18 @@ class Hub:
         """Return what the branch holds now; None if there is no such repository."""
         from huggingface_hub import errors
 
-        name = self.repository
+        name, disabled = self.repository, f"{self.repository} is disabled on the Hub; nothing can be pushed to it"
 
         def read() -> Remote | None:
             try:
                 about = self.api.model_info(name, revision=self.revision)
                 if getattr(about, "disabled", None):
-                    raise HubError(f"{name} is disabled on the Hub; nothing can be pushed to it")
+                    raise HubError(disabled)
                 return Remote(about.sha or "", bool(about.private), self._files(about.sha or "main"))
             except errors.GatedRepoError:
                 raise HubError(f"{name} is gated and {self.account} has no access; request it on {self.url}") from None
             except errors.DisabledRepoError:
-                raise HubError(f"{name} is disabled on the Hub; nothing can be pushed to it") from None
+                raise HubError(disabled) from None
             except errors.RevisionNotFoundError:
                 raise HubError(f"{name} has no branch {self.revision}; create it on the Hub first") from None
             except errors.RepositoryNotFoundError:
@@ -137,13 +157,11 @@ class Hub:
 
     def create(self, private: bool) -> Hub:
         """Create the repository unless it exists, and return the hub of it."""
-        make = self.api.create_repo
-        url = self._ask(
-            lambda: make(self.repository, private=private, exist_ok=True), f"for a new repository {self.repository}"
-        )
+        create = partial(self.api.create_repo, self.repository, private=private, exist_ok=True)
+        url = self._ask(create, f"for a new repository {self.repository}")
         return replace(self, repository=url.repo_id, created=True)
 
-    def upload(self, contents: Mapping[str, Content], create_pr: bool) -> list[CommitOperationAdd]:
+    def upload(self, contents: Mapping[str, Content]) -> list[CommitOperationAdd]:
         """Send the files that go to the large file storage, where they are invisible until a commit names them.
 
         Raises `HubError` also if a file changed while it was read, or is excluded by `.gitignore`.
@@ -151,14 +169,10 @@ class Hub:
         from huggingface_hub import CommitOperationAdd
 
         operations = [CommitOperationAdd(name, content.data) for name, content in contents.items()]
+        place: dict[str, Any] = {"revision": self.revision, "create_pr": self.create_pr}
+        send = partial(self.api.preupload_lfs_files, self.repository, operations, **place, free_memory=False)
         once = replace(self, attempts=1)  # preupload_lfs_files itself repeats requests
-        once._ask(
-            lambda: self.api.preupload_lfs_files(
-                self.repository, operations, revision=self.revision, create_pr=create_pr, free_memory=False
-            ),
-            f"to take files for {self.repository}",
-            sends=True,
-        )
+        once._ask(send, f"to take files for {self.repository}", sends=True)
         for operation in operations:
             name = operation.path_in_repo
             if is_ignored(operation):
@@ -173,13 +187,12 @@ class Hub:
         deleted: Iterable[str],
         message: str,
         parent: str,
-        create_pr: bool,
-        arrived: Callable[[Remote], bool],
+        contents: Mapping[str, Content],
     ) -> Commit:
         """Make one commit on top of `parent` with the `uploaded` files and without the `deleted` ones, or none.
 
-        After every failure the branch is read before anything else is done: if `arrived` recognizes
-        the commit there, only the answer was lost.
+        After every failure the branch is read before anything else is done: if it holds `contents`,
+        only the answer was lost.
         """
         from huggingface_hub import CommitOperationDelete
 
@@ -194,14 +207,14 @@ class Hub:
                     commit_message=message,
                     parent_commit=parent,
                     revision=self.revision,
-                    create_pr=create_pr,
+                    create_pr=self.create_pr,
                 )
                 return Commit(made.oid, made.pr_revision or made.oid, made.pr_url)
             except Exception as error:
-                found = self._arrived(arrived, create_pr, self._explained(error, task))
-                if isinstance(found, Commit):
+                found, head = self._arrived(contents, self._explained(error, task))
+                if found is not None:
                     return found
-                if _status(error) == 412 or (found != parent and not create_pr):
+                if _status(error) == 412 or (head != parent and not self.create_pr):
                     raise HubError(
                         f"{self.repository} was changed by someone else in the meantime; look at it, then push again"
                     ) from None
@@ -209,19 +222,13 @@ class Hub:
 
         return self._ask(attempt, task, sends=True)
 
-    def pull_request(self, arrived: Callable[[Remote], bool]) -> Commit | None:
-        """Return an open pull request of this account that `arrived` recognizes."""
-        listed = self._ask(
-            lambda: list(
-                self.api.get_repo_discussions(
-                    self.repository, author=self.account, discussion_type="pull_request", discussion_status="open"
-                )
-            ),
-            f"for the pull requests of {self.repository}",
-        )
-        for each in listed:
+    def pull_request(self, contents: Mapping[str, Content]) -> Commit | None:
+        """Return an open pull request of this account that holds `contents`."""
+        task, read = f"for the pull requests of {self.repository}", self.api.get_repo_discussions
+        kind: dict[str, Any] = {"discussion_type": "pull_request", "discussion_status": "open"}
+        for each in self._ask(lambda: list(read(self.repository, author=self.account, **kind)), task):
             revision = f"refs/pr/{each.num}"
-            if arrived(self.at(revision)):
+            if not any(self.at(revision).difference(contents)):
                 return Commit(revision, revision, each.url)
         return None
 
@@ -229,19 +236,20 @@ class Hub:
     def _state(self) -> str:
         return f"{self.repository} {'was created and is empty' if self.created else 'is unchanged'}"
 
-    def _arrived(self, arrived: Callable[[Remote], bool], create_pr: bool, failure: HubError) -> Commit | str | None:
-        """Return the commit if only the answer to it was lost, else the name of the head."""
+    def _arrived(self, contents: Mapping[str, Content], failure: HubError) -> tuple[Commit | None, str | None]:
+        """Return the commit if only the answer to it was lost, and the head of the branch if that was read."""
         try:
-            if create_pr:
-                return self.pull_request(arrived)
+            if self.create_pr:
+                return self.pull_request(contents), None
             remote = self.look()
         except HubError as error:
             raise HubError(
                 f"{failure}; it is not known whether the commit arrived ({error}): push again, nothing is sent twice"
             ) from None
-        if remote is not None and arrived(remote):
-            return Commit(remote.head, remote.head)
-        return remote.head if remote is not None else None
+        if remote is None:
+            return None, None
+        commit = None if any(remote.difference(contents)) else Commit(remote.head, remote.head)
+        return commit, remote.head
 
     def _files(self, revision: str) -> dict[str, RepoFile]:
         from huggingface_hub.hf_api import RepoFile

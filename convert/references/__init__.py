@@ -1,1 +1,1 @@
-"""Other implementations of the network, each run in a process of its own, and recordings of their outputs."""
+"""Other implementations of the network, each run in a separate process, and recordings of their outputs."""

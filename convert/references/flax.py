@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +15,9 @@ import numpy as np
 from bit.flax import GroupNorm, StandardizedConv, Stem, Unit, max_pool
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.layouts.flax import FLAX
-from convert.network.parameters import ALL, parameters, unit_name
-from convert.network.runner import Batches, Implementation, by_channels
+from convert.network.parameters import ALL, parameters
+from convert.network.runner import Batches, Implementation, by_channels, run_each
+from convert.network.taps import Part
 
 LAYERS = (StandardizedConv, GroupNorm, nn.Dense)
 """The layers that have parameters."""
@@ -36,32 +37,32 @@ class _Flax:
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
         self.dtype, self._checkpoint, self._config = dtype, checkpoint, checkpoint.config
         self.about = {"version": f"JAX {jax.__version__}", "device": "CPU", "TF32": "off"}
-        self._items = {FLAX.key(item.place): item for item in parameters(checkpoint.config)}
+        self._places = {FLAX.key(item.place): item.place for item in parameters(checkpoint.config)}
 
-    def stem(self, images: Batches) -> tuple[Batches, Batches]:
-        convolved = self._each(Stem(self._config), images, "root_block")
-        return convolved, {name: np.asarray(max_pool(jnp.asarray(x))) for name, x in convolved.items()}
-
-    def unit(self, stage: int, layer: int, x: Batches) -> Batches:
-        if layer == 0:  # the shapes of the stage before do not come again
+    def run(self, part: Part, x: Batches) -> list[Batches]:
+        if part.kind == "unit" and part.layer == 0:  # the shapes of the stage before do not come again
             jax.clear_caches()
-        return self._each(Unit(self._config, stage, layer == 0), x, unit_name(stage, layer))
+        return run_each(partial(self._taps, part), x, self.dtype)
 
-    def pooled(self, x: Batches) -> tuple[Batches, Batches]:
-        normalized = self._each(GroupNorm(self._config.num_groups), x, "norm-pre-head")
-        activated = {name: np.maximum(value, 0) for name, value in normalized.items()}
-        return activated, {name: np.asarray(jnp.mean(value, axis=(1, 2))) for name, value in activated.items()}
-
-    def logits(self, features: Batches) -> Batches:
-        """Compute some classes at a time, each group by a layer of that many outputs."""
-        count, logits = self._config.num_labels, []
-        for classes in by_channels(count, 8 * count * self._config.hidden_sizes[-1]):
+    def _taps(self, part: Part, x: np.ndarray[Any, Any]) -> list[jax.Array]:
+        config = self._config
+        match part.kind:
+            case "stem":
+                convolved = self._apply(Stem(config), "root_block", x)
+                return [convolved, max_pool(convolved)]
+            case "unit":
+                return [self._apply(Unit(config, part.stage, part.layer == 0), part.prefix, x)]
+            case "pooled":
+                normalized = nn.relu(self._apply(GroupNorm(config.num_groups), "norm-pre-head", x))
+                return [normalized, jnp.mean(normalized, axis=(1, 2))]
+        count, logits = config.num_labels, []
+        for classes in by_channels(count, 8 * count * config.hidden_sizes[-1]):
             head = nn.Dense(len(range(count)[classes]), precision=jax.lax.Precision.HIGHEST)
-            logits.append(self._each(head, features, "conv_head", classes))
-        return {name: np.concatenate([values[name] for values in logits], axis=1) for name in features}
+            logits.append(self._apply(head, "conv_head", x, classes))
+        return [jnp.concatenate(logits, axis=1)]
 
-    def _each(self, module: nn.Module, x: Batches, path: str, channels: slice = ALL) -> Batches:
-        """Run the module on each input; layers are given their weights as they run."""
+    def _apply(self, module: nn.Module, path: str, x: np.ndarray[Any, Any], channels: slice = ALL) -> Any:
+        """Run a module whose layers are given their weights as they run, the output `channels` of them."""
 
         def intercept(call: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
             layer = context.module
@@ -72,16 +73,14 @@ class _Flax:
             return jax.block_until_ready(result)  # before the next layer's weights are read
 
         with nn.intercept_methods(intercept):
-            return {name: np.asarray(module.apply({}, np.asarray(value, self.dtype))) for name, value in x.items()}
+            return module.apply({}, x)
 
     def _weights(self, layer: str, channels: slice) -> dict[str, jax.Array]:
         """Return the parameters of one layer by the layer's names for them."""
         weights = {}
-        for key, item in self._items.items():
-            path, _, name = key.rpartition("/")
-            if path == layer:
-                axes = FLAX.axes(item.place)
-                value = self._checkpoint.weights(item.name, channels, axes=axes, dtype=self.dtype)
+        for name in ("kernel", "scale", "bias"):
+            if place := self._places.get(f"{layer}/{name}"):
+                value = self._checkpoint.weights(place.name, channels, axes=FLAX.axes(place), dtype=self.dtype)
                 weights[name] = jax.device_put(value)
                 del value
         jax.block_until_ready(weights)

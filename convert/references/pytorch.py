@@ -9,30 +9,25 @@ from bit.model import BitForImageClassification
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.layouts.transformers import TRANSFORMERS
 from convert.network.parameters import parameters
-from convert.network.runner import Implementation
-from convert.references.torch_streaming import StreamedNetwork, TorchParts, no_weights
+from convert.references.torch_streaming import Modules, StreamedNetwork, no_weights
 
 
-def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
+def load(checkpoint: Checkpoint, dtype: str) -> StreamedNetwork:
     """Return the model with the checkpoint's weights, in `float32` or `float64`."""
     with no_weights():
         network = BitForImageClassification(checkpoint.config)
-    items = {TRANSFORMERS.key(item.place): item for item in parameters(checkpoint.config)}
+    places = {TRANSFORMERS.key(item.place): item.place for item in parameters(checkpoint.config)}
 
     def read(key: str, channels: slice) -> Tensor:
-        item = items[key]
-        return torch.from_numpy(checkpoint.weights(item.name, channels, axes=TRANSFORMERS.axes(item.place)))
+        place = places[key]
+        return torch.from_numpy(checkpoint.weights(place.name, channels, axes=TRANSFORMERS.axes(place)))
 
-    return StreamedNetwork("bit (PyTorch)", torch.__version__, _Parts(network), read, dtype)
-
-
-class _Parts(TorchParts):
-    def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        taps: dict[str, Tensor] = {}
-        self.network.bit.embedder(x, taps)
-        convolved, pooled = taps.values()
-        return convolved, pooled
-
-    def pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.network.bit.norm(x)
-        return x, x.mean(dim=(2, 3))
+    modules = Modules(
+        stem=lambda x: network.bit.embedder(x, {}),
+        convolution=network.bit.embedder.convolution,
+        stages=[stage.layers for stage in network.bit.encoder.stages],
+        norm=network.bit.norm,
+        pool=lambda x: x.mean(dim=(2, 3)),
+        head=network.classifier,
+    )
+    return StreamedNetwork("bit (PyTorch)", torch.__version__, network, modules, read, dtype)

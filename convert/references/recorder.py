@@ -19,16 +19,7 @@ from convert.network.inputs import INPUTS, batches
 from convert.network.runner import Implementation, run_network
 from convert.network.taps import Key, Summary, summarize, tap_names
 from convert.progress import Progress, tracked
-from convert.references.recordings import (
-    CHECKPOINT_NAME,
-    FLOAT32,
-    FLOAT64,
-    RECORDER,
-    SHIPPED,
-    RecordedCheckpoint,
-    Recording,
-    find_recordings,
-)
+from convert.references.recordings import CHECKPOINT, RECORDER, SHIPPED, RecordedCheckpoint, Recording, find_recordings
 from convert.references.registry import REFERENCES
 from convert.references.worker import ReferenceProcess
 
@@ -69,9 +60,8 @@ def record(
         "machine": f"{platform.system()} {platform.machine()}",
     }
     target = _target(folder, checkpoint.name, sha256)
-    runs = _runs(checkpoint, frameworks)
-    with NewFolder(target, _foreign, force=True) as output, contextlib.closing(runs):
-        write_json(output.path / CHECKPOINT_NAME, msgspec.to_builtins(RecordedCheckpoint(checkpoint.name, sha256)))
+    with NewFolder(target, _foreign, force=True) as output, contextlib.closing(_runs(checkpoint, frameworks)) as runs:
+        write_json(output.path / CHECKPOINT, msgspec.to_builtins(RecordedCheckpoint(checkpoint.name, sha256)))
         for name, implementation in runs:
             recording = _recording(implementation, checkpoint, about, progress)
             recording.write(output.path / f"{name}-{recording.dtype}.safetensors")
@@ -89,7 +79,7 @@ def _target(folder: Path, name: str, sha256: str) -> Path:
 
 def _foreign(folder: Path) -> list[str]:
     names = (path.name for path in folder.iterdir() if path.suffix != ".safetensors")
-    return sorted(name for name in names if name != CHECKPOINT_NAME)
+    return sorted(name for name in names if name != CHECKPOINT)
 
 
 def _runs(checkpoint: Checkpoint, frameworks: tuple[str, ...]) -> Generator[tuple[str, Implementation]]:
@@ -106,10 +96,9 @@ def _runs(checkpoint: Checkpoint, frameworks: tuple[str, ...]) -> Generator[tupl
 def _recording(
     implementation: Implementation, checkpoint: Checkpoint, about: Mapping[str, Any], progress: Progress
 ) -> Recording:
-    images = batches(INPUTS, checkpoint.config.num_channels)
-    taps: dict[Key, Summary] = {}
-    run = run_network(implementation, checkpoint.config, images)
+    run = run_network(implementation, checkpoint.config, batches(INPUTS, checkpoint.config.num_channels))
     task = f"recording {implementation.name} {implementation.dtype}"
+    taps: dict[Key, Summary] = {}
     for tap, values in tracked(run, task, len(tap_names(checkpoint.config)), progress):
         for name, value in values.items():
             if not np.isfinite(value).all():
@@ -117,7 +106,6 @@ def _recording(
                     f"{checkpoint.path}: {tap} of the {name} input is not finite; nothing is recorded"
                 )
             taps[name, tap] = summarize(tap, value)
-    dtype = FLOAT64 if implementation.dtype == "float64" else FLOAT32
-    environment = {"environment": dict(implementation.about)}
-    name = f"{implementation.name} of {RECORDER}"
-    return Recording(name, implementation.about["version"], INPUTS, taps, dtype, {**about, **environment})
+    name, environment = f"{implementation.name} of {RECORDER}", dict(implementation.about)
+    dtype = implementation.dtype.replace("float", "f")
+    return Recording(name, environment["version"], INPUTS, taps, dtype, {**about, "environment": environment})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,12 +22,10 @@ from convert.network.taps import Key, Summary
 _PACKAGE, _NAME = Path(convert.__file__).parent, "reference_outputs"
 SHIPPED = _PACKAGE / _NAME if (_PACKAGE / _NAME).is_dir() else _PACKAGE.parent / _NAME
 """The recordings that come with the project: inside an installed package, else at the top of the checkout."""
-CHECKPOINT_NAME = "checkpoint.json"
+CHECKPOINT = "checkpoint.json"
 """The file in each folder of recordings that names their checkpoint."""
 RECORDER = f"bit-convert {convert.__version__}"
 """The value of `recorder` in recordings of this version; those of Google's code have none."""
-FLOAT64, FLOAT32 = "f64", "f32"
-"""Dtypes in the files: the run that others are compared with, and runs that show the effect of rounding."""
 
 
 class RecordedCheckpoint(msgspec.Struct, frozen=True):
@@ -39,7 +37,7 @@ class RecordedCheckpoint(msgspec.Struct, frozen=True):
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Raises `OSError`, and `ValueError` for an invalid file."""
-        return msgspec.json.decode((folder / CHECKPOINT_NAME).read_bytes(), type=cls)
+        return msgspec.json.decode((folder / CHECKPOINT).read_bytes(), type=cls)
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,9 @@ class Recording:
     inputs: Mapping[str, tuple[int, int, int, int]]
     """Seed, count, height and width of the images of each input, see `inputs.images`."""
     taps: Mapping[Key, Summary]
-    dtype: str = FLOAT64
-    about: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str
+    """`f64` for the run that others are compared with, `f32` for runs that show the effect of rounding."""
+    about: Mapping[str, Any]
     """Further metadata, such as the architecture and the environment."""
 
     @classmethod
@@ -63,11 +62,11 @@ class Recording:
             about = json.loads(file.metadata()["reference"])
             for key in file.keys():  # noqa: SIM118 (not a dictionary)
                 name, _, tap = key.partition("/")
-                part = next((part for part in ("stats", "sample") if tap.endswith(f"/{part}")), "")
-                taps.setdefault((name, tap.removesuffix(f"/{part}") if part else tap), {})[part] = file.get_tensor(key)
+                tap, _, part = tap.rpartition("/") if tap.endswith(("/stats", "/sample")) else (tap, "", "")
+                taps.setdefault((name, tap), {})[part] = file.get_tensor(key)
         inputs = msgspec.convert(about.pop("inputs"), dict[str, tuple[int, int, int, int]])
-        implementation, framework, dtype = (about.pop(key) for key in ("implementation", "framework", "dtype"))
-        return cls(implementation, framework, inputs, taps, dtype, about)
+        run = {key: about.pop(key) for key in ("implementation", "framework", "dtype")}
+        return cls(**run, inputs=inputs, taps=taps, about=about)
 
     def write(self, path: Path) -> None:
         """Write the recording, in float64 throughout, whole or not at all."""
@@ -99,7 +98,7 @@ class Recordings:
     def read(cls, name: str, folder: Path) -> Self:
         """Raises what `Recording.read` raises, and `ValueError` unless one is in float64 and others in float32."""
         found = [Recording.read(path) for path in sorted(folder.glob("*.safetensors"))]
-        float64, float32 = (tuple(item for item in found if item.dtype == dtype) for dtype in (FLOAT64, FLOAT32))
+        float64, float32 = (tuple(item for item in found if item.dtype == dtype) for dtype in ("f64", "f32"))
         if len(float64) != 1 or not float32:
             counts = f"{len(float64)} runs in float64 and {len(float32)} in float32"
             raise ValueError(f"{counts}; expected one in float64 and at least one in float32")
@@ -115,7 +114,7 @@ def find_recordings(
     of that epsilon. Raises `CheckpointError` for recordings that cannot be read.
     """
     for parent in folders:
-        for file in sorted(parent.glob(f"*/{CHECKPOINT_NAME}")):
+        for file in sorted(parent.glob(f"*/{CHECKPOINT}")):
             try:
                 checkpoint = RecordedCheckpoint.read(file.parent)
                 if checkpoint.sha256 != sha256:

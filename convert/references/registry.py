@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from convert.checkpoints.checkpoint import Checkpoint
-    from convert.network.runner import Implementation
 
 SOURCE, CONVERTED = "source", "converted"
 """The two sides of a conversion."""
@@ -22,18 +21,17 @@ class Reference:
 
     name: str
     """Name of the implementation and of the module in this folder."""
-    dtypes: tuple[str, ...]
-    """Dtypes in which it runs."""
     needs: tuple[str, ...]
     """Packages that it imports."""
     extra: str
     """The extra of this project that installs them."""
-    sides: tuple[str, ...]
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    """Dtypes in which it runs."""
+    sides: tuple[str, ...] = (SOURCE, CONVERTED)
     """Sides that it may run, in order of preference."""
-    each: bool = False
-    """Run every side that it reads, instead of only the first."""
     layouts: tuple[str, ...] = ()
-    """Layouts that it reads by itself. Without any it is fed from a checkpoint of every layout that is not folded."""
+    """Layouts that it reads by itself, on every side. Without any it is fed from a checkpoint of every layout
+    that is not folded, on the first side only."""
 
     @property
     def missing(self) -> str | None:
@@ -55,33 +53,20 @@ class Reference:
         return plain and described and checkpoint.file.container == "safetensors"
 
     def module(self) -> ModuleType:
-        """Import the module that has `load`, and with it the framework."""
+        """Import the module, and with it the framework; `load(checkpoint, dtype)` there returns the network."""
         return import_module(f"convert.references.{self.name}")
 
-    def load(self, checkpoint: Checkpoint, dtype: str) -> Implementation:
-        """Return the network of the checkpoint. Raises any error of the framework."""
-        implementation: Implementation = self.module().load(checkpoint, dtype)
-        return implementation
 
-
-BOTH, F32 = ("float64", "float32"), ("float32",)
+FLOAT32 = ("float32",)
 
 REFERENCES = {
     reference.name: reference
     for reference in (
-        Reference("pytorch", BOTH, ("torch",), "torch", (CONVERTED,)),
-        Reference("flax", BOTH, ("jax", "flax"), "jax", (SOURCE, CONVERTED)),
-        Reference("keras", F32, ("tensorflow", "keras"), "tensorflow", (SOURCE, CONVERTED)),
-        Reference("timm", BOTH, ("torch", "timm"), "timm", (SOURCE, CONVERTED), True, ("google", "timm")),
-        Reference(
-            "transformers",
-            BOTH,
-            ("torch", "transformers"),
-            "transformers",
-            (SOURCE, CONVERTED),
-            True,
-            ("transformers",),
-        ),
-        Reference("onnxruntime", F32, ("onnx", "onnxruntime"), "onnx", (CONVERTED,), False, ("onnx",)),
+        Reference("pytorch", ("torch",), "torch", sides=(CONVERTED,)),
+        Reference("flax", ("jax", "flax"), "jax"),
+        Reference("keras", ("tensorflow", "keras"), "tensorflow", FLOAT32),
+        Reference("timm", ("torch", "timm"), "timm", layouts=("google", "timm")),
+        Reference("transformers", ("torch", "transformers"), "transformers", layouts=("transformers",)),
+        Reference("onnxruntime", ("onnx", "onnxruntime"), "onnx", FLOAT32, (CONVERTED,), ("onnx",)),
     )
 }

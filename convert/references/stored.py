@@ -9,32 +9,31 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from bit.mismatch import mismatches
+from convert.references.torch_streaming import Read
 
 
-class StoredTensors:
-    """Reads the tensors of a safetensors file, or of an index's shards, and keeps none.
+def stored_tensors(path: Path, network: nn.Module) -> Read:
+    """Return the tensors of a safetensors file, or of an index's shards; each is read when it is asked for.
 
     Raises `ValueError` unless they are exactly the tensors of `network`.
     """
+    names = {path.name}
+    if path.name.endswith(".index.json"):
+        names = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(path.with_name(name) for name in names):
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 (not a dictionary)
+                files[key], shapes[key] = file, tuple(opened.get_slice(key).get_shape())
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    if problems := mismatches(expected, shapes):
+        raise ValueError(f"{path} does not hold the tensors of {type(network).__name__}: {', '.join(problems)}")
 
-    def __init__(self, path: Path, network: nn.Module) -> None:
-        paths = [path]
-        if path.name.endswith(".index.json"):
-            index = json.loads(path.read_text("utf-8"))
-            paths = sorted({path.with_name(name) for name in index["weight_map"].values()})
-        self._paths: dict[str, Path] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
-        for file in paths:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 (not a dictionary)
-                    self._paths[key], shapes[key] = file, tuple(opened.get_slice(key).get_shape())
-        expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-        if problems := mismatches(expected, shapes):
-            raise ValueError(f"{path} does not hold the tensors of {type(network).__name__}: {', '.join(problems)}")
-
-    def __call__(self, key: str, channels: slice) -> Tensor:
-        """Return the indices `channels` of a tensor's first axis."""
+    def read(key: str, channels: slice) -> Tensor:
         # Opened anew each time: what was read through an open file stays in memory with it.
-        with safe_open(self._paths[key], framework="pt") as file:
-            tensor: Tensor = file.get_slice(key)[channels]
+        with safe_open(files[key], framework="pt") as opened:
+            tensor: Tensor = opened.get_slice(key)[channels]
             return tensor.clone()
+
+    return read

@@ -14,12 +14,11 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor
 
 from convert.checkpoints.checkpoint import Checkpoint
-from convert.network.runner import Implementation
-from convert.references.stored import StoredTensors
-from convert.references.torch_streaming import Intercept, StreamedNetwork, TorchParts, no_weights
+from convert.references.stored import stored_tensors
+from convert.references.torch_streaming import Intercept, Modules, Read, StreamedNetwork, no_weights
 
 
-def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
+def load(checkpoint: Checkpoint, dtype: str) -> StreamedNetwork:
     """Return timm's network as the entries `resnetv2_*_bit` build it, in any size, with the checkpoint's epsilon.
 
     Raises `ValueError` unless the files hold exactly the network's tensors.
@@ -36,48 +35,34 @@ def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
             conv_layer=partial(StdConv2d, eps=config.ws_eps),
         )
     google = checkpoint.layout.name == "google"
-    read = _LoadedByTimm(network, path) if google else StoredTensors(path, network)
-    return StreamedNetwork("timm", timm.__version__, _Parts(network), read, dtype)
+    read = _loaded_by_timm(network, path) if google else stored_tensors(path, network)
+    modules = Modules(
+        stem=network.stem,
+        convolution=network.stem.get_submodule("conv"),
+        stages=[stage.blocks for stage in network.stages],
+        norm=network.norm,
+        pool=partial(network.forward_head, pre_logits=True),
+        head=network.head.fc,
+    )
+    return StreamedNetwork("timm", timm.__version__, network, modules, read, dtype)
 
 
-class _LoadedByTimm:
-    """The parameters that timm's `load_pretrained` reads from Google's npz, kept on the disk.
+def _loaded_by_timm(network: ResNetV2, path: Path) -> Read:
+    """Return the parameters that timm's `load_pretrained` reads from Google's npz, kept on the disk.
 
     The network itself stays on the meta device, where nothing is copied to. Takes as much of the
     temporary folder as the weights have.
     """
+    folder = tempfile.TemporaryDirectory(prefix="bit-timm-")
+    files = {id(parameter): f"{folder.name}/{name}.npy" for name, parameter in network.named_parameters()}
 
-    def __init__(self, network: ResNetV2, path: Path) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="bit-timm-")
-        self._names = {id(parameter): name for name, parameter in network.named_parameters()}
-        with Intercept({Tensor.copy_: self._save}):
-            network.load_pretrained(str(path))
-
-    def _save(self, parameter: Tensor, value: Tensor) -> Tensor:
-        np.save(self._path(self._names[id(parameter)]), value.numpy())
+    def save(parameter: Tensor, value: Tensor) -> Tensor:
+        np.save(files[id(parameter)], value.numpy())
         return parameter
 
-    def __call__(self, key: str, channels: slice) -> Tensor:
-        """Return the indices `channels` of a parameter's first axis."""
-        return torch.from_numpy(np.array(np.load(self._path(key), mmap_mode="r")[channels]))
+    def read(key: str, channels: slice) -> Tensor:
+        return torch.from_numpy(np.array(np.load(f"{folder.name}/{key}.npy", mmap_mode="r")[channels]))
 
-    def _path(self, key: str) -> Path:
-        return Path(self._folder.name) / f"{key}.npy"
-
-
-class _Parts(TorchParts):
-    def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        convolved = self.network.stem[0](x)
-        return convolved, self.network.stem[1:](convolved)
-
-    def unit(self, stage: int, layer: int, x: Tensor) -> Tensor:
-        output: Tensor = self.network.stages[stage].blocks[layer](x)
-        return output
-
-    def pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.network.norm(x)
-        return x, self.network.forward_head(x, pre_logits=True).flatten(1)
-
-    def logits(self, features: Tensor) -> Tensor:
-        output: Tensor = self.network.head.fc(features[:, :, None, None])
-        return output.flatten(1)
+    with Intercept({Tensor.copy_: save}):
+        network.load_pretrained(str(path))
+    return read

@@ -1,4 +1,4 @@
-"""A reference in a process of its own: frameworks conflict within one process, and keep memory until the end."""
+"""A reference in a separate process: frameworks conflict within one process, and keep memory until the end."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
-from convert.network.runner import Batches, Implementation, PartRunner
+from convert.network.runner import Batches, Implementation
+from convert.network.taps import Part
 from convert.references.registry import REFERENCES, Reference
 
 ENVIRONMENT = {
@@ -59,31 +59,30 @@ class ReferenceProcess:
 
     def load(self, dtype: str) -> Implementation:
         """Return the network in `float32` or `float64`; it replaces the one that was loaded before."""
-        self.send(("load", dtype))
-        return _Remote(self, **self.receive())
+        self.send(dtype)
+        return _Remote(self, *self.receive())
 
-    def send(self, request: tuple[Any, ...]) -> None:
+    def send(self, request: Any) -> None:
+        """Send a dtype to load, or the arguments with which the loaded network is run."""
         with contextlib.suppress(OSError):  # `receive` reports why the process has ended
             self._connection.send(request)
 
     def receive(self) -> Any:
         """Return the next answer of the process. Raises `CheckpointError` if it has failed or ended."""
         try:
-            kind, answer = self._connection.recv()
+            failure, answer = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join()
             last = self._log.read_text("utf-8", "replace").strip().splitlines()[-1:]
-            kind, answer = "failed", "".join(last) or f"it ended with status {self._process.exitcode}"
-        if kind == "failed":
-            raise CheckpointError(f"{self._reference.name} could not be run: {answer}")
+            failure, answer = "".join(last) or f"it ended with status {self._process.exitcode}", None
+        if failure:
+            raise CheckpointError(f"{self._reference.name} could not be run: {failure}")
         return answer
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._process.kill()
         self._process.join()
         self._connection.close()
@@ -91,7 +90,7 @@ class ReferenceProcess:
 
 
 @dataclass(frozen=True)
-class _Remote(PartRunner):
+class _Remote:
     """An `Implementation` that runs in a process."""
 
     process: ReferenceProcess
@@ -99,9 +98,9 @@ class _Remote(PartRunner):
     dtype: str
     about: Mapping[str, str]
 
-    def run(self, kind: str, x: Batches, *place: int) -> list[Batches]:
-        """Call the method `kind` of the implementation in the process; results arrive one at a time."""
-        self.process.send((kind, *place, dict(x)))
+    def run(self, part: Part, x: Batches) -> list[Batches]:
+        """Run a part in the process; results arrive one at a time."""
+        self.process.send((part, dict(x)))
         return list(iter(self.process.receive, None))
 
 
@@ -125,27 +124,17 @@ def _serve(connection: Connection, log: Path, reference: str, path: Path, checkp
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
-        REFERENCES[reference].module()
+        module = REFERENCES[reference].module()
         with Checkpoint(path, checkpoint_name) as checkpoint:
             while True:
-                try:
-                    request = connection.recv()
-                except EOFError:
-                    return
-                if request[0] == "load":
-                    implementation = REFERENCES[reference].load(checkpoint, request[1])
-                    about = {key: getattr(implementation, key) for key in ("name", "dtype", "about")}
-                    connection.send(("loaded", about))
+                request = connection.recv()
+                if isinstance(request, str):
+                    network = module.load(checkpoint, request)
+                    connection.send(("", (network.name, network.dtype, network.about)))
                 else:
-                    _call(connection, implementation, *request)
+                    for values in (*network.run(*request), None):
+                        connection.send(("", values))
                 del request  # frees the activations before the next ones arrive
     except Exception as error:
-        connection.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
-
-
-def _call(connection: Connection, implementation: Implementation, method: str, *arguments: Any) -> None:
-    """Run one part and send the results one at a time."""
-    result = getattr(implementation, method)(*arguments)
-    for values in result if isinstance(result, tuple) else (result,):
-        connection.send(("result", values))
-    connection.send(("end", None))
+        with contextlib.suppress(OSError):  # the connection has ended with the parent
+            connection.send((f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", None))

@@ -144,7 +144,7 @@ def plots(checks: Sequence[Check]) -> list[Plot]:
 
 
 def _name(checks: Sequence[Check]) -> str:
-    """Return the name of a run without its dtype and mode."""
+    """Return the name of a run without dtype and mode."""
     return checks[0].implementation + (" on the source" if checks[0].side == SOURCE else "")
 
 

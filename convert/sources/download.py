@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
@@ -16,12 +15,12 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from convert.errors import CheckpointError, DownloadError
 from convert.files.base import file_sha256
 from convert.progress import Progress
-from convert.sources.hub_client import http_library
+from convert.sources.hub_client import CONNECT_TIMEOUT, http_library
 from convert.sources.partial import Partial, lock_path, partial_file
 from convert.sources.remote import RemoteFile, info_path
 
-CONNECT_TIMEOUT, TIMEOUT = 10.0, 30.0
-"""Seconds that opening a connection may take, and that a connection may stay without a byte."""
+TIMEOUT = 30.0
+"""Seconds that a connection may stay without a byte."""
 PATIENCE = 120.0
 """Seconds without a new byte after which the download from a server that has answered fails."""
 UNREACHED_PATIENCE = 3.0
@@ -91,7 +90,7 @@ class _FinalError(Exception):
 def _complete(part: Partial, url: str, progress: Progress) -> None:
     """Fetch the missing bytes and give the file the final name. Raises `DownloadError` and `OSError`."""
     httpx = http_library()
-    temporary = (_TemporaryError, httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError)
+    temporary = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx.RemoteProtocolError)
     patience = _Patience(part, progress)
     try:
         with httpx.Client(
@@ -100,9 +99,8 @@ def _complete(part: Partial, url: str, progress: Progress) -> None:
             headers={"Accept-Encoding": "identity"},
         ) as client:
             for _ in range(2):  # the fault may lie in bytes of an earlier process, or on the way
-                retrying = patience.retrying((*temporary, httpx.RemoteProtocolError))
                 while not part.complete:
-                    retrying(_attempt, client, part, url, patience)
+                    patience.retrying((_TemporaryError, *temporary))(_attempt, client, part, url, patience)
                 if (fault := part.fault) is None:
                     part.finish()
                     return
@@ -139,19 +137,15 @@ def _attempt(client: Any, part: Partial, url: str, patience: _Patience) -> None:
             raise _FinalError("answers with a web page; the network may ask for a login")
         if status == 200:
             part.begin(RemoteFile.from_headers(url, response.headers))
-        _check_space(part)
+        missing, available = part.size - part.done, shutil.disk_usage(part.path.parent).free
+        if available < missing:
+            raise _FinalError(f"needs {missing / 1e9:.2f} GB on the disk, {available / 1e9:.2f} GB are available")
         for chunk in response.iter_raw():
             part.append(chunk)
             patience.advance()
-    part.end()
+    part.ended = True
     if not part.complete:
         raise _TemporaryError(f"ended after {part.done} of {part.size} bytes")
-
-
-def _check_space(part: Partial) -> None:
-    missing, available = part.size - part.done, shutil.disk_usage(part.path.parent).free
-    if available < missing:
-        raise _FinalError(f"needs {missing / 1e9:.2f} GB on the disk, {available / 1e9:.2f} GB are available")
 
 
 class _Patience:
@@ -164,9 +158,7 @@ class _Patience:
 
     def retrying(self, temporary: tuple[type[Exception], ...]) -> Retrying:
         retry = retry_if_exception_type(temporary)
-        return Retrying(
-            retry=retry, wait=self._wait, stop=self._is_over, before_sleep=self._announce, sleep=sleep, reraise=True
-        )
+        return Retrying(sleep, self._is_over, self._wait, retry, before_sleep=self._announce, reraise=True)
 
     def advance(self) -> None:
         """Report the bytes that have arrived; start over if they are new."""
@@ -192,9 +184,5 @@ def _seconds(retry_after: str) -> float:
     if retry_after.isdecimal():
         return float(retry_after)
     with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, (parsedate_to_datetime(retry_after) - _now()).total_seconds())
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time())
     return 0.0
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -17,7 +17,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from convert.files.base import CHUNK
-from convert.files.detect import kind
+from convert.files.containers import kind
 from convert.progress import Progress
 from convert.sources.remote import RemoteFile, info_path
 
@@ -113,10 +113,6 @@ class Partial:
             error.filename = str(part_path(self.path))
             raise
 
-    def end(self) -> None:
-        """Note that the server ended the file here."""
-        self._ended = True
-
     def clear(self) -> None:
         """Delete the bytes and forget where they come from."""
         self._file.truncate(0)
@@ -134,9 +130,7 @@ class Partial:
     @property
     def complete(self) -> bool:
         """True if every byte has arrived; where the server states no size, if the server ended the file."""
-        if self.remote is None or self.remote.size is None:
-            return self._ended
-        return self.done >= self.remote.size
+        return self.done >= self.size if self.size else self.ended
 
     @property
     def fault(self) -> str | None:
@@ -165,7 +159,8 @@ class Partial:
     def _forget(self) -> None:
         self.remote = None
         self.done = 0
-        self._ended = False
+        self.ended = False
+        """True once the server has ended the file."""
         self._hashes: dict[str, Any] = {
             "crc32c": google_crc32c.Checksum(),
             "md5": hashlib.md5(usedforsecurity=False),

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from functools import cache
 from pathlib import Path
 
 from bit.config import PUBLISHED, BitConfig
 from convert.errors import CheckpointError, DownloadError, did_you_mean
-from convert.layouts.timm import MODELS
 from convert.progress import Progress
 from convert.published import catalogue
-from convert.published.catalogue import Published
+from convert.published.catalogue import Published, find
 from convert.sources import synthetic
 from convert.sources.hub_client import http_library, quiet_hub
 
@@ -22,7 +20,6 @@ SYNTHETIC = {f"Synthetic-{architecture}": architecture for architecture in (*PUB
 ACCEPTED = "a file or folder, a name that `bit list` prints, timm's name of one, Synthetic-R50x1 or hf:owner/name"
 WEIGHTS = (".npz", ".h5", ".bin", ".pth", ".pt", ".tar")
 """Extensions of weights on the Hub in repositories without safetensors."""
-FILES = (*WEIGHTS, ".safetensors", ".onnx", ".json")
 HUB = re.compile(r"(?P<prefix>hf:)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -49,7 +46,7 @@ def locate(checkpoint: str, folder: Path, progress: Progress, mirror: str | None
             progress("generating seeded weights", 0, 0)
             synthetic.write_npz(kept, BitConfig.from_architecture(SYNTHETIC[checkpoint]))
         return kept
-    if (item := _published().get(checkpoint)) is not None:
+    if (item := _published(checkpoint)) is not None:
         from convert.sources.download import download
 
         kept = folder / Path(item.address).name
@@ -57,7 +54,8 @@ def locate(checkpoint: str, folder: Path, progress: Progress, mirror: str | None
         return kept
     if (match := _on_hub(checkpoint)) is not None:
         return _from_hub(checkpoint, match["repository"], match["revision"], progress)
-    hint = did_you_mean(checkpoint, (*_published(), *SYNTHETIC))
+    published = [name for item in catalogue.published().values() for name in (item.name, item.timm_name) if name]
+    hint = did_you_mean(checkpoint, (*published, *SYNTHETIC))
     raise CheckpointError(f"there is no file {checkpoint!r}, and it is not a known name{hint}; accepted are {ACCEPTED}")
 
 
@@ -75,15 +73,9 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-@cache
-def _published() -> dict[str, Published]:
-    """Return the published checkpoints by Google's name and by timm's."""
-    known = catalogue.published()
-    for item in tuple(known.values()):
-        if item.evaluation.tag and not item.name.endswith(".h5"):
-            name = f"{MODELS[item.architecture]}.{item.evaluation.tag}"
-            known = {**known, name: item, f"timm/{name}": item}
-    return known
+def _published(name: str) -> Published | None:
+    """Return the published checkpoint with this name, Google's or timm's."""
+    return find(name.removeprefix("timm/"))
 
 
 def _on_hub(checkpoint: str) -> re.Match[str] | None:
@@ -91,8 +83,9 @@ def _on_hub(checkpoint: str) -> re.Match[str] | None:
     match = HUB.fullmatch(checkpoint)
     if match is None or match["prefix"]:
         return match
-    local = checkpoint.endswith(FILES) or user_path(checkpoint.split("/")[0]).exists()
-    return None if local or checkpoint in _published() else match
+    file = checkpoint.endswith((*WEIGHTS, ".safetensors", ".onnx", ".json"))
+    local = file or user_path(checkpoint.split("/")[0]).exists()
+    return None if local or _published(checkpoint) is not None else match
 
 
 def _from_hub(checkpoint: str, repository: str, revision: str | None, progress: Progress) -> Path:
@@ -103,12 +96,11 @@ def _from_hub(checkpoint: str, repository: str, revision: str | None, progress: 
     quiet_hub()
     progress(f"fetching {repository}", 0, 0)
     try:
-        names = HfApi().list_repo_files(repository, revision=revision)
+        names = [name for name in HfApi().list_repo_files(repository, revision=revision) if "/" not in name]
         weights = [name for name in names if name.endswith(".safetensors")]
         weights = weights or [name for name in names if name.endswith(WEIGHTS)]
-        wanted = [name for name in (*weights, *names) if name in weights or name.endswith(".json")]
-        top = [name for name in dict.fromkeys(wanted) if "/" not in name]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=top))
+        settings = [name for name in names if name.endswith(".json")]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=weights + settings))
     except (HfHubHTTPError, HFValidationError, http_library().HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         missing = "" if checkpoint.startswith("hf:") else f"there is no file {checkpoint!r}, and "

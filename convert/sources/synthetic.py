@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bit.config import BitConfig
 from convert.files.atomic import new_file
 from convert.files.base import Tensor
-from convert.files.writers import open_writer, ordered
+from convert.files.npz import NpzWriter
 from convert.layouts.google import GOOGLE
 from convert.network.dtypes import FLOAT32
 from convert.network.parameters import parameters
@@ -46,8 +46,8 @@ def parameter(key: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.flo
 def write_npz(path: Path, config: BitConfig, seed: int = 0) -> None:
     """Write a checkpoint of the network that `config` describes, whole or not at all."""
     shapes = {GOOGLE.key(item.place): GOOGLE.shape(item) for item in parameters(config)}
-    tensors = ordered("npz", [Tensor(key, shape, FLOAT32) for key, shape in shapes.items()])
-    with new_file(path) as partial, open_writer("npz", partial, tensors) as writer:
+    tensors = NpzWriter.ordered(Tensor(key, shape, FLOAT32) for key, shape in shapes.items())
+    with new_file(path) as partial, NpzWriter(partial, tensors) as writer:
         for tensor in tensors:
             writer.write(tensor, [parameter(tensor.key, tensor.shape, seed).reshape(-1)])
         writer.finish()

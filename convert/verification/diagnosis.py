@@ -8,10 +8,10 @@ from itertools import chain, islice
 
 import numpy as np
 
-from convert.network.oracle import Array, Oracle
+from convert.network.oracle import Oracle
 from convert.network.parameters import parameters
 from convert.network.runner import Batches, Implementation, run_part
-from convert.network.taps import Part
+from convert.network.taps import Array, Part
 from convert.verification import mistakes
 from convert.verification.metrics import relative_l2
 from convert.verification.mistakes import Mistake

@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.network.oracle import Array, Arrays, Oracle, pool_windows
+from convert.network.oracle import Arrays, Oracle, pool_windows
 from convert.network.parameters import ALL, parameters
+from convert.network.taps import Array
 from convert.verification.metrics import relative_l2
 
 EPSILONS = (1e-10, 1e-8, 1e-6, 1e-5)

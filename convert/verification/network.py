@@ -143,7 +143,7 @@ class _Comparison:
             return "it reads neither the converted layout nor the layout of the source"
         if reference.missing is not None:
             return f"{reference.missing} is not installed: pip install -e '.[{reference.extra}]'"
-        return found if reference.each else found[:1]
+        return found if reference.layouts else found[:1]
 
 
 def _started(

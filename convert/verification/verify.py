@@ -23,7 +23,7 @@ from convert.conversion.plan import plan as make_plan
 from convert.conversion.write import origin_of
 from convert.errors import CheckpointError, ConvertError
 from convert.files.base import combined_sha256, file_sha256
-from convert.files.detect import kind
+from convert.files.containers import kind
 from convert.network.parameters import parameters
 from convert.progress import Progress
 from convert.references.recordings import SHIPPED, find_recordings

@@ -23,7 +23,7 @@ from support.reading import load
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
 from convert.files.base import file_sha256
-from convert.files.detect import open_weights
+from convert.files.containers import open_weights
 from convert.files.pytorch import LegacyPickle, ZippedPickle
 
 ARRAY = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from support.networks import TINY
 
 from convert.network import runner
-from convert.network.runner import Batches, PartRunner, by_channels, run_network, run_part
+from convert.network.runner import Batches, by_channels, run_network, run_part
 from convert.network.taps import Part, parts, tap_names
 
 POOLED = Part("pooled", ("doubled", "sum"), "norm")
 
 
-class Counting(PartRunner):
+class Counting:
     """Doubles each image and sums it up, and keeps the number of images of every call."""
 
     name, dtype, about = "counting", "float64", {}  # type: ignore[var-annotated]
@@ -25,23 +25,23 @@ class Counting(PartRunner):
     def __init__(self) -> None:
         self.pieces: list[dict[str, int]] = []
 
-    def run(self, kind: str, x: Batches, *place: int) -> list[Batches]:
+    def run(self, part: Part, x: Batches) -> list[Batches]:
         self.pieces.append({name: len(images) for name, images in x.items()})
         doubled = {name: images * 2 for name, images in x.items()}
         return [doubled, {name: images.sum((1, 2, 3))[:, None] for name, images in x.items()}]
 
 
-class Noting(PartRunner):
+class Noting:
     """Notes the parts that it runs, and adds one to the values."""
 
     name, dtype, about = "noting", "float64", {}  # type: ignore[var-annotated]
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, tuple[int, ...], float]] = []
+        self.calls: list[tuple[Part, float]] = []
 
-    def run(self, kind: str, x: Batches, *place: int) -> list[Batches]:
-        self.calls.append((kind, place, float(x["a"].max())))
-        return [{"a": x["a"] + 1}] * (2 if kind in ("stem", "pooled") else 1)
+    def run(self, part: Part, x: Batches) -> list[Batches]:
+        self.calls.append((part, float(x["a"].max())))
+        return [{"a": x["a"] + 1}] * len(part.taps)
 
 
 def _batches(counts: list[tuple[int, int]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -56,7 +56,7 @@ def test_pieces_change_nothing_and_are_small(counts: list[tuple[int, int]]) -> N
         patch.setattr(runner, "AT_ONCE", 300)
         found = dict(run_part(counting, POOLED, inputs))
     assert list(found) == ["doubled", "sum"]
-    for tap, expected in zip(POOLED.taps, Counting().pooled(inputs), strict=True):
+    for tap, expected in zip(POOLED.taps, Counting().run(POOLED, inputs), strict=True):
         assert list(found[tap]) == list(inputs)
         for name, value in expected.items():
             np.testing.assert_array_equal(found[tap][name], value)
@@ -69,9 +69,7 @@ def test_each_part_runs_once_on_the_output_of_the_part_before() -> None:
     noting = Noting()
     taps = [tap for tap, _ in run_network(noting, TINY, {"a": np.zeros((1, 2, 2, 3))})]
     assert taps == tap_names(TINY)
-    places = [(part.stage, part.layer) if part.kind == "unit" else () for part in parts(TINY)]
-    kinds = [part.kind for part in parts(TINY)]
-    assert noting.calls == [(kind, place, float(n)) for n, (kind, place) in enumerate(zip(kinds, places, strict=True))]
+    assert noting.calls == [(part, float(number)) for number, part in enumerate(parts(TINY))]
 
 
 @given(st.integers(1, 500), st.integers(1, 10**9))

@@ -15,6 +15,7 @@ from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
 from convert.network.inputs import batches
+from convert.network.taps import parts
 from convert.references.registry import REFERENCES
 from convert.references.worker import ReferenceProcess
 from convert.sources.synthetic import write_npz
@@ -112,14 +113,14 @@ def test_a_reference_whose_process_is_killed_is_an_error_in_words(tiny_graph: Pa
         implementation = process.load("float32")
         os.kill(process.identifier, signal.SIGKILL)
         with pytest.raises(CheckpointError, match="onnxruntime could not be run: it ended with status -9"):
-            implementation.stem(batches())
+            implementation.run(parts(checkpoint.config)[0], batches())
 
 
 def test_a_reference_that_fails_gives_the_reason(tiny_graph: Path) -> None:
     with Checkpoint(tiny_graph) as checkpoint, ReferenceProcess(REFERENCES["onnxruntime"], checkpoint) as process:
         implementation = process.load("float32")
-        with pytest.raises(CheckpointError, match=r"onnxruntime could not be run: .*channels"):
-            implementation.stem(batches(channels=5))
+        with pytest.raises(CheckpointError, match=r"onnxruntime could not be run: .*Got: 5 Expected: 3"):
+            implementation.run(parts(checkpoint.config)[0], batches(channels=5))
 
 
 def test_a_reference_process_leaves_the_environment_as_it_was(tiny_graph: Path) -> None:

@@ -12,7 +12,7 @@ from convert.checkpoints.checkpoint import Checkpoint
 from convert.network import runner
 from convert.network.inputs import images
 from convert.network.runner import run_network
-from convert.references import torch_streaming
+from convert.network.taps import parts
 from convert.references.registry import REFERENCES
 from convert.references.torch_streaming import Intercept, StreamedNetwork, no_weights
 from convert.verification.metrics import relative_l2
@@ -26,11 +26,10 @@ def test_a_few_filters_at_a_time_compute_the_same_as_all_at_once(
 ) -> None:
     folder = convert(tiny_npz, "timm" if name == "timm" else "transformers", tmp_path / "out")
     with Checkpoint(folder) as checkpoint:
-        expected = dict(run_network(REFERENCES[name].load(checkpoint, "float64"), checkpoint.config, INPUTS))
-        for module in (runner, torch_streaming):
-            monkeypatch.setattr(module, "WEIGHTS_AT_ONCE", 10_000)
+        expected = dict(run_network(REFERENCES[name].module().load(checkpoint, "float64"), checkpoint.config, INPUTS))
+        monkeypatch.setattr(runner, "WEIGHTS_AT_ONCE", 10_000)
         sizes: list[int] = []
-        network = REFERENCES[name].load(checkpoint, "float64")
+        network = REFERENCES[name].module().load(checkpoint, "float64")
         assert isinstance(network, StreamedNetwork)
         read = network._read
         network._read = lambda key, channels: (value := read(key, channels), sizes.append(value.numel() * 8))[0]
@@ -41,7 +40,7 @@ def test_a_few_filters_at_a_time_compute_the_same_as_all_at_once(
 
 def test_weights_are_held_only_while_a_part_runs(tiny_npz: Path) -> None:
     with Checkpoint(tiny_npz) as checkpoint:
-        network = REFERENCES["pytorch"].load(checkpoint, "float64")
+        network = REFERENCES["pytorch"].module().load(checkpoint, "float64")
         assert isinstance(network, StreamedNetwork)
         for _ in run_network(network, checkpoint.config, INPUTS):
             assert all(parameter.is_meta for parameter in network.network.parameters())
@@ -49,10 +48,10 @@ def test_weights_are_held_only_while_a_part_runs(tiny_npz: Path) -> None:
 
 def test_a_tensor_of_another_shape_is_refused_with_both_shapes(tiny_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Checkpoint(tiny_npz) as checkpoint:
-        network = REFERENCES["pytorch"].load(checkpoint, "float64")
+        network = REFERENCES["pytorch"].module().load(checkpoint, "float64")
         monkeypatch.setattr(network, "_read", lambda key, channels: torch.zeros(1, 2, 3, 4))
         with pytest.raises(ValueError, match=r"has shape \[1, 2, 3, 4\], expected \[32, 3, 7, 7\]"):
-            network.stem(INPUTS)
+            network.run(parts(checkpoint.config)[0], INPUTS)
 
 
 def test_networks_are_made_on_the_meta_device_without_random_numbers() -> None:

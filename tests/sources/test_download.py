@@ -216,7 +216,7 @@ def test_a_busy_server_gets_the_time_that_it_asks_for(
 def test_a_download_ends_if_the_server_asks_for_too_much_time(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: str
 ) -> None:
-    monkeypatch.setattr(policy, "_now", lambda: datetime(2026, 1, 1, 12, tzinfo=UTC))
+    monkeypatch.setattr(policy, "time", datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp)
     bucket.faults = [Fault(status=503, headers={"Retry-After": wait})]
     with pytest.raises(DownloadError, match="answers 503 Service Unavailable and asks to wait 3600 seconds"):
         download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.files.detect import open_weights
+from convert.files.containers import open_weights
 
 
 def load_all(path: Path) -> dict[str, NDArray[np.generic]]:

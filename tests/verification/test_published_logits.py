@@ -18,8 +18,9 @@ from support.conversions import convert
 from bit.image_processing import BitImageProcessorPil
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.network.inputs import images
-from convert.network.oracle import Array, Oracle
+from convert.network.oracle import Oracle
 from convert.network.runner import run_network
+from convert.network.taps import Array
 from convert.verification.metrics import relative_l2
 
 LOGITS = np.array([-0.6526, -0.5263, -1.4398])

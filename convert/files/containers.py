@@ -1,23 +1,42 @@
-"""Open a file of weights by content, whatever the file is called."""
+"""Find the reader of a file of weights, by content and not by name, and the writer of a container."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import importlib.util
 from pathlib import Path
+from pkgutil import resolve_name
 from zipfile import BadZipFile, ZipFile
 
 from convert.errors import CheckpointError
-from convert.files.base import TensorFile
-from convert.files.npz import NpzFile
-from convert.files.safetensors import SafetensorsFile
+from convert.files.base import TensorFile, Writer
 from convert.files.sharded import INDEX_SUFFIX, ShardedFile
 
-ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-"""First bytes of a zip archive: a member, or the end of an empty archive."""
-HDF5 = b"\x89HDF\r\n\x1a\n"
-LEGACY_PICKLE = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-"""First bytes of a file that PyTorch before 1.6 wrote (torch.serialization, `MAGIC_NUMBER`, pickled)."""
-PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
+MARKS: dict[str, tuple[bytes, ...]] = {
+    "zip": (b"PK\x03\x04", b"PK\x05\x06"),  # a member, or the end of an empty archive
+    "h5": (b"\x89HDF\r\n\x1a\n",),
+    # PyTorch before 1.6 (torch.serialization, `MAGIC_NUMBER`, pickled)
+    "legacy pytorch": (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19",),
+    "pickle": tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6)),
+}
+"""First bytes of a file, by format."""
+READERS = {
+    "npz": "convert.files.npz:NpzFile",
+    "safetensors": "convert.files.safetensors:SafetensorsFile",
+    "h5": "convert.files.h5:H5File",
+    "pytorch": "convert.files.pytorch:ZippedPickle",
+    "legacy pytorch": "convert.files.pytorch:LegacyPickle",
+    "onnx": "convert.files.onnx:OnnxFile",
+}
+"""The class that reads each format, imported when it is needed. `WRITERS` likewise."""
+WRITERS = {
+    "npz": "convert.files.npz:NpzWriter",
+    "safetensors": "convert.files.safetensors:SafetensorsWriter",
+    "h5": "convert.files.h5:H5Writer",
+    "onnx": "convert.files.onnx:OnnxWriter",
+}
+PYTORCH = ("torch", "a PyTorch file; reading it needs PyTorch")
+NEEDED = {"pytorch": PYTORCH, "legacy pytorch": PYTORCH, "onnx": ("onnx", "an ONNX file; reading it needs onnx")}
+"""The optional package, also the name of the extra, that reads a format; and how an error continues without it."""
 KINDS = "safetensors, npz, h5, a file of torch.save, ONNX, or an index of shards"
 
 
@@ -32,32 +51,22 @@ def open_weights(path: Path) -> TensorFile:
     return ShardedFile(file, _open) if kind(file) == "index" else _open(file)
 
 
+def writer_of(container: str) -> type[Writer]:
+    """Return the class that writes a new file of `container`: `npz`, `safetensors`, `h5` or `onnx`."""
+    found: type[Writer] = resolve_name(WRITERS[container])
+    return found
+
+
 def _open(file: Path) -> TensorFile:
-    match kind(file):
-        case "npz":
-            return NpzFile(file)
-        case "safetensors":
-            return SafetensorsFile(file)
-        case "h5":
-            from convert.files.h5 import H5File
-
-            return H5File(file)
-        case "pytorch":
-            from convert.files.pytorch import ZippedPickle
-
-            return ZippedPickle(file)
-        case "legacy pytorch":
-            from convert.files.pytorch import LegacyPickle
-
-            return LegacyPickle(file)
-        case "onnx":
-            if find_spec("onnx") is None:
-                raise CheckpointError(f"{file} is an ONNX file; reading it needs onnx: pip install -e '.[onnx]'")
-            from convert.files.onnx import OnnxFile
-
-            return OnnxFile(file)
-        case "pickle":
-            raise CheckpointError(f"{file} is a pickle that torch.save did not write; such files are not read")
+    found = kind(file)
+    package, needs = NEEDED.get(found or "", ("", ""))
+    if package and importlib.util.find_spec(package) is None:
+        raise CheckpointError(f"{file} is {needs}: pip install -e '.[{package}]'")
+    if found in READERS:
+        opened: TensorFile = resolve_name(READERS[found])(file)
+        return opened
+    if found == "pickle":
+        raise CheckpointError(f"{file} is a pickle that torch.save did not write; such files are not read")
     empty = "" if file.stat().st_size else "; it is empty"
     raise CheckpointError(f"{file} is not a file of weights (expected {KINDS}){empty}")
 
@@ -68,20 +77,15 @@ def kind(path: Path) -> str | None:
         start = file.read(64)
     if start[7:9] == b"\0{":  # first, because the bytes before are a length and can equal any other mark
         return "safetensors"
-    if start.startswith(ZIP):
-        return "pytorch" if b"/data.pkl" in start or _is_pickled(path) else "npz"
-    if start.startswith(HDF5):
-        return "h5"
-    if start.startswith(LEGACY_PICKLE):
-        return "legacy pytorch"
-    if start.startswith(PICKLES):
-        return "pickle"
     if start.lstrip().startswith(b"{") and path.name.endswith(INDEX_SUFFIX):
         return "index"
     # A protocol buffer has no mark; it starts with the version of the format and the name of the producer.
     if start[:1] == b"\x08" and start[2:3] == b"\x12":
         return "onnx"
-    return None
+    found = next((name for name, marks in MARKS.items() if start.startswith(marks)), None)
+    if found == "zip":
+        return "pytorch" if b"/data.pkl" in start or _is_pickled(path) else "npz"
+    return found
 
 
 def _is_pickled(path: Path) -> bool:
