@@ -7,15 +7,15 @@ standardization, Qiao et al. (arXiv 1903.10520). Constants are those of google-r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from bit.config import NORM_EPS, BitConfig
-from convert.network.parameters import ALL
-from convert.network.runner import Batches, by_channels
+from convert.network.parameters import ALL, unit_name
+from convert.network.runner import Batches, by_channels, compute
 from convert.network.taps import Array, Part
 
 Arrays = Mapping[str, Array]
@@ -44,20 +44,21 @@ class Oracle:
         self.dtype = np.dtype(dtype).name
         self.about = {"version": f"NumPy {np.__version__}", "device": "CPU"}
 
-    def run(self, part: Part, x: Batches) -> list[Arrays]:
+    def run(self, part: Part, x: Batches) -> Sequence[Arrays]:
         """Return the values of the part's taps, in order. Images are `[N, H, W, num_channels]` in [-1, 1]."""
-        x = {name: values.astype(self.dtype, copy=False) for name, values in x.items()}
-        match part.kind:
-            case "stem":
-                convolved = self.convolution(x, "stem", stride=2)
-                return [convolved, {name: self.pool(values) for name, values in convolved.items()}]
-            case "unit":
-                stride = 2 if part.stage and not part.layer else 1
-                return [self.bottleneck(x, part.prefix, stride, projects=part.layer == 0)]
-            case "pooled":
-                normalized = self.norm_relu(x, "norm")
-                return [normalized, {name: values.mean(axis=(1, 2)) for name, values in normalized.items()}]
-        return [self.head(x)]
+        return compute(self, part, {name: values.astype(self.dtype, copy=False) for name, values in x.items()})
+
+    def stem(self, x: Arrays) -> list[Arrays]:
+        convolved = self.convolution(x, "stem", stride=2)
+        return [convolved, {name: self.pool(values) for name, values in convolved.items()}]
+
+    def unit(self, stage: int, layer: int, x: Arrays) -> Arrays:
+        stride = 2 if stage and not layer else 1
+        return self.bottleneck(x, unit_name(stage, layer), stride, projects=layer == 0)
+
+    def pooled(self, x: Arrays) -> list[Arrays]:
+        normalized = self.norm_relu(x, "norm")
+        return [normalized, {name: values.mean(axis=(1, 2)) for name, values in normalized.items()}]
 
     def bottleneck(self, inputs: Arrays, layer: str, stride: int, projects: bool) -> dict[str, Array]:
         """Run a pre-activation bottleneck; the 3×3 convolution has the stride."""
@@ -74,13 +75,13 @@ class Oracle:
         kernel = kernel if self.folded else standardize(kernel, self.config.ws_eps)
         return {name: convolve(x, kernel, stride) for name, x in inputs.items()}
 
-    def head(self, inputs: Arrays) -> dict[str, Array]:
+    def logits(self, x: Arrays) -> dict[str, Array]:
         """Compute some classes at a time: the 21843 of R152x4 have 1.4 GB of weights in float64."""
-        found: dict[str, list[Array]] = {name: [] for name in inputs}
+        found: dict[str, list[Array]] = {name: [] for name in x}
         for classes in by_channels(self.config.num_labels, 8 * self.config.num_labels * self.config.hidden_sizes[-1]):
             kernel, bias = self.weight("head/kernel", classes), self.weight("head/bias", classes)
-            for name, x in inputs.items():
-                found[name].append(x @ kernel + bias)
+            for name, features in x.items():
+                found[name].append(features @ kernel + bias)
         return {name: np.concatenate(logits, axis=1) for name, logits in found.items()}
 
     def norm_relu(self, inputs: Arrays, layer: str) -> dict[str, Array]:

@@ -48,6 +48,34 @@ class Implementation(Protocol):
         """
 
 
+class Network(Protocol):
+    """The four steps of a network, on arrays of one library."""
+
+    def stem(self, x: Any) -> Sequence[Any]:
+        """Return the convolution of images in [-1, 1], and the pooled convolution."""
+
+    def unit(self, stage: int, layer: int, x: Any) -> Any:
+        """Return the output of one unit; `stage` and `layer` count from 0."""
+
+    def pooled(self, x: Any) -> Sequence[Any]:
+        """Return the last norm with ReLU, and the mean of that over the image."""
+
+    def logits(self, x: Any) -> Any:
+        """Return the logits of pooled features."""
+
+
+def compute(network: Network, part: Part, x: Any) -> Sequence[Any]:
+    """Return the values of a part's taps, in order."""
+    match part.kind:
+        case "stem":
+            return network.stem(x)
+        case "unit":
+            return [network.unit(part.stage, part.layer, x)]
+        case "pooled":
+            return network.pooled(x)
+    return [network.logits(x)]
+
+
 def run_each(
     compute: Callable[[NDArray[Any]], Sequence[Any]], inputs: Batches, dtype: str, channels: int = -1
 ) -> list[Batches]:

@@ -15,8 +15,8 @@ import numpy as np
 from bit.flax import GroupNorm, StandardizedConv, Stem, Unit, max_pool
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.layouts.flax import FLAX
-from convert.network.parameters import ALL, parameters
-from convert.network.runner import Batches, Implementation, by_channels, run_each
+from convert.network.parameters import ALL, parameters, unit_name
+from convert.network.runner import Batches, Implementation, by_channels, compute, run_each
 from convert.network.taps import Part
 
 LAYERS = (StandardizedConv, GroupNorm, nn.Dense)
@@ -42,24 +42,25 @@ class _Flax:
     def run(self, part: Part, x: Batches) -> list[Batches]:
         if part.kind == "unit" and part.layer == 0:  # the shapes of the stage before do not come again
             jax.clear_caches()
-        return run_each(partial(self._taps, part), x, self.dtype)
+        return run_each(partial(compute, self, part), x, self.dtype)
 
-    def _taps(self, part: Part, x: np.ndarray[Any, Any]) -> list[jax.Array]:
-        config = self._config
-        match part.kind:
-            case "stem":
-                convolved = self._apply(Stem(config), "root_block", x)
-                return [convolved, max_pool(convolved)]
-            case "unit":
-                return [self._apply(Unit(config, part.stage, part.layer == 0), part.prefix, x)]
-            case "pooled":
-                normalized = nn.relu(self._apply(GroupNorm(config.num_groups), "norm-pre-head", x))
-                return [normalized, jnp.mean(normalized, axis=(1, 2))]
-        count, logits = config.num_labels, []
-        for classes in by_channels(count, 8 * count * config.hidden_sizes[-1]):
+    def stem(self, x: Any) -> list[jax.Array]:
+        convolved = self._apply(Stem(self._config), "root_block", x)
+        return [convolved, max_pool(convolved)]
+
+    def unit(self, stage: int, layer: int, x: Any) -> Any:
+        return self._apply(Unit(self._config, stage, layer == 0), unit_name(stage, layer), x)
+
+    def pooled(self, x: Any) -> list[jax.Array]:
+        normalized = nn.relu(self._apply(GroupNorm(self._config.num_groups), "norm-pre-head", x))
+        return [normalized, jnp.mean(normalized, axis=(1, 2))]
+
+    def logits(self, x: Any) -> jax.Array:
+        count, logits = self._config.num_labels, []
+        for classes in by_channels(count, 8 * count * self._config.hidden_sizes[-1]):
             head = nn.Dense(len(range(count)[classes]), precision=jax.lax.Precision.HIGHEST)
             logits.append(self._apply(head, "conv_head", x, classes))
-        return [jnp.concatenate(logits, axis=1)]
+        return jnp.concatenate(logits, axis=1)
 
     def _apply(self, module: nn.Module, path: str, x: np.ndarray[Any, Any], channels: slice = ALL) -> Any:
         """Run a module whose layers are given their weights as they run, the output `channels` of them."""

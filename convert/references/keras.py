@@ -6,18 +6,16 @@ import contextlib
 import gc
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from bit.keras import GroupNorm, Head, RootBlock, StandardizedConv, Unit, max_pool
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.layouts.google import GOOGLE
 from convert.network.parameters import Parameter, parameters
-from convert.network.runner import Batches, Implementation, by_channels, run_each
+from convert.network.runner import Batches, Implementation, by_channels, compute, run_each
 from convert.network.taps import Part
 
 WEIGHTS: dict[Any, tuple[str, ...]] = {GroupNorm: ("gamma", "beta"), StandardizedConv: ("kernel",)}
@@ -46,27 +44,28 @@ class _Keras:
 
     def run(self, part: Part, x: Batches) -> list[Batches]:
         with self._weights_on_call(f"block{part.stage + 1}/" if part.kind == "unit" else ""):
-            return run_each(partial(self._taps, part), x, self.dtype)
+            return run_each(lambda images: compute(self, part, tf.convert_to_tensor(images)), x, self.dtype)
 
-    def _taps(self, part: Part, images: np.ndarray[Any, Any]) -> list[Any]:
-        config, x = self._config, tf.convert_to_tensor(images)
-        match part.kind:
-            case "stem":
-                convolved = RootBlock(config)(x)
-                return [convolved, max_pool(convolved)]
-            case "unit":
-                return [Unit(config, part.stage, part.layer)(x)]
-            case "pooled":
-                normalized = tf.nn.relu(GroupNorm(config.num_groups)(x))
-                return [normalized, tf.reduce_mean(normalized, axis=(1, 2))]
-        count, logits = config.num_labels, []
-        for classes in by_channels(count, 4 * count * config.hidden_sizes[-1]):
-            head = Head(config.replace(num_labels=len(range(count)[classes])))
+    def stem(self, x: Any) -> list[Any]:
+        convolved = RootBlock(self._config)(x)
+        return [convolved, max_pool(convolved)]
+
+    def unit(self, stage: int, layer: int, x: Any) -> Any:
+        return Unit(self._config, stage, layer)(x)
+
+    def pooled(self, x: Any) -> list[Any]:
+        normalized = tf.nn.relu(GroupNorm(self._config.num_groups)(x))
+        return [normalized, tf.reduce_mean(normalized, axis=(1, 2))]
+
+    def logits(self, x: Any) -> Any:
+        count, logits = self._config.num_labels, []
+        for classes in by_channels(count, 4 * count * self._config.hidden_sizes[-1]):
+            head = Head(self._config.replace(num_labels=len(range(count)[classes])))
             head(x[:1])  # the first call makes the weights
             for weight in head.weights:
                 weight.assign(self._weight(self._items[weight.path], classes))
             logits.append(head(x))
-        return [tf.concat(logits, axis=-1)]
+        return tf.concat(logits, axis=-1)
 
     def _weight(self, item: Parameter, channels: slice) -> Any:
         """Return a parameter; zeros while Keras only infers shapes, in a graph that would keep values."""

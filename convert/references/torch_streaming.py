@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convert.network.runner import Batches, by_channels, run_each
+from convert.network.runner import Batches, by_channels, compute, run_each
 from convert.network.taps import Part
 
 Read = Callable[[str, slice], Tensor]
@@ -78,23 +77,25 @@ class StreamedNetwork:
 
     @torch.inference_mode()
     def run(self, part: Part, x: Batches) -> list[Batches]:
-        return run_each(partial(self._taps, part), x, self.dtype, channels=1)
+        return run_each(lambda images: compute(self, part, torch.from_numpy(images)), x, self.dtype, channels=1)
 
-    def _taps(self, part: Part, images: np.ndarray[Any, Any]) -> list[Tensor]:
-        modules, x = self._modules, torch.from_numpy(images)
-        match part.kind:
-            case "stem":
-                convolved: list[Tensor] = []
-                hook = modules.convolution.register_forward_hook(lambda *call: convolved.append(call[2].clone()))
-                pooled = modules.stem(x)
-                hook.remove()
-                return [*convolved, pooled]
-            case "unit":
-                return [modules.stages[part.stage][part.layer](x)]
-            case "pooled":
-                normalized = modules.norm(x)
-                return [normalized, modules.pool(normalized).flatten(1)]
-        return [modules.head(x[:, :, None, None]).flatten(1)]
+    def stem(self, x: Tensor) -> list[Tensor]:
+        convolved: list[Tensor] = []
+        hook = self._modules.convolution.register_forward_hook(lambda *call: convolved.append(call[2].clone()))
+        pooled = self._modules.stem(x)
+        hook.remove()
+        return [*convolved, pooled]
+
+    def unit(self, stage: int, layer: int, x: Tensor) -> Any:
+        return self._modules.stages[stage][layer](x)
+
+    def pooled(self, x: Tensor) -> list[Tensor]:
+        normalized = self._modules.norm(x)
+        return [normalized, self._modules.pool(normalized).flatten(1)]
+
+    def logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self._modules.head(x[:, :, None, None])
+        return logits.flatten(1)
 
     def _forward(self, path: str, module: nn.Module, x: Tensor) -> Tensor:
         """Run a layer's own forward pass with weights that are read for it, and dropped afterwards.
