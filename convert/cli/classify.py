@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 
 import click
 
 from convert.cli.common import json_option
-from convert.cli.terminal import print_json, progress_bar, write
+from convert.cli.terminal import escape, print_result, progress_bar
 
 
 @click.command("classify")
@@ -25,10 +24,8 @@ def classify_command(images: tuple[str, ...], model: str, top: int, as_json: boo
 
     with progress_bar() as progress:
         results = api.classify(images, model, top=top, progress=progress)
-    if as_json:
-        print_json({str(file): [asdict(label) for label in labels] for file, labels in results.items()})
-        return
+    lines: list[str] = []
     for file, labels in results.items():
-        write(f"{file}\n", sys.stdout)
-        for label in labels:
-            write(f"  {label.probability:7.2%}  {label.label}\n", sys.stdout)
+        lines += [escape(file), *(f"  {label.probability:7.2%}  {escape(label.label)}" for label in labels)]
+    values = {str(file): [asdict(label) for label in labels] for file, labels in results.items()}
+    print_result(as_json, values, lines)

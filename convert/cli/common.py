@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from convert.cli.terminal import print_warning
+from convert.cli.terminal import escape, print_warning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,16 +27,6 @@ layout_option = click.option(
     show_default=True,
     help="transformers, timm, google, google-tf2, flax, keras or onnx.",
 )
-checkpoints_option = click.option(
-    "--checkpoints",
-    metavar="DIR",
-    default="checkpoints",
-    show_default=True,
-    help="Folder for downloaded and generated checkpoints.",
-)
-mirror_option = click.option(
-    "--mirror", metavar="URL", envvar="BIT_MIRROR", show_envvar=True, help="Download published files from this address."
-)
 recordings_option = click.option(
     "--recordings",
     metavar="DIR",
@@ -44,38 +34,51 @@ recordings_option = click.option(
 )
 
 
+def source_options(command: Command) -> Command:
+    """Add `--checkpoints`, `--mirror` and `--json`."""
+    folder = click.option(
+        "--checkpoints",
+        metavar="DIR",
+        default="checkpoints",
+        show_default=True,
+        help="Folder for downloaded and generated checkpoints.",
+    )
+    mirror = click.option(
+        "--mirror",
+        metavar="URL",
+        envvar="BIT_MIRROR",
+        show_envvar=True,
+        help="Download published files from this address.",
+    )
+    return folder(mirror(json_option(command)))
+
+
 def reference_options(full: bool) -> Callable[[Command], Command]:
     """Add `--full/--quick` with this default, `--reference` and `--recordings`."""
-
-    def decorate(command: Command) -> Command:
-        switch = click.option(
-            "--full/--quick",
-            default=full,
-            show_default=True,
-            help="Run every installed reference implementation, or only the oracle.",
-        )
-        named = click.option(
-            "--reference",
-            "references",
-            multiple=True,
-            metavar="NAME",
-            help="Run this implementation, and fail if it cannot run: pytorch, flax, keras, timm, transformers or "
-            "onnxruntime. May be repeated.",
-        )
-        return switch(named(recordings_option(command)))
-
-    return decorate
+    switch = click.option(
+        "--full/--quick",
+        default=full,
+        show_default=True,
+        help="Run every installed reference implementation, or only the oracle.",
+    )
+    named = click.option(
+        "--reference",
+        "references",
+        multiple=True,
+        metavar="NAME",
+        help="Run this implementation, and fail if it cannot run: pytorch, flax, keras, timm, transformers or "
+        "onnxruntime. May be repeated.",
+    )
+    return lambda command: switch(named(recordings_option(command)))
 
 
 def verification_lines(verification: Verification, folder: Path) -> list[str]:
     """Return what was compared, the verdict, and the path of the report."""
-    from rich.markup import escape
-
     from convert.checkpoints.manifest import REPORT_NAME
     from convert.reporting.text import summary, verdicts
 
     report = folder / REPORT_NAME
-    shown = [f"report: {escape(str(report))} (open it in a browser)"] if report.is_file() else []
+    shown = [f"report: {escape(report)} (open it in a browser)"] if report.is_file() else []
     return [*summary(verification), *verdicts(verification), *shown]
 
 

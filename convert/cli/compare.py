@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from convert.cli.common import FAILED, checkpoints_option, json_option, mirror_option
-from convert.cli.terminal import print_json, print_rich, print_table, progress_bar
+from convert.cli.common import FAILED, source_options
+from convert.cli.terminal import print_result, progress_bar, table
+from convert.options import SourceOptions
 
 if TYPE_CHECKING:
-    from convert.options import SourceOptions
     from convert.verification.results import Difference
 
 STATUS = {
@@ -29,9 +29,7 @@ STATUS = {
 @click.argument("first")
 @click.argument("second")
 @click.option("--no-taps", "taps", flag_value=False, default=True, help="Compare only the weights; do not run them.")
-@checkpoints_option
-@mirror_option
-@json_option
+@source_options
 def compare_command(first: str, second: str, taps: bool, as_json: bool, **options: Unpack[SourceOptions]) -> None:
     """Compare two checkpoints of any layouts.
 
@@ -41,11 +39,7 @@ def compare_command(first: str, second: str, taps: bool, as_json: bool, **option
 
     with progress_bar() as progress:
         found = api.compare(first, second, taps=taps, progress=progress, **options)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print_table(("tensor or tap", "largest difference", "relative L2"), _rows(found))
-        print_rich(*_lines(found))
+    print_result(as_json, found.to_dict(), _lines(found))
     if not found.equal:
         sys.exit(FAILED)
 
@@ -62,6 +56,7 @@ def _rows(found: Difference) -> Iterator[tuple[str, str, str]]:
 
 
 def _lines(found: Difference) -> Iterator[str]:
+    yield from table(("tensor or tap", "largest difference", "relative L2"), _rows(found))
     counts = Counter(tensor.status for tensor in found.tensors)
     described = ", ".join(f"{counts[status]} {words}" for status, words in STATUS.items() if counts[status])
     yield f"{len(found.tensors)} tensors: {described}"

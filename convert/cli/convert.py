@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from convert.cli.common import (
-    checkpoints_option,
-    conclude,
-    json_option,
-    layout_option,
-    mirror_option,
-    reference_options,
-    verification_lines,
-)
-from convert.cli.terminal import print_json, print_rich, print_warning, progress_bar
+from convert.cli.common import conclude, layout_option, reference_options, source_options, verification_lines
+from convert.cli.terminal import escape, print_result, print_warning, progress_bar
 from convert.errors import VerificationError
+from convert.options import ConvertOptions
 
 if TYPE_CHECKING:
     from convert.api import ConversionResult
-    from convert.options import ConvertOptions
+    from convert.verification.results import Verification
 
 LOADING = {
     "transformers": "from transformers import BitForImageClassification\n"
@@ -75,9 +68,7 @@ LOADING = {
 @click.option(
     "--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity; these do not pass verification."
 )
-@checkpoints_option
-@mirror_option
-@json_option
+@source_options
 def convert_command(
     checkpoint: str, to: str, out: str | None, as_json: bool, **options: Unpack[ConvertOptions]
 ) -> None:
@@ -97,15 +88,8 @@ def convert_command(
                 raise
             result = error.result
     verified = result.verification if options["verify"] else None
-    if as_json:
-        summary = {"folder": str(result.folder), "created": result.created, "conversion": asdict(result.manifest)}
-        print_json({**summary, "verification": verified and verified.to_dict()})
-    else:
-        print_rich(*_lines(result))
-        if verified is not None:
-            print_rich(*verification_lines(verified, result.folder))
-        if verified is None or verified.passed:
-            print_rich(*_loading(result))
+    value = {"folder": str(result.folder), "created": result.created, "conversion": asdict(result.manifest)}
+    print_result(as_json, {**value, "verification": verified and verified.to_dict()}, _lines(result, verified))
     for warning in result.warnings:
         print_warning(warning)
     if verified is None:
@@ -114,23 +98,19 @@ def convert_command(
         conclude(verified)
 
 
-def _lines(result: ConversionResult) -> Iterator[str]:
-    from rich.markup import escape
-
+def _lines(result: ConversionResult, verified: Verification | None) -> Iterator[str]:
     manifest = result.manifest
     classes = f"{manifest.classes} classes" if manifest.classes else "no head"
     size = sum(file.bytes for file in manifest.files.values()) / 1e6
     yield (
-        f"{escape(str(result.folder))}: {manifest.architecture}, {classes}, {len(manifest.tensors)} tensors, "
-        f"{size:.1f} MB, from {escape(str(result.source))}"
+        f"{escape(result.folder)}: {manifest.architecture}, {classes}, {len(manifest.tensors)} tensors, "
+        f"{size:.1f} MB, from {escape(result.source)}"
     )
     if not result.created:
         yield "  this conversion exists already; --force converts again (with make: ARGS=--force)"
-
-
-def _loading(result: ConversionResult) -> Iterator[str]:
-    from rich.markup import escape
-
-    yield "load it with:"
-    code = LOADING[result.manifest.layout].format(folder=result.folder, name=result.manifest.name)
-    yield from (f"  {escape(line)}" for line in code.splitlines())
+    if verified is not None:
+        yield from verification_lines(verified, result.folder)
+    if verified is None or verified.passed:
+        yield "load it with:"
+        code = LOADING[manifest.layout].format(folder=result.folder, name=manifest.name)
+        yield from (f"  {escape(line)}" for line in code.splitlines())

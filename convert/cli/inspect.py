@@ -7,34 +7,27 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from convert.cli.common import checkpoints_option, json_option, mirror_option
-from convert.cli.terminal import print_json, print_rich, progress_bar
+from convert.cli.common import source_options
+from convert.cli.terminal import escape, print_result, progress_bar
+from convert.options import SourceOptions
 
 if TYPE_CHECKING:
-    from convert.options import SourceOptions
     from convert.verification.results import Inspection
 
 
 @click.command("inspect")
 @click.argument("checkpoint")
-@checkpoints_option
-@mirror_option
-@json_option
+@source_options
 def inspect_command(checkpoint: str, as_json: bool, **options: Unpack[SourceOptions]) -> None:
     """Describe a checkpoint and the weights."""
     from convert import api
 
     with progress_bar() as progress:
         found = api.inspect(checkpoint, progress=progress, **options)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print_rich(*_lines(found))
+    print_result(as_json, found.to_dict(), _lines(found))
 
 
 def _lines(found: Inspection) -> Iterator[str]:
-    from rich.markup import escape
-
     classes = f"{found.classes} classes" if found.classes else "no head"
     yield f"{escape(found.path)}: {found.architecture}, {classes}"
     yield (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.cli.common import json_option
-from convert.cli.terminal import print_json, print_rich, print_table
+from convert.cli.terminal import print_result, table
 
 if TYPE_CHECKING:
     from convert.published.catalogue import Published
@@ -29,12 +29,8 @@ def list_command(pattern: str | None, as_json: bool, **filters: Any) -> None:
     from convert import api
 
     chosen = api.zoo(pattern, **filters)
-    if as_json:
-        print_json([item.to_dict() for item in chosen])
-        return
     together = pattern is None and all(value is None for value in filters.values())
-    print_table(("name", "classes", "input", "top-1 %", "trained on"), _rows(chosen, together), left=(0, 4))
-    print_rich(*_lines(chosen, together))
+    print_result(as_json, [item.to_dict() for item in chosen], _lines(chosen, together))
 
 
 def _rows(chosen: list[Published], together: bool) -> Iterator[tuple[str, ...]]:
@@ -49,6 +45,7 @@ def _rows(chosen: list[Published], together: bool) -> Iterator[tuple[str, ...]]:
 
 
 def _lines(chosen: list[Published], together: bool) -> Iterator[str]:
+    yield from table(("name", "classes", "input", "top-1 %", "trained on"), _rows(chosen, together), left=(0, 4))
     for item in chosen:
         for defect in item.defects:
             yield f"[yellow]![/] {item.name}: {defect}"

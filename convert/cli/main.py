@@ -69,20 +69,14 @@ def _refuse(message: str, as_json: bool, problems: Sequence[str] = (), status: i
     sys.exit(status)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+SUBCOMMANDS = [
+    *(list_command, convert_command, verify_command, push_command),
+    *(record_command, inspect_command, compare_command, classify_command),
+]
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=Commands, commands=SUBCOMMANDS, context_settings=CONTEXT)
 @click.version_option(convert.__version__, prog_name="bit")
 def main() -> None:
     """Convert BiT weights between libraries, and prove that nothing changed."""
-
-
-for command in (
-    list_command,
-    convert_command,
-    verify_command,
-    push_command,
-    record_command,
-    inspect_command,
-    compare_command,
-    classify_command,
-):
-    main.add_command(command)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from convert.cli.common import json_option, layout_option
-from convert.cli.terminal import print_json, print_rich, print_warning, progress_bar
+from convert.cli.terminal import escape, print_result, print_warning, progress_bar
+from convert.options import PushOptions
 
 if TYPE_CHECKING:
-    from convert.options import PushOptions
     from convert.publishing.publish import Publication
 
 
@@ -39,17 +39,12 @@ def push_command(
 
     with progress_bar() as progress:
         publication = api.publish(folder, repository, to=to, dry_run=dry_run, progress=progress, **options)
-    if as_json:
-        print_json(asdict(publication))
-    else:
-        print_rich(*_lines(publication))
+    print_result(as_json, asdict(publication), _lines(publication))
     if publication.not_asked:
         print_warning(f"the Hub was not asked: {publication.not_asked}")
 
 
 def _lines(publication: Publication) -> Iterator[str]:
-    from rich.markup import escape
-
     from convert.publishing.publish import IDENTICAL, PLANNED
 
     where, commit = escape(publication.pull_request or publication.url), (publication.commit or "")[:12]

@@ -55,29 +55,41 @@ def print_rich(*lines: str) -> None:
     from rich.console import Console
 
     text = io.StringIO()
-    console = Console(file=text, force_terminal=_is_terminal())
+    console = Console(file=text, force_terminal=_is_terminal(), emoji=False)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     write(text.getvalue(), sys.stdout)
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> None:
-    """Print a table, each column as wide as needed; those in `left` are aligned left. Print nothing without rows."""
+def escape(text: object) -> str:
+    """Return text in which brackets are not taken for rich's markup."""
     from rich.markup import escape
 
+    return escape(str(text))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Return the lines of a table, each column as wide as needed, those in `left` aligned left; none without rows."""
     cells = [headings, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         escape("  ".join(cell.ljust(size) if number in left else cell.rjust(size) for number, (cell, size) in row))
         for row in (enumerate(zip(line, widths, strict=True)) for line in cells)
     ]
-    if len(lines) > 1:
-        print_rich(f"[bold]{lines[0].rstrip()}[/]", *(line.rstrip() for line in lines[1:]))
+    return [f"[bold]{lines[0].rstrip()}[/]", *(line.rstrip() for line in lines[1:])] if len(lines) > 1 else []
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     write(json.dumps(value, indent=2) + "\n", sys.stdout)
+
+
+def print_result(as_json: bool, value: Any, lines: Iterable[str]) -> None:
+    """Print the value of a command as JSON, or the lines that describe it to people."""
+    if as_json:
+        print_json(value)
+    else:
+        print_rich(*lines)
 
 
 def print_warning(text: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import click
 
 from convert.cli.common import conclude, json_option, layout_option, reference_options, verification_lines
-from convert.cli.terminal import print_json, print_rich, progress_bar, width
-
-if TYPE_CHECKING:
-    from convert.options import VerifyOptions
+from convert.cli.terminal import print_result, progress_bar, width
+from convert.options import VerifyOptions
 
 
 @click.command("verify")
@@ -31,8 +29,6 @@ def verify_command(folder: str, to: str, source: str | None, as_json: bool, **op
     path = api.converted_folder(folder, to)
     with progress_bar() as progress:
         verification = api.verify(path, source=source, progress=progress, **options)
-    if as_json:
-        print_json(verification.to_dict())
-    else:
-        print_rich(*tap_table(verification, width()), *verification_lines(verification, path))
+    lines = [*tap_table(verification, width()), *verification_lines(verification, path)]
+    print_result(as_json, verification.to_dict(), lines)
     conclude(verification)

@@ -7,20 +7,20 @@ import sys
 
 import pytest
 
-from convert.cli.terminal import print_rich, print_table, width, write
+from convert.cli.terminal import print_rich, table, width, write
 
 
 def test_a_table_is_as_wide_as_its_cells_whatever_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    print_table(("name", "error"), [("block1/unit01/conv1/kernel", "1.234e-05"), ("[a]", "1")])
+    print_rich(*table(("name", "error"), [("block1/unit01/conv1/kernel", "1.234e-05"), ("[a]", "1")]))
     assert capsys.readouterr().out.splitlines() == [
         "name                            error",
         "block1/unit01/conv1/kernel  1.234e-05",
         "[a]                                 1",
     ]
-    print_table(("name", "error"), [])
+    print_rich(*table(("name", "error"), []))
     assert capsys.readouterr().out == ""
 
 
