@@ -122,18 +122,14 @@ class BitConfig:
             raise ValueError(f"hidden_sizes {self.hidden_sizes} must be multiples of 8")
         if not 0 <= self.drop_path_rate < 1 or self.ws_eps < 0:
             raise ValueError("drop_path_rate must be from 0 to below 1, ws_eps not negative")
-        for channels in (self.embedding_size, *self.hidden_sizes, *map(self.bottleneck_size, range(self.num_stages))):
+        for channels in (self.embedding_size, *self.hidden_sizes, *map(self.bottleneck_size, range(len(self.depths)))):
             if channels % self.num_groups:
                 raise ValueError(f"{channels} channels cannot be divided into {self.num_groups} groups")
 
     @property
-    def num_stages(self) -> int:
-        return len(self.depths)
-
-    @property
     def stage_names(self) -> tuple[str, ...]:
         """Names of the feature maps: `stem`, then `stage1` and so on."""
-        return ("stem", *(f"stage{stage + 1}" for stage in range(self.num_stages)))
+        return ("stem", *(f"stage{stage + 1}" for stage in range(len(self.depths))))
 
     @property
     def label2id(self) -> dict[str, int]:
@@ -153,7 +149,7 @@ class BitConfig:
         """`R50x1` and the like if the sizes follow that pattern, else the sizes in words."""
         width, remainder = divmod(self.embedding_size, 64)
         layers = 2 + 3 * sum(self.depths)
-        doubling = tuple(4 * self.embedding_size << stage for stage in range(self.num_stages))
+        doubling = tuple(4 * self.embedding_size << stage for stage in range(len(self.depths)))
         if DEPTHS.get(layers) == self.depths and not remainder and self.hidden_sizes == doubling:
             return f"R{layers}x{width}"
         units, sizes = "-".join(map(str, self.depths)), "-".join(map(str, self.hidden_sizes))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.flax import load_file
 
 from bit.config import NORM_EPS, WEIGHTS_NAME, BitConfig
 from bit.mismatch import mismatches
@@ -31,8 +32,7 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (1, 1, 1, c))
         bias = self.param("bias", nn.initializers.zeros, (1, 1, 1, c))
         grouped = x.reshape(n, h, w, self.groups, c // self.groups)
-        mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
-        centered = grouped - mean
+        centered = grouped - grouped.mean(axis=(1, 2, 4), keepdims=True)
         variance = jnp.mean(jnp.square(centered), axis=(1, 2, 4), keepdims=True)
         normalized: jax.Array = (centered / jnp.sqrt(variance + NORM_EPS)).reshape(x.shape)
         return normalized * scale + bias
@@ -113,7 +113,7 @@ class Block(nn.Module):
         taps: Taps = {}
         for layer in range(self.config.depths[self.stage]):
             unit = f"unit{layer + 1:02d}"
-            x = taps[unit] = Unit(self.config, self.stage, layer == 0, name=unit)(x)
+            x = taps[f"{self.name}/{unit}"] = Unit(self.config, self.stage, layer == 0, name=unit)(x)
         return x, taps
 
 
@@ -132,9 +132,9 @@ class BiT(nn.Module):
         config, taps = self.config, {}
         x = taps["root_block/conv"] = Stem(config, name="root_block")(images)
         x = taps["root_block"] = max_pool(x)
-        for stage in range(config.num_stages):
+        for stage in range(len(config.depths)):
             x, units = Block(config, stage, name=f"block{stage + 1}")(x)
-            taps |= {f"block{stage + 1}/{unit}": value for unit, value in units.items()}
+            taps |= units
         x = taps["pre_head"] = nn.relu(GroupNorm(config.num_groups, name="norm-pre-head")(x))
         x = taps["pooled"] = x.mean(axis=(1, 2))
         if not config.num_labels:
@@ -150,8 +150,6 @@ def load(folder: str | Path) -> tuple[BiT, dict[str, Any]]:
 
     Raises `FileNotFoundError`, or `ValueError` unless the file holds every parameter once with the right shape.
     """
-    from safetensors.flax import load_file
-
     config = BitConfig.from_pretrained(folder)
     model = BiT(config)
     stored = load_file(Path(folder) / WEIGHTS_NAME)

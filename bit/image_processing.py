@@ -1,13 +1,12 @@
 """Turn images into the input of BiT: `[N, C, H, W]` in [-1, 1].
 
-`BitImageProcessorPil` computes with Pillow and NumPy, `BitImageProcessor` with PyTorch. With the same
+`BitImageProcessorPil` computes with Pillow and NumPy, `BitImageProcessor` with PyTorch. With equal
 settings each gives what the class of that name in transformers gives. The defaults are BiT's own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -51,10 +50,11 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 @dataclasses.dataclass
-class _ImageProcessor(ABC):
-    """The settings of both processors, named as in `preprocessor_config.json`; a call can replace any of them.
+class BitImageProcessorPil:
+    """An image processor that uses Pillow and NumPy; the results equal those of transformers' class of that name.
 
-    Raises `ValueError` for invalid settings.
+    The settings are named as in `preprocessor_config.json`; a call can replace any of them. Raises
+    `ValueError` for invalid settings.
     """
 
     do_convert_rgb: bool = True
@@ -148,7 +148,7 @@ class _ImageProcessor(ABC):
         processor = dataclasses.replace(self, **settings) if settings else self
         prepared = [processor._prepare(image, input_data_format) for image in _flatten(images)]
         if data_format == "channels_last":
-            prepared = [_channels_last(image) for image in prepared]
+            prepared = [image.swapaxes(0, 1).swapaxes(1, 2) for image in prepared]
         return {"pixel_values": _stack(prepared, return_tensors)}
 
     def resized_to(self, height: int, width: int) -> tuple[int, int]:
@@ -188,47 +188,32 @@ class _ImageProcessor(ABC):
         margins = []
         for axis, size in ((1, self.crop_size["height"]), (2, self.crop_size["width"])):
             cut, missing = max(x.shape[axis] - size, 0), max(size - x.shape[axis], 0)
-            kept = slice(cut // 2, cut // 2 + min(size, x.shape[axis]))
+            kept = slice(cut // 2, cut // 2 + size)
             x = x[:, kept] if axis == 1 else x[:, :, kept]
             margins.append((missing // 2, missing - missing // 2))
         if isinstance(x, np.ndarray):
             # transformers puts an odd row or column of zeros first, torchvision puts it last.
             return np.pad(x, [(0, 0), *(margin[::-1] for margin in margins)])
-        from torch.nn import functional
+        import torch
 
-        return functional.pad(x, (*margins[1], *margins[0]))
+        return torch.nn.functional.pad(x, (*margins[1], *margins[0]))
 
-    @abstractmethod
     def _load(self, x: Array, device: Any) -> Any:
-        """Return `x` as an array or tensor of the kind that the other methods take."""
-
-    @abstractmethod
-    def _blend(self, x: Array) -> Array:
-        """Return `[3, H, W]`: red, green, blue and opacity of `x` before a white background."""
-
-    @abstractmethod
-    def _resize(self, x: Any, size: tuple[int, int]) -> Any:
-        """Return `x` `[C, H, W]` in another height and width."""
-
-    @abstractmethod
-    def _scale(self, x: Any) -> Any:
-        """Rescale and normalize `x`."""
-
-
-class BitImageProcessorPil(_ImageProcessor):
-    """An image processor that uses Pillow and NumPy; the results equal those of transformers' class of that name."""
-
-    def _load(self, x: Array, device: Any) -> Array:
+        """Return `x` as the kind of array or tensor that the following steps take."""
         return x
 
     def _blend(self, x: Array) -> Array:
+        """Return `[3, H, W]`: red, green, blue and opacity of `x` before a white background."""
         white = 1.0 if np.issubdtype(x.dtype, np.floating) else 255
         alpha = x[3:] / white
         blended: Array = alpha * x[:3] + (1 - alpha) * white
         return blended if white == 1.0 else np.round(blended)
 
-    def _resize(self, x: Array, size: tuple[int, int]) -> Array:
-        """Resize as bytes, which Pillow needs: fractions from 0 to 1 are scaled to 0…255 and back."""
+    def _resize(self, x: Any, size: tuple[int, int]) -> Any:
+        """Return `x` `[C, H, W]` in another height and width.
+
+        Pillow resizes bytes, so fractions from 0 to 1 are scaled to 0…255 and back.
+        """
         from PIL import Image
 
         fractions = x.dtype != np.uint8 and not np.allclose(x, np.trunc(x))
@@ -240,7 +225,8 @@ class BitImageProcessorPil(_ImageProcessor):
         resized = np.moveaxis(resized[:, :, None] if resized.ndim == 2 else resized, 2, 0)
         return (resized.astype(np.float64) * (1 / 255)).astype(np.float32) if fractions else resized
 
-    def _scale(self, x: Array) -> Array:
+    def _scale(self, x: Any) -> Any:
+        """Rescale and normalize `x`."""
         if self.do_rescale:
             x = (x.astype(np.float64) * self.rescale_factor).astype(np.float32)
         if self.do_normalize:
@@ -250,8 +236,11 @@ class BitImageProcessorPil(_ImageProcessor):
         return x
 
 
-class BitImageProcessor(_ImageProcessor):
-    """An image processor that uses PyTorch; within a level of 255 of transformers' class of that name."""
+class BitImageProcessor(BitImageProcessorPil):
+    """The image processor with PyTorch in the place of Pillow, on the device of a given tensor.
+
+    The results are within a level of 255 of transformers' class of that name.
+    """
 
     def _load(self, x: Array, device: Any) -> torch.Tensor:
         import torch
@@ -268,7 +257,6 @@ class BitImageProcessor(_ImageProcessor):
 
     def _resize(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         import torch
-        from torch.nn import functional
 
         if size == tuple(x.shape[1:]):
             return x
@@ -277,20 +265,16 @@ class BitImageProcessor(_ImageProcessor):
         direct = x.dtype in (torch.uint8, torch.float32, torch.float64)
         batch = batch if direct else batch.float()
         mode = "bilinear" if self.resample == BILINEAR else "bicubic"
-        resized = functional.interpolate(batch, size, mode=mode, antialias=True, align_corners=False)[0]
+        resized = torch.nn.functional.interpolate(batch, size, mode=mode, antialias=True, align_corners=False)[0]
         return (resized if direct or x.is_floating_point() else resized.round_()).to(x.dtype)
 
     def _scale(self, x: torch.Tensor) -> torch.Tensor:
-        import torch
-
         scale = self.rescale_factor if self.do_rescale else 1.0
         if not self.do_normalize:
             return x * scale if self.do_rescale else x
-        mean, std = (
-            (torch.tensor(values, device=x.device) * (1.0 / scale))[:, None, None]
-            for values in (list(self.image_mean), list(self.image_std))
-        )
-        return (x.to(torch.float32) - mean) / std
+        x = x.float()
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        return (x - mean * (1.0 / scale)) / (std * (1.0 / scale))
 
 
 def _checked_size(name: str, size: Any, *allowed: tuple[str, ...]) -> Size:
@@ -305,15 +289,12 @@ def _checked_size(name: str, size: Any, *allowed: tuple[str, ...]) -> Size:
 
 def _flatten(images: Any) -> list[Any]:
     """Return the single images of a list, a batch or a list of those."""
-    if isinstance(images, list | tuple):
-        if not images:
-            raise ValueError("there is no image in the list")
-        return [image for part in images for image in _flatten(part)]
-    if getattr(images, "ndim", 0) != 4:
+    listed = isinstance(images, list | tuple)
+    if not listed and getattr(images, "ndim", 0) != 4:
         return [images]
     if not len(images):
-        raise ValueError("there is no image in the batch")
-    return list(images)
+        raise ValueError(f"there is no image in the {'list' if listed else 'batch'}")
+    return [image for part in images for image in _flatten(part)]
 
 
 def _to_channels_first(image: Any, input_data_format: str | None, rgb: bool) -> Array:
@@ -348,10 +329,6 @@ def _pil_to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image).convert("RGB")
-
-
-def _channels_last(x: Any) -> Any:
-    return x.transpose(1, 2, 0) if isinstance(x, np.ndarray) else x.permute(1, 2, 0)
 
 
 def _stack(images: list[Any], return_tensors: str | None) -> Any:

@@ -6,18 +6,14 @@ The network: Kolesnikov et al., "Big Transfer" (arXiv 1912.11370); names: big_tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 from keras import ops
-from numpy.typing import NDArray
 
 from bit.config import NORM_EPS, BitConfig
-from bit.mismatch import mismatches
 
 WEIGHTS_NAME = "model.weights.h5"
 
@@ -158,7 +154,7 @@ class BiT(keras.Model):  # type: ignore[misc]
         super().__init__(name="bit")
         self.config = config
         self.root = RootBlock(config)
-        self.blocks = [Block(config, stage) for stage in range(config.num_stages)]
+        self.blocks = [Block(config, stage) for stage in range(len(config.depths))]
         self.norm = GroupNorm(config.num_groups)
         self.head = Head(config) if config.num_labels else None
         self(np.zeros((1, 64, 64, config.num_channels), np.float32))
@@ -181,37 +177,6 @@ class BiT(keras.Model):  # type: ignore[misc]
         if self.head:
             taps["logits"] = self.head(x)
         return taps
-
-    def named_weights(self) -> dict[str, Any]:
-        """Return the weights by Google's names, such as `block1/unit01/a/group_norm/gamma`."""
-        return {weight.path.removeprefix(f"{self.name}/"): weight for weight in self.weights}
-
-    def set_named_weights(self, values: Mapping[str, NDArray[Any]]) -> None:
-        """Set every weight by name. Raises `ValueError` unless `values` hold every weight with the right shape."""
-        weights = self.named_weights()
-        shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (weights, values)]
-        if problems := mismatches(*shapes):
-            raise ValueError(f"the values are not those of this model: {'; '.join(problems)}")
-        for name, value in values.items():
-            weights[name].assign(value)
-
-    def load_google(self, path: str | Path) -> None:
-        """Load an `.h5` file of Google's TF2 code, which Keras 2 saved.
-
-        Each layer is a group there and appears twice in names: `block1/block1/unit01/…/kernel:0`.
-        Raises `OSError` for another kind of file and `ValueError` for another network.
-        """
-        values: dict[str, NDArray[Any]] = {}
-
-        def collect(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset):
-                layer = next(group for group in groups if name.startswith(f"{group}/{group}/"))
-                values[name.removeprefix(f"{layer}/").removesuffix(":0")] = item[()]
-
-        with h5py.File(path) as file:
-            groups = [str(name.decode() if isinstance(name, bytes) else name) for name in file.attrs["layer_names"]]
-            file.visititems(collect)
-        self.set_named_weights(values)
 
 
 def load(folder: str | Path) -> BiT:

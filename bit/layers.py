@@ -77,79 +77,56 @@ class GroupNormActivation(nn.GroupNorm):
         return output
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., arXiv 1603.09382): in training, skip a residual for some of the images."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.rate:
-            return x
-        kept = torch.rand((len(x), 1, 1, 1), dtype=x.dtype, device=x.device).add_(1 - self.rate).floor_()
-        return x / (1 - self.rate) * kept
-
-
-def projection(config: BitConfig, inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Return the projected shortcut of a stage's first unit."""
-    layers = nn.Sequential()
-    layers.conv = StandardizedConv2d(config, inputs, outputs, 1, stride)
-    if config.layer_type == "bottleneck":
-        layers.norm = GroupNormActivation(config, outputs, activate=False)
-    return layers
-
-
 class Unit(nn.Module):
-    """The layers that both kinds of units have; the 3×3 convolution carries stride and dilation."""
+    """A bottleneck with a shortcut; the 3×3 convolution carries stride and dilation.
+
+    BiT's unit normalizes before each convolution (He et al., arXiv 1603.05027); that of the layer
+    type `bottleneck` after each, as in ViT-hybrid (He et al., arXiv 1512.03385).
+    """
 
     def __init__(
         self, config: BitConfig, stage: int, layer: int, stride: int = 1, dilation: int = 1, drop_rate: float = 0.0
     ) -> None:
         super().__init__()
-        preactivation = config.layer_type == "preactivation"
+        self.preactivation = preactivation = config.layer_type == "preactivation"
+        self.drop_rate = drop_rate
         middle, outputs = config.bottleneck_size(stage), config.hidden_sizes[stage]
         before = config.hidden_sizes[stage - 1] if stage else config.embedding_size
         inputs = outputs if layer else before
-        self.downsample = None if layer else projection(config, inputs, outputs, stride)
+        self.downsample: nn.Sequential | None = None
+        if layer == 0:
+            self.downsample = nn.Sequential()
+            self.downsample.conv = StandardizedConv2d(config, inputs, outputs, 1, stride)
+            if not preactivation:
+                self.downsample.norm = GroupNormActivation(config, outputs, activate=False)
         self.norm1 = GroupNormActivation(config, inputs if preactivation else middle)
         self.conv1 = StandardizedConv2d(config, inputs, middle, 1)
         self.norm2 = GroupNormActivation(config, middle)
         self.conv2 = StandardizedConv2d(config, middle, middle, 3, stride, dilation)
         self.norm3 = GroupNormActivation(config, middle if preactivation else outputs, activate=preactivation)
         self.conv3 = StandardizedConv2d(config, middle, outputs, 1)
-        self.drop_path = DropPath(drop_rate)
         self.activation = nn.Identity() if preactivation else make_activation(config)
 
-
-class PreActivationUnit(Unit):
-    """BiT's unit, which normalizes before each convolution (He et al., arXiv 1603.05027)."""
-
     def forward(self, x: Tensor) -> Tensor:
-        activated = self.norm1(x)
-        residual = self.conv1(activated)
-        residual = self.conv2(self.norm2(residual))
-        residual = self.drop_path(self.conv3(self.norm3(residual)))
-        # The shortcut is projected from the activated input, not from the raw one.
-        shortcut = x if self.downsample is None else self.downsample(activated)
-        output: Tensor = residual.add_(shortcut)
+        if self.preactivation:
+            # The shortcut is projected from the activated input, not from the raw one.
+            source = self.norm1(x)
+            residual = self.conv2(self.norm2(self.conv1(source)))
+            residual = self.conv3(self.norm3(residual))
+        else:
+            source = x
+            residual = self.norm2(self.conv2(self.norm1(self.conv1(x))))
+            residual = self.norm3(self.conv3(residual))
+        shortcut = x if self.downsample is None else self.downsample(source)
+        output: Tensor = self.activation(self._drop_some(residual).add_(shortcut))
         return output
 
-
-class BottleneckUnit(Unit):
-    """A unit that normalizes after each convolution, as in ViT-hybrid (He et al., arXiv 1512.03385)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.norm1(self.conv1(x))
-        residual = self.norm2(self.conv2(residual))
-        residual = self.drop_path(self.norm3(self.conv3(residual)))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        output: Tensor = self.activation(residual.add_(shortcut))
-        return output
-
-
-UNITS: dict[str, type[Unit]] = {"preactivation": PreActivationUnit, "bottleneck": BottleneckUnit}
-"""Units by the values of `BitConfig.layer_type`."""
+    def _drop_some(self, x: Tensor) -> Tensor:
+        """In training, drop the residual of some images: stochastic depth (Huang et al., arXiv 1603.09382)."""
+        if not self.training or not self.drop_rate:
+            return x
+        kept = torch.rand((len(x), 1, 1, 1), dtype=x.dtype, device=x.device).add_(1 - self.drop_rate).floor_()
+        return x / (1 - self.drop_rate) * kept
 
 
 class Embeddings(nn.Module):

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bit.config import BitConfig
 from bit.inference import split_batch
-from bit.layers import UNITS, Embeddings, GroupNormActivation
+from bit.layers import Embeddings, GroupNormActivation, StandardizedConv2d, Unit
 from bit.pretrained import PretrainedModel
 
 Taps = dict[str, Tensor]
@@ -73,14 +73,13 @@ class Stage(nn.Module):
 
     def __init__(self, config: BitConfig, stage: int, stride: int, dilation: int, drop_rates: list[float]) -> None:
         super().__init__()
-        unit = UNITS[config.layer_type]
         # The first unit of a stage that dilates instead of striding keeps the grid of the stage before.
         first_dilation = 1 if dilation in (1, 2) else 2
         self.name = f"block{stage + 1}"
         self.gradient_checkpointing = False
         self.layers = nn.Sequential(
-            unit(config, stage, 0, stride, first_dilation, drop_rates[0]),
-            *(unit(config, stage, layer, 1, dilation, rate) for layer, rate in enumerate(drop_rates[1:], 1)),
+            Unit(config, stage, 0, stride, first_dilation, drop_rates[0]),
+            *(Unit(config, stage, layer, 1, dilation, rate) for layer, rate in enumerate(drop_rates[1:], 1)),
         )
 
     def forward(self, x: Tensor, taps: Taps) -> Tensor:
@@ -101,12 +100,12 @@ class Encoder(nn.Module):
         rates = iter([config.drop_path_rate * unit / max(units - 1, 1) for unit in range(units)])
         self.stages = nn.ModuleList()
         shrunk, dilation = 4, 1
-        for stage in range(config.num_stages):
+        for stage, depth in enumerate(config.depths):
             stride = 2 if stage else 1
             if shrunk >= config.output_stride:
                 dilation, stride = dilation * stride, 1
             shrunk *= stride
-            self.stages.append(Stage(config, stage, stride, dilation, list(islice(rates, config.depths[stage]))))
+            self.stages.append(Stage(config, stage, stride, dilation, list(islice(rates, depth))))
 
 
 class BitModel(PretrainedModel):
@@ -120,7 +119,11 @@ class BitModel(PretrainedModel):
         self.encoder = Encoder(config)
         normalizes = config.layer_type == "preactivation"
         self.norm = GroupNormActivation(config, config.hidden_sizes[-1]) if normalizes else nn.Identity()
-        self.initialize()
+        for module in self.modules():
+            # Not on the meta device: to draw there, PyTorch would import a compiler, which takes 150 MB and a second.
+            if isinstance(module, StandardizedConv2d) and not module.weight.is_meta:
+                # As transformers and timm do: He et al., arXiv 1502.01852, by the number of outputs.
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(
         self,
@@ -147,18 +150,17 @@ class BitModel(PretrainedModel):
     def _run(self, pixel_values: Tensor, output_hidden_states: bool, output_taps: bool) -> BitModelOutput:
         taps: Taps = {} if output_taps else _DiscardedTaps()
         x = self.embedder(pixel_values, taps)
-        hidden_states = [x] if output_hidden_states else None
+        hidden_states: tuple[Tensor, ...] | None = (x,) if output_hidden_states else None
         for stage in self.encoder.stages:
             x = stage(x, taps)
-            if hidden_states is not None:
-                hidden_states.append(x)
+            hidden_states = hidden_states and (*hidden_states, x)
         x = taps["pre_head"] = self.norm(x)
         pooled = x.mean(dim=(2, 3), keepdim=True)
         taps["pooled"] = pooled.flatten(1)
         return BitModelOutput(
             last_hidden_state=x,
             pooler_output=pooled,
-            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            hidden_states=hidden_states,
             taps=taps if output_taps else None,
         )
 
@@ -227,16 +229,12 @@ class BitBackbone(PretrainedModel):
 
 def classification_loss(config: BitConfig, logits: Tensor, labels: Tensor) -> Tensor:
     """Return the loss that transformers computes, chosen in the same way (`ForSequenceClassificationLoss`)."""
-    problem = config.problem_type
-    if problem is None:
-        indices = labels.dtype in (torch.int64, torch.int32)
-        problem = "single_label_classification" if indices else "multi_label_classification"
-        problem = "regression" if config.num_labels == 1 else problem
-    if problem == "regression":
-        if config.num_labels == 1:
+    problem, single = config.problem_type, config.num_labels == 1
+    if problem == "regression" or (problem is None and single):
+        if single:
             logits, labels = logits.squeeze(), labels.squeeze()
         return functional.mse_loss(logits, labels)
-    if problem == "single_label_classification":
+    if problem == "single_label_classification" or (problem is None and labels.dtype in (torch.int64, torch.int32)):
         return functional.cross_entropy(logits, labels.view(-1))
     return functional.binary_cross_entropy_with_logits(logits, labels)
 

@@ -17,7 +17,6 @@ from bit.layers import StandardizedConv2d
 from bit.mismatch import mismatches
 from bit.timm_names import timm_to_transformers, to_timm
 
-INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 HEAD = "classifier.1."
 
 
@@ -140,16 +139,6 @@ class PretrainedModel(nn.Module):
         """Keep all activations for the backward pass, as is the default."""
         self.gradient_checkpointing_enable(False)
 
-    def initialize(self) -> None:
-        """Draw kernels as transformers and timm do (He et al., arXiv 1502.01852, by the number of outputs).
-
-        Skips the meta device: nothing can be drawn there, and PyTorch would import the compiler,
-        which takes 150 MB and a second.
-        """
-        for module in self.modules():
-            if isinstance(module, StandardizedConv2d) and not module.weight.is_meta:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
 
 def _download(name: str, revision: str | None) -> Path:
     """Return the local folder of a Hub repository."""
@@ -162,7 +151,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 def _load(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of one file or of shards. Raises `FileNotFoundError`, or `ValueError` if one is damaged."""
-    names, index = {WEIGHTS_NAME}, folder / INDEX_NAME
+    names, index = {WEIGHTS_NAME}, folder / f"{WEIGHTS_NAME}.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

@@ -45,10 +45,24 @@ def timm_to_transformers(
     `stored`. Raises `ValueError` if an array that gives a size is missing or misshapen, or if
     `values` contradict the arrays.
     """
-    config = _stated(_sizes(stored), values)
+    config = _sizes(stored)
+    known = f"resnetv2_{config.architecture[1:]}_bit" if config.architecture in PUBLISHED else "resnetv2"
+    for field, implied in (("architecture", known), ("num_classes", config.num_labels)):
+        if values.get(field, implied) != implied:
+            raise ValueError(f"config.json says {field} {values[field]!r}, but the arrays imply {implied!r}")
+    # timm itself does not read ws_eps and problem_type.
+    ws_eps = values.get("ws_eps", config.ws_eps)
+    if type(ws_eps) is not float:
+        raise ValueError(f"ws_eps in config.json is {ws_eps!r}; expected a number such as 1e-10")
+    config = config.replace(ws_eps=ws_eps, problem_type=values.get("problem_type"))
+    labels = values.get("label_names")
+    if labels is not None:
+        if not isinstance(labels, list) or len(labels) != config.num_labels:
+            raise ValueError(f"label_names in config.json must list the names of the {config.num_labels} classes")
+        config = config.replace(id2label=dict(enumerate(labels)))
     state = {to_transformers(key): value for key, value in stored.items()}
     if "head.fc.weight" in stored:  # a 1×1 convolution in timm
-        state[to_transformers("head.fc.weight")] = stored["head.fc.weight"].flatten(1)
+        state["classifier.1.weight"] = stored["head.fc.weight"].flatten(1)
     return config, state
 
 
@@ -76,22 +90,3 @@ def _sizes(stored: Mapping[str, Tensor]) -> BitConfig:
         depths=tuple(depths[stage] for stage in stages),
         num_labels=len(stored["head.fc.weight"]) if "head.fc.weight" in stored else 0,
     )
-
-
-def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
-    """Return `config` with what only `config.json` says. Raises `ValueError` if the two contradict each other."""
-    known = f"resnetv2_{config.architecture[1:]}_bit" if config.architecture in PUBLISHED else "resnetv2"
-    for field, implied in (("architecture", known), ("num_classes", config.num_labels)):
-        if values.get(field, implied) != implied:
-            raise ValueError(f"config.json says {field} {values[field]!r}, but the arrays imply {implied!r}")
-    # timm itself does not read ws_eps and problem_type.
-    ws_eps = values.get("ws_eps", config.ws_eps)
-    if type(ws_eps) is not float:
-        raise ValueError(f"ws_eps in config.json is {ws_eps!r}; expected a number such as 1e-10")
-    config = config.replace(ws_eps=ws_eps, problem_type=values.get("problem_type"))
-    labels = values.get("label_names")
-    if labels is None:
-        return config
-    if not isinstance(labels, list) or len(labels) != config.num_labels:
-        raise ValueError(f"label_names in config.json must list the names of the {config.num_labels} classes")
-    return config.replace(id2label=dict(enumerate(labels)))

@@ -15,30 +15,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bit import __version__
-from convert.errors import (
-    CheckpointError,
-    ConvertError,
-    DownloadError,
-    HubError,
-    UsageError,
-    VerificationError,
-)
+from convert.errors import CheckpointError, ConvertError, DownloadError, HubError, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from convert.api import (
-        ConversionResult,
-        cache_folder,
-        classify,
-        compare,
-        convert,
-        inspect,
-        publish,
-        record,
-        verify,
-        zoo,
-    )
+    from convert.api import ConversionResult, cache_folder, classify, compare, convert, inspect, publish, record, verify
     from convert.checkpoints.manifest import Manifest
-    from convert.published.catalogue import Published
+    from convert.published.catalogue import Published, zoo
     from convert.publishing.publish import Publication
     from convert.verification.results import Difference, Inspection, Verification
 

@@ -28,9 +28,12 @@ from convert.errors import CheckpointError, UsageError, VerificationError, check
 from convert.files.atomic import NewFolder
 from convert.files.base import combined_sha256
 from convert.files.sharded import INDEX_SUFFIX
+from convert.layouts.layout import Layout
 from convert.options import ConvertOptions, PushOptions, SourceOptions, StrPath, VerifyOptions
 from convert.progress import Progress, silent
-from convert.published.catalogue import Published, select
+from convert.published.catalogue import Published as Published
+from convert.published.catalogue import find
+from convert.published.catalogue import zoo as zoo
 from convert.publishing.gate import check_folder
 from convert.publishing.publish import Publication, PublishOptions
 from convert.publishing.publish import publish as publish_folder
@@ -47,7 +50,6 @@ from convert.verification.verify import verify as verify_conversion
 
 if TYPE_CHECKING:
     from bit.classification import Prediction
-    from convert.layouts.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,14 @@ def convert(
     """
     _check_names(options, ConvertOptions)
     layout = layouts.find(to)
+    shard_size, force = options.get("max_shard_size"), options.get("force", False)
     changes = ConversionOptions(
         options.get("head", "keep"), options.get("dtype"), options.get("ws_eps", "keep"), options.get("profile")
-    )
-    shard_size, force = options.get("max_shard_size"), options.get("force", False)
-    changes.check(layout, shard_size)
+    ).for_layout(layout, shard_size)
     settings = _settings(options, full=False)
     if layout.export.container == "onnx":
         _require("onnxruntime")
-    target = _output_folder(checkpoint, to, out)
+    target = user_path(out) if out is not None else _default_folder(checkpoint, to)
     existing = None if force or not os.path.lexists(target) else _existing(target, layout, changes)
     output = NewFolder(target, foreign_names, force=force or existing is not None)
     with _opened(checkpoint, progress, options) as source:
@@ -113,10 +114,11 @@ def convert(
             trouble = _ensure_recorded(source, manifest, settings, progress)
             verification = _verify(output.path, manifest, source, settings, progress, planned)
             result = replace(result, verification=verification, warnings=result.warnings + trouble)
-            if not verification.passed and target.exists():
+            if verification.passed or not target.exists():
+                output.commit()
+            else:
                 kept = f"the verification failed, so {target} was kept as it was"
-                return _passed(replace(result, warnings=(*result.warnings, kept)))
-            output.commit()
+                result = replace(result, warnings=(*result.warnings, kept))
             return _passed(result)
 
 
@@ -141,9 +143,8 @@ def verify(
     if manifest is None:
         raise CheckpointError(f"{path} holds no {MANIFEST_NAME}: only folders that bit convert wrote can be verified")
     origin = user_path(source) if source is not None else path / manifest.source.path
-    with contextlib.ExitStack() as stack:
-        known = source is not None or origin.exists()
-        opened = stack.enter_context(Checkpoint(origin, manifest.name)) if known else None
+    known = source is not None or origin.exists()
+    with Checkpoint(origin, manifest.name) if known else contextlib.nullcontext() as opened:
         return _verify(path, manifest, opened, settings, progress)
 
 
@@ -190,23 +191,6 @@ def record(
     _check_names(options, SourceOptions)
     with _opened(checkpoint, progress, options) as opened:
         return recorder.record(opened, _recordings(recordings), progress)
-
-
-def zoo(
-    pattern: str | None = None,
-    *,
-    architecture: str | None = None,
-    data: str | None = None,
-    task: str | None = None,
-    classes: int | None = None,
-) -> list[Published]:
-    """List the checkpoints that Google published, in the order of publication.
-
-    `pattern` is a part of the name, or has `*`, `?` or `[…]` and stands for the whole name. The
-    others are an architecture (`R50x1`), a training set (`ImageNet-21k`), the task of the head
-    (`caltech101`) and the number of classes. Raises `CheckpointError` if nothing matches.
-    """
-    return select(pattern, architecture, data, task, classes)
 
 
 def publish(
@@ -260,7 +244,7 @@ def cache_folder() -> Path:
 def converted_folder(folder: StrPath, layout: str) -> Path:
     """Return a converted folder, given as a path or by the name of the checkpoint that was converted."""
     path = user_path(folder)
-    if not (path / MANIFEST_NAME).is_file() and (converted := _output_folder(folder, layout, None)).is_dir():
+    if not (path / MANIFEST_NAME).is_file() and (converted := _default_folder(folder, layout)).is_dir():
         path = converted
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {os.fspath(folder)!r}; bit convert makes one")
@@ -299,12 +283,13 @@ def _opened(checkpoint: StrPath, progress: Progress, options: SourceOptions) -> 
     return Checkpoint(locate(name, folder, progress, options.get("mirror")), hub_name(name))
 
 
-def _output_folder(checkpoint: StrPath, layout: str, out: StrPath | None) -> Path:
-    """Return the folder that a conversion of `checkpoint` is written to."""
-    if out is not None:
-        return user_path(out)
-    path, name = user_path(checkpoint), hub_name(os.fspath(checkpoint))
-    return Path("converted") / (checkpoint_name(path) if path.exists() else name or path.name) / layout
+def _default_folder(checkpoint: StrPath, layout: str) -> Path:
+    """Return `converted/NAME/LAYOUT`; the name of a published checkpoint is Google's, even if timm's was given."""
+    path, name = user_path(checkpoint), os.fspath(checkpoint)
+    if path.exists():
+        return Path("converted", checkpoint_name(path), layout)
+    published = find(name)
+    return Path("converted", published.name if published else hub_name(name) or path.name, layout)
 
 
 def _existing(target: Path, layout: Layout, changes: ConversionOptions) -> Manifest:
@@ -317,7 +302,7 @@ def _existing(target: Path, layout: Layout, changes: ConversionOptions) -> Manif
         raise _exists(target, "and is not a conversion of this version")
     if manifest.layout != layout.name:
         raise _exists(target, f"and holds the layout {manifest.layout}")
-    if manifest.options != replace(changes, profile=changes.profile_of(layout) or None):
+    if manifest.options != changes:
         raise _exists(target, "and was converted with other options")
     return manifest
 

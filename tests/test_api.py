@@ -18,6 +18,7 @@ from support.networks import TINY
 
 import bit
 import convert
+from convert import api
 from convert.network.dtypes import BY_NAME
 from convert.references import recorder
 from convert.references.registry import REFERENCES
@@ -269,6 +270,13 @@ def test_the_zoo_is_filtered() -> None:
     assert {item.architecture for item in found} == {"R50x1"}
     with pytest.raises(convert.ConvertError, match="did you mean BiT-M-R50x1"):
         convert.zoo("BiT-M-R51x1")
+
+
+@pytest.mark.parametrize("name", ["BiT-M-R50x1", "resnetv2_50x1_bit.goog_in21k", "timm/resnetv2_50x1_bit.goog_in21k"])
+def test_the_folder_of_a_published_checkpoint_has_googles_name(name: str, here: Path) -> None:
+    expected = Path("converted/BiT-M-R50x1/timm")
+    (here / expected).mkdir(parents=True)
+    assert api.converted_folder(name, "timm") == expected
 
 
 def test_a_dry_run_of_publishing_needs_no_network(tiny_npz: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,13 +29,15 @@ def infer(layout: Layout, located: Located, shapes: Shapes) -> BitConfig:
     `shapes` are those of the stored arrays, in the axes of `layout`. Raises `CheckpointError` when the
     tensors from which sizes are read are missing or cannot belong to a BiT network.
     """
-    if not any(place.kind.startswith("unit/") for place in located):
+    places = sorted(located, key=lambda place: place.layer)
+    units = {place.stage: place.layer + 1 for place in places if place.kind.startswith("unit/")}  # the last one counts
+    if not units:
         raise CheckpointError(f"has no units of a BiT network in the layout {layout.name} ({found_in_words(shapes)})")
-    depths = _depths(located)
+    depths = tuple(units.get(stage, 0) for stage in range(max(units) + 1))
     if len(depths) + sum(depths) > len(shapes):
         raise CheckpointError(f"the names count more units than there are tensors ({found_in_words(shapes)})")
     by_stage: dict[tuple[str, int], list[Place]] = {}
-    for place in sorted(located, key=lambda place: place.layer):
+    for place in places:
         by_stage.setdefault((place.kind, place.stage), []).append(place)
 
     def lengths(*kinds: str, stage: int = 0) -> Mapping[str, int]:
@@ -81,11 +83,10 @@ def bind(config: BitConfig, layout: Layout, located: Located, shapes: Shapes) ->
         {key: shape for key, shape in shapes.items() if key not in aliases},
     )
     if problems:
-        raise CheckpointError(
-            f"does not hold a BiT {config.architecture}: {_listed(problems)} "
-            f"(found {len(shapes)} tensors, expected {len(expected)})",
-            problems,
-        )
+        rest = len(problems) - MAX_PROBLEMS
+        listed = "; ".join(problems[:MAX_PROBLEMS]) + (f"; and {rest} more (--json lists all)" if rest > 0 else "")
+        counts = f"found {len(shapes)} tensors, expected {len(expected)}"
+        raise CheckpointError(f"does not hold a BiT {config.architecture}: {listed} ({counts})", problems)
     return stored
 
 
@@ -105,17 +106,3 @@ def found_in_words(shapes: Shapes) -> str:
     """Say briefly what a file holds."""
     names = list(shapes)
     return f"found {len(names)} tensors: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-
-
-def _depths(located: Located) -> tuple[int, ...]:
-    """Count the units of each stage, up to the highest that is named."""
-    units: dict[int, int] = {}
-    for place in located:
-        if place.kind.startswith("unit/"):
-            units[place.stage] = max(units.get(place.stage, 0), place.layer + 1)
-    return tuple(units.get(stage, 0) for stage in range(max(units) + 1))
-
-
-def _listed(problems: list[str]) -> str:
-    rest = len(problems) - MAX_PROBLEMS
-    return "; ".join(problems[:MAX_PROBLEMS]) + (f"; and {rest} more (--json lists all)" if rest > 0 else "")

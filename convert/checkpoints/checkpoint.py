@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from convert.errors import CheckpointError
 from convert.files.base import StoredTensor
 from convert.files.containers import open_weights
 from convert.layouts import LAYOUTS
-from convert.layouts.layout import Layout
 from convert.network.axes import Transform, runs
 from convert.network.oracle import Oracle
 from convert.network.parameters import ALL, KINDS, Place, parameters
@@ -53,7 +53,7 @@ def common_dtype(names: Iterable[str]) -> str:
     return found.pop() if len(found) == 1 else "float32"
 
 
-class Checkpoint:
+class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
     """The weights of one BiT network in a file of any layout, or in shards, opened for reading.
 
     `path` is that file, the index of the shards, or a folder that holds either. `name` and `manifest`
@@ -75,7 +75,10 @@ class Checkpoint:
         try:
             stored = self._unprefixed()
             shapes = {key: self.file.tensors[name].shape for key, name in stored.items()}
-            self.layout, located = _detect(shapes)
+            self.layout = max(LAYOUTS.values(), key=lambda layout: len(layout.locate(shapes)))
+            located = self.layout.locate(shapes)
+            if not located:
+                raise CheckpointError(f"has no BiT weights in a known layout ({found_in_words(shapes)})")
             self.config: BitConfig = infer(self.layout, located, shapes)
             """`num_labels` is 0 for a network without a head."""
             keys = bind(self.config, self.layout, located, shapes)
@@ -145,17 +148,14 @@ class Checkpoint:
     def close(self) -> None:
         self.file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _read_stated(self) -> None:
         """Add to the configuration what the manifest, `config.json` and the file state beyond the tensors."""
-        values: dict[str, Any] = {}
+        file, values = self.file.path.with_name(CONFIG_NAME), {}
         try:
-            if values := _stated_values(self.file.path.parent):
+            if file.is_file() and (values := dict(json.loads(file.read_text("utf-8")))):
                 self.config = self.layout.export.stated(self.config, values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             message = f"{CONFIG_NAME} in the same folder does not fit the weights"
@@ -204,18 +204,3 @@ class Checkpoint:
             self.notes.append(f"the prefix {found[0]} of every name is ignored")
             stored = {key.removeprefix(found[0]): name for key, name in stored.items()}
         return stored
-
-
-def _stated_values(folder: Path) -> dict[str, Any]:
-    """Return the content of `config.json`, empty if there is none. Raises `ValueError` and others if it is damaged."""
-    file = folder / CONFIG_NAME
-    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
-
-
-def _detect(shapes: dict[str, tuple[int, ...]]) -> tuple[Layout, dict[Place, list[str]]]:
-    """Return the layout that knows the most of the names."""
-    candidates = [(layout, layout.locate(shapes)) for layout in LAYOUTS.values()]
-    layout, located = max(candidates, key=lambda candidate: len(candidate[1]))
-    if not located:
-        raise CheckpointError(f"has no BiT weights in a known layout ({found_in_words(shapes)})")
-    return layout, located

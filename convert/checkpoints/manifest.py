@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
@@ -98,6 +97,35 @@ class Manifest:
     converter: str = field(default=f"{CONVERTER} {convert.__version__}")
     schema: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        """Check what the types do not say."""
+        origin, source = self.origin, self.source
+        texts = {
+            "name": self.name,
+            "layout": self.layout,
+            "architecture": self.architecture,
+            "origin.name": origin.name,
+            "source.path": source.path,
+        }
+        hashes = {"origin.sha256": origin.sha256}
+        for place, files in (("source.files", source.files), ("files", self.files)):
+            texts |= {f"{place}[{name!r}]": name for name in files}
+            hashes |= {f"{place}[{name!r}].sha256": file.sha256 for name, file in files.items()}
+        faults = [f"{place} is not a printable name" for place, text in texts.items() if not text.isprintable()]
+        for place, digest in hashes.items():
+            if not re.fullmatch("[0-9a-f]{64}", digest):
+                faults.append(f"{place} is not a SHA-256 in hexadecimal digits")
+        if not self.name or self.name in (".", "..") or "/" in self.name:
+            faults.append(f"name {self.name!r} cannot be the name of a folder")
+        if not 0 < self.ws_eps < 1:
+            faults.append(f"ws_eps is {self.ws_eps:g}, expected a number between 0 and 1")
+        if len(origin.roundings) > MAX_ROUNDINGS or not all(name in BY_NAME for name in origin.roundings):
+            faults.append(f"origin.roundings must list at most {MAX_ROUNDINGS} of {', '.join(BY_NAME)}")
+        if not source.files:
+            faults.append("source.files is empty")
+        if faults:
+            raise ValueError("; ".join(faults))
+
     def write(self, folder: Path) -> None:
         write_json(folder / MANIFEST_NAME, asdict(self))
 
@@ -110,17 +138,12 @@ class Manifest:
         header = _decoded(folder, _Header)
         if header is None:
             return None
-        path = folder / MANIFEST_NAME
         if header.converter.startswith(CONVERTER) and header.schema != SCHEMA:
             older = header.schema < SCHEMA
-            raise CheckpointError(
-                f"{path} was written by {'an older' if older else 'a newer'} version (schema {header.schema}); "
-                + ("convert it again" if older else "update bit-convert")
-            )
-        manifest = _decoded(folder, cls)
-        if manifest is not None and (fault := next(_faults(manifest), None)):
-            raise CheckpointError(f"{path} is damaged: {fault}; convert again")
-        return manifest
+            version, advice = ("an older", "convert it again") if older else ("a newer", "update bit-convert")
+            schema = f"{version} version (schema {header.schema})"
+            raise CheckpointError(f"{folder / MANIFEST_NAME} was written by {schema}; {advice}")
+        return _decoded(folder, cls)
 
     @classmethod
     def beside(cls, path: Path) -> Manifest | None:
@@ -158,35 +181,3 @@ def _decoded(folder: Path, kind: type[Decoded]) -> Decoded | None:
         return msgspec.json.decode(path.read_bytes(), type=kind) if path.is_file() else None
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; convert again") from None
-
-
-def _faults(manifest: Manifest) -> Iterator[str]:
-    """Check what the types do not say."""
-    origin, source = manifest.origin, manifest.source
-    texts = {
-        "name": manifest.name,
-        "layout": manifest.layout,
-        "architecture": manifest.architecture,
-        "origin.name": origin.name,
-        "source.path": source.path,
-        **{f"files[{name!r}]": name for name in (*source.files, *manifest.files)},
-    }
-    hashes = {
-        "origin.sha256": origin.sha256,
-        **{f"source.files[{name!r}].sha256": file.sha256 for name, file in source.files.items()},
-        **{f"files[{name!r}].sha256": file.sha256 for name, file in manifest.files.items()},
-    }
-    for place, text in texts.items():
-        if not text.isprintable():
-            yield f"{place} is not a printable name"
-    for place, digest in hashes.items():
-        if not re.fullmatch("[0-9a-f]{64}", digest):
-            yield f"{place} is not a SHA-256 in hexadecimal digits"
-    if not manifest.name or manifest.name in (".", "..") or "/" in manifest.name:
-        yield f"name {manifest.name!r} cannot be the name of a folder"
-    if not 0 < manifest.ws_eps < 1:
-        yield f"ws_eps is {manifest.ws_eps:g}, expected a number between 0 and 1"
-    if len(origin.roundings) > MAX_ROUNDINGS or not all(name in BY_NAME for name in origin.roundings):
-        yield f"origin.roundings must list at most {MAX_ROUNDINGS} of {', '.join(BY_NAME)}"
-    if not source.files:
-        yield "source.files is empty"

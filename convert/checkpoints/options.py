@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bit.config import BitConfig
 from bit.image_processing import PROFILES
@@ -14,8 +14,12 @@ from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME, DType
 from convert.network.parameters import Place
 
-WS_EPS = ("keep", "compensate")
-DTYPE_NAMES = {"half": "float16", "single": "float32", "double": "float64"}
+DTYPE_NAMES = {
+    **dict.fromkeys(("half", "fp16", "f16"), "float16"),
+    **dict.fromkeys(("single", "fp32", "f32"), "float32"),
+    **dict.fromkeys(("double", "fp64", "f64"), "float64"),
+    "bf16": "bfloat16",
+}
 """Names that are not accepted, and the dtypes to suggest instead."""
 
 
@@ -37,39 +41,34 @@ class ConversionOptions:
         if not re.fullmatch(r"keep|drop|new:[1-9][0-9]{0,6}", self.head):
             near = did_you_mean(self.head, ("keep", "drop"))
             raise UsageError(f"invalid head {self.head!r}: use keep, drop, or new:N for N classes{near}")
-        choices: dict[str, Collection[str]] = {"dtype": BY_NAME, "ws_eps": WS_EPS, "profile": PROFILES}
+        choices: dict[str, Collection[str]] = {"dtype": BY_NAME, "ws_eps": ("keep", "compensate"), "profile": PROFILES}
         for option, names in choices.items():
             value = getattr(self, option)
             if value is not None and value not in names:
-                near = _suggestion(value, names)
+                other = DTYPE_NAMES.get(value.lower())
+                near = f"; did you mean {other}?" if other in names else did_you_mean(value, names)
                 raise UsageError(f"invalid {option} {value!r}: choose from {', '.join(names)}{near}")
 
     @property
     def new_head(self) -> bool:
         return self.head.startswith("new:")
 
-    def check(self, layout: Layout, max_shard_size: str | None = None) -> None:
-        """Raise `UsageError` for options that the layout does not support."""
+    def for_layout(self, layout: Layout, max_shard_size: str | None = None) -> ConversionOptions:
+        """Return the options with the layout's default profile. Raises `UsageError` for unsupported options."""
         if layout.folded and self.dtype not in (None, "float32"):
             raise UsageError(f"{layout.name} is always written in float32; leave --dtype out")
         if layout.export.profile is None and self.profile is not None:
             raise UsageError(f"{layout.name} does not state how images are prepared; leave --profile out")
         if max_shard_size is not None and not layout.export.shards:
             raise UsageError(f"{layout.name} is read from one file; leave --max-shard-size out")
+        return replace(self, profile=self.profile or layout.export.profile)
 
     def config(self, source: BitConfig, layout: Layout) -> BitConfig:
         """Return the configuration of the converted network, for a source with the configuration `source`."""
-        config = source
         if self.head != "keep":
             classes = int(self.head.removeprefix("new:")) if self.new_head else 0
-            config = config.replace(num_labels=classes, id2label=None, problem_type=None)
-        if self.ws_eps == "compensate" and not layout.folded:
-            config = config.replace(ws_eps=layout.ws_eps)
-        return config
-
-    def profile_of(self, layout: Layout) -> str:
-        """Return the preprocessing profile to state, or an empty string if the layout does not state one."""
-        return self.profile or layout.export.profile or ""
+            source = source.replace(num_labels=classes, id2label=None, problem_type=None)
+        return source.replace(ws_eps=layout.ws_eps) if self.ws_eps == "compensate" and not layout.folded else source
 
     def dtype_of(self, source: DType, layout: Layout) -> DType:
         """Return the dtype in which a tensor is written."""
@@ -93,12 +92,6 @@ class ConversionOptions:
 def is_standardized(place: Place) -> bool:
     """Return whether the parameter is a kernel under weight standardization: every kernel except the head's."""
     return place.kind.endswith("/kernel") and not place.kind.startswith("head/")
-
-
-def _suggestion(value: str, names: Collection[str]) -> str:
-    """Suggest the name that is meant; fp16 and bf16, for example, mean float16 and bfloat16."""
-    name = DTYPE_NAMES.get(value.lower(), re.sub(r"^(b?)fp?(?=[0-9])", r"\1float", value.lower()))
-    return f"; did you mean {name}?" if name in names else did_you_mean(value, names)
 
 
 UNCHANGED = ConversionOptions()

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 
+import convert
 from convert.cli.common import json_option
 from convert.cli.terminal import escape, print_result, progress_bar
 
@@ -20,10 +21,8 @@ def classify_command(images: tuple[str, ...], model: str, top: int, as_json: boo
 
     IMAGES are image files, or folders of image files. Needs PyTorch.
     """
-    from convert import api
-
     with progress_bar() as progress:
-        results = api.classify(images, model, top=top, progress=progress)
+        results = convert.classify(images, model, top=top, progress=progress)
     lines: list[str] = []
     for file, labels in results.items():
         lines += [escape(file), *(f"  {label.probability:7.2%}  {escape(label.label)}" for label in labels)]

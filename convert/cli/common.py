@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
+import convert
 from convert.cli.terminal import escape, print_warning
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from convert.verification.results import Verification
 
 FAILED = 1
 """Exit status of a verification that fails, and of a comparison that finds a difference."""
@@ -72,7 +69,7 @@ def reference_options(full: bool) -> Callable[[Command], Command]:
     return lambda command: switch(named(recordings_option(command)))
 
 
-def verification_lines(verification: Verification, folder: Path) -> list[str]:
+def verification_lines(verification: convert.Verification, folder: Path) -> list[str]:
     """Return what was compared, the verdict, and the path of the report."""
     from convert.checkpoints.manifest import REPORT_NAME
     from convert.reporting.text import summary, verdicts
@@ -82,7 +79,7 @@ def verification_lines(verification: Verification, folder: Path) -> list[str]:
     return [*summary(verification), *verdicts(verification), *shown]
 
 
-def conclude(verification: Verification) -> None:
+def conclude(verification: convert.Verification) -> None:
     """Print the warnings of a verification, and exit with 1 if it failed."""
     for warning in verification.warnings:
         print_warning(warning)

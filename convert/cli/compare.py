@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import click
 
+import convert
 from convert.cli.common import FAILED, source_options
 from convert.cli.terminal import print_result, progress_bar, table
 from convert.options import SourceOptions
-
-if TYPE_CHECKING:
-    from convert.verification.results import Difference
 
 STATUS = {
     "identical": "identical",
@@ -35,16 +33,14 @@ def compare_command(first: str, second: str, taps: bool, as_json: bool, **option
 
     Exits with 1 if FIRST and SECOND differ.
     """
-    from convert import api
-
     with progress_bar() as progress:
-        found = api.compare(first, second, taps=taps, progress=progress, **options)
+        found = convert.compare(first, second, taps=taps, progress=progress, **options)
     print_result(as_json, found.to_dict(), _lines(found))
     if not found.equal:
         sys.exit(FAILED)
 
 
-def _rows(found: Difference) -> Iterator[tuple[str, str, str]]:
+def _rows(found: convert.Difference) -> Iterator[tuple[str, str, str]]:
     for tensor in found.tensors:
         if tensor.status == "missing":
             yield tensor.parameter, STATUS["missing"], ""
@@ -55,7 +51,7 @@ def _rows(found: Difference) -> Iterator[tuple[str, str, str]]:
             yield f"{tap.tap} ({tap.input})", "", _number(tap.relative_l2)
 
 
-def _lines(found: Difference) -> Iterator[str]:
+def _lines(found: convert.Difference) -> Iterator[str]:
     yield from table(("tensor or tap", "largest difference", "relative L2"), _rows(found))
     counts = Counter(tensor.status for tensor in found.tensors)
     described = ", ".join(f"{counts[status]} {words}" for status, words in STATUS.items() if counts[status])

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import click
 
+import convert
 from convert.cli.common import conclude, layout_option, reference_options, source_options, verification_lines
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar
-from convert.errors import VerificationError
 from convert.options import ConvertOptions
-
-if TYPE_CHECKING:
-    from convert.api import ConversionResult
-    from convert.verification.results import Verification
 
 LOADING = {
     "transformers": "from transformers import BitForImageClassification\n"
@@ -78,12 +74,10 @@ def convert_command(
     google/bit-50, hf:owner/name on the Hub, or Synthetic-R50x1: seeded weights, generated on the
     spot, with recorded outputs of Google's own code.
     """
-    from convert import api
-
     with progress_bar() as progress:
         try:
-            result = api.convert(checkpoint, to, out, progress=progress, **options)
-        except VerificationError as error:
+            result = convert.convert(checkpoint, to, out, progress=progress, **options)
+        except convert.VerificationError as error:
             if error.result is None:
                 raise
             result = error.result
@@ -98,7 +92,7 @@ def convert_command(
         conclude(verified)
 
 
-def _lines(result: ConversionResult, verified: Verification | None) -> Iterator[str]:
+def _lines(result: convert.ConversionResult, verified: convert.Verification | None) -> Iterator[str]:
     manifest = result.manifest
     classes = f"{manifest.classes} classes" if manifest.classes else "no head"
     size = sum(file.bytes for file in manifest.files.values()) / 1e6

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import click
 
+import convert
 from convert.cli.common import source_options
 from convert.cli.terminal import escape, print_result, progress_bar
 from convert.options import SourceOptions
-
-if TYPE_CHECKING:
-    from convert.verification.results import Inspection
 
 
 @click.command("inspect")
@@ -20,14 +18,12 @@ if TYPE_CHECKING:
 @source_options
 def inspect_command(checkpoint: str, as_json: bool, **options: Unpack[SourceOptions]) -> None:
     """Describe a checkpoint and the weights."""
-    from convert import api
-
     with progress_bar() as progress:
-        found = api.inspect(checkpoint, progress=progress, **options)
+        found = convert.inspect(checkpoint, progress=progress, **options)
     print_result(as_json, found.to_dict(), _lines(found))
 
 
-def _lines(found: Inspection) -> Iterator[str]:
+def _lines(found: convert.Inspection) -> Iterator[str]:
     classes = f"{found.classes} classes" if found.classes else "no head"
     yield f"{escape(found.path)}: {found.architecture}, {classes}"
     yield (

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+import convert
 from convert.cli.common import json_option
 from convert.cli.terminal import print_result, table
-
-if TYPE_CHECKING:
-    from convert.published.catalogue import Published
 
 
 @click.command("list")
@@ -26,14 +24,12 @@ def list_command(pattern: str | None, as_json: bool, **filters: Any) -> None:
 
     PATTERN is a part of the name or, with *, ? or [...], the whole name.
     """
-    from convert import api
-
-    chosen = api.zoo(pattern, **filters)
+    chosen = convert.zoo(pattern, **filters)
     together = pattern is None and all(value is None for value in filters.values())
     print_result(as_json, [item.to_dict() for item in chosen], _lines(chosen, together))
 
 
-def _rows(chosen: list[Published], together: bool) -> Iterator[tuple[str, ...]]:
+def _rows(chosen: list[convert.Published], together: bool) -> Iterator[tuple[str, ...]]:
     """Yield a row for each checkpoint; with `together` one row for all files of a task of VTAB-1k."""
     from convert.published.catalogue import VTAB
 
@@ -44,7 +40,7 @@ def _rows(chosen: list[Published], together: bool) -> Iterator[tuple[str, ...]]:
         yield name + mark, str(item.classes), str(item.evaluation.size), accuracy, ", ".join(item.data)
 
 
-def _lines(chosen: list[Published], together: bool) -> Iterator[str]:
+def _lines(chosen: list[convert.Published], together: bool) -> Iterator[str]:
     yield from table(("name", "classes", "input", "top-1 %", "trained on"), _rows(chosen, together), left=(0, 4))
     for item in chosen:
         for defect in item.defects:

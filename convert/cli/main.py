@@ -5,21 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 import click
 
 import convert
-from convert.cli.classify import classify_command
 from convert.cli.common import FAILED
-from convert.cli.compare import compare_command
-from convert.cli.convert import convert_command
-from convert.cli.inspect import inspect_command
-from convert.cli.list import list_command
-from convert.cli.push import push_command
-from convert.cli.record import record_command
 from convert.cli.terminal import print_json, write
-from convert.cli.verify import verify_command
 from convert.errors import ConvertError, VerificationError
 
 BAD_INPUT = 2
@@ -69,14 +62,16 @@ def _refuse(message: str, as_json: bool, problems: Sequence[str] = (), status: i
     sys.exit(status)
 
 
-SUBCOMMANDS = [
-    *(list_command, convert_command, verify_command, push_command),
-    *(record_command, inspect_command, compare_command, classify_command),
-]
+SUBCOMMANDS = ("list", "convert", "verify", "push", "record", "inspect", "compare", "classify")
+"""Each is the function `NAME_command` in the module of that name."""
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(cls=Commands, commands=SUBCOMMANDS, context_settings=CONTEXT)
+@click.group(
+    cls=Commands,
+    commands=[resolve_name(f"convert.cli.{name}:{name}_command") for name in SUBCOMMANDS],
+    context_settings=CONTEXT,
+)
 @click.version_option(convert.__version__, prog_name="bit")
 def main() -> None:
     """Convert BiT weights between libraries, and prove that nothing changed."""

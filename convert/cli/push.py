@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import click
 
+import convert
 from convert.cli.common import json_option, layout_option
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar
 from convert.options import PushOptions
-
-if TYPE_CHECKING:
-    from convert.publishing.publish import Publication
 
 
 @click.command("push")
@@ -35,16 +33,14 @@ def push_command(
     the CHECKPOINT that was converted, with --to for the layout. The token is that of hf auth login,
     or HF_TOKEN in the environment. --dry-run needs neither token nor network.
     """
-    from convert import api
-
     with progress_bar() as progress:
-        publication = api.publish(folder, repository, to=to, dry_run=dry_run, progress=progress, **options)
+        publication = convert.publish(folder, repository, to=to, dry_run=dry_run, progress=progress, **options)
     print_result(as_json, asdict(publication), _lines(publication))
     if publication.not_asked:
         print_warning(f"the Hub was not asked: {publication.not_asked}")
 
 
-def _lines(publication: Publication) -> Iterator[str]:
+def _lines(publication: convert.Publication) -> Iterator[str]:
     from convert.publishing.publish import IDENTICAL, PLANNED
 
     where, commit = escape(publication.pull_request or publication.url), (publication.commit or "")[:12]

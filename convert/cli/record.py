@@ -6,6 +6,7 @@ from typing import Unpack
 
 import click
 
+import convert
 from convert.cli.common import recordings_option, source_options
 from convert.cli.terminal import escape, print_result, progress_bar
 from convert.options import SourceOptions
@@ -21,9 +22,7 @@ def record_command(checkpoint: str, recordings: str | None, as_json: bool, **opt
     Conversions of CHECKPOINT are then compared with the recording. The oracle runs in float64;
     PyTorch and TensorFlow, where they are installed, in float32.
     """
-    from convert import api
-
     with progress_bar() as progress:
-        folder = api.record(checkpoint, recordings=recordings, progress=progress, **options)
+        folder = convert.record(checkpoint, recordings=recordings, progress=progress, **options)
     runs = sorted(file.stem for file in folder.glob("*.safetensors"))
     print_result(as_json, {"folder": str(folder), "recordings": runs}, [escape(f"{folder}: {', '.join(runs)}")])

@@ -23,26 +23,18 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        seen: set[str] = set()
-
-        def line(task: str, done: int, total: int) -> None:
-            if task not in seen:
-                seen.add(task)
-                write(f"{task} …\n", sys.stderr)
-
-        yield line
-        return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
-        def bar(task: str, done: int, total: int) -> None:
+        def show(task: str, done: int, total: int) -> None:
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=None)
+                if bars.disable:
+                    write(f"{task} …\n", sys.stderr)
             bars.update(tasks[task], completed=done, total=total or None)
 
-        yield bar
+        yield show
 
 
 def width() -> int | None:

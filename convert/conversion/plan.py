@@ -41,22 +41,21 @@ class Step:
     """The epsilon with which the kernel is standardized; None if it is not."""
 
     @property
+    def computes(self) -> bool:
+        """True if the values are scaled or standardized."""
+        return self.scale != 1.0 or self.fold is not None
+
+    @property
     def exact(self) -> bool:
         """True if the inverse transform gives the source's bytes back."""
-        return (
-            self.source is not None
-            and self.source.dtype == self.target.dtype
-            and self.scale == 1.0
-            and self.fold is None
-        )
+        return self.source is not None and self.source.dtype == self.target.dtype and not self.computes
 
     @property
     def rounds(self) -> bool:
         """True if values may be rounded."""
-        if self.exact or self.source is None:
+        if self.source is None or self.exact:
             return False
-        widened = self.target.dtype.itemsize > self.source.dtype.itemsize
-        return not widened or self.scale != 1.0 or self.fold is not None
+        return self.computes or self.target.dtype.itemsize <= self.source.dtype.itemsize
 
     @property
     def row(self) -> TensorRow:
@@ -88,7 +87,11 @@ class Step:
             yield np.zeros(target.size, target.dtype.bits)
             return
         if self.fold is not None:
-            yield self._folded(checkpoint, self.fold, allow_nonfinite)
+            kernel = checkpoint.weights(self.place.name)
+            if not (allow_nonfinite or np.isfinite(kernel).all()):
+                raise _not_finite(checkpoint, source)
+            moved = Transform(KINDS[self.place.kind], self.transform.target)(standardize(kernel, self.fold))
+            yield target.dtype.from_float64(moved).reshape(-1)
             return
 
         def read(start: int, out: NDArray[np.generic]) -> None:
@@ -108,14 +111,6 @@ class Step:
                 raise CheckpointError(f"{checkpoint.file.path}: {source.key} {reason}; choose another --dtype")
             yield rounded
 
-    def _folded(self, checkpoint: Checkpoint, epsilon: float, allow_nonfinite: bool) -> NDArray[np.generic]:
-        """Return the whole kernel, standardized in float64."""
-        kernel = checkpoint.weights(self.place.name)
-        if not (allow_nonfinite or np.isfinite(kernel).all()):
-            raise _not_finite(checkpoint, checkpoint.tensor(self.place))
-        moved = Transform(KINDS[self.place.kind], self.transform.target)(standardize(kernel, epsilon))
-        return self.target.dtype.from_float64(moved).reshape(-1)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -124,6 +119,7 @@ class Plan:
     checkpoint: Checkpoint
     layout: Layout
     options: ConversionOptions
+    """With the profile that is written; None if the layout does not state one."""
     config: BitConfig
     """The configuration of the converted network."""
     steps: tuple[Step, ...]
@@ -132,11 +128,6 @@ class Plan:
     """The steps by the weights file that they write, in the order of that file."""
     companions: Mapping[str, dict[str, Any]]
     """The content of the JSON files beside the weights, by name."""
-
-    @property
-    def profile(self) -> str:
-        """The preprocessing profile that is written, empty if the layout does not state one."""
-        return self.options.profile_of(self.layout)
 
 
 def plan(
@@ -150,20 +141,19 @@ def plan(
     `max_shard_size`, such as `5GB`, splits the weights as transformers does. Raises `UsageError` for
     options that the layout does not support, and `CheckpointError` for weights that cannot be converted.
     """
-    options.check(layout, max_shard_size)
+    options = options.for_layout(layout, max_shard_size)
     if checkpoint.layout.folded:
         raise CheckpointError(
             f"{checkpoint.file.path}: the kernels are standardized, so the weights cannot be recovered; "
             "convert the checkpoint that this file was made from"
         )
     config = options.config(checkpoint.config, layout)
-    steps = {
-        layout.key(parameter.place): _step(checkpoint, layout, options, parameter) for parameter in parameters(config)
-    }
+    planned = [_step(checkpoint, layout, options, parameter) for parameter in parameters(config)]
+    steps = {step.target.key: step for step in planned}
     name = layout.export.weights_name.format(name=checkpoint.name)
     tensors = writer_of(layout.export.container).ordered(step.target for step in steps.values())
     dtype = common_dtype(tensor.dtype.name for tensor in tensors)
-    companions = layout.export.companions(config, dtype, checkpoint.name, options.profile_of(layout))
+    companions = layout.export.companions(config, dtype, checkpoint.name, options.profile or "")
     names = {name: [tensor.key for tensor in tensors]}
     if max_shard_size is not None:
         names, index = split(tensors, name, max_shard_size)

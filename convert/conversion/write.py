@@ -20,7 +20,7 @@ from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, Origin, Source
 from convert.conversion.plan import Plan, Step
 from convert.errors import CheckpointError
 from convert.files.atomic import NewFolder, write_json
-from convert.files.base import File, Metadata, Writer, combined_sha256, file_sha256
+from convert.files.base import File, Metadata, combined_sha256, file_sha256
 from convert.files.containers import writer_of
 from convert.files.hashing import Follower
 from convert.network.axes import Workspace
@@ -36,6 +36,7 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
     result is read back, hashed and on the disk when this returns. Raises `CheckpointError` for a
     damaged source, for NaN or infinity unless `allow_nonfinite`, and for too little disk space.
     """
+    checkpoint = plan.checkpoint
     needed, available = sum(step.target.nbytes for step in plan.steps), shutil.disk_usage(output.path).free
     if available < needed:
         raise CheckpointError(
@@ -43,10 +44,38 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
         )
     for name, content in plan.companions.items():
         write_json(output.path / name, content)
-    with _source_hashed(plan.checkpoint) as source_files:
-        blocks = _block_reader(plan, progress, allow_nonfinite)
+    workspace, done = Workspace(), 0
+
+    def blocks(step: Step) -> Iterator[NDArray[np.generic]]:
+        nonlocal done
+        for block in step.blocks(checkpoint, workspace, allow_nonfinite):
+            yield block
+            done += block.nbytes
+            progress("converting", done, needed)
+
+    with _source_hashed(checkpoint) as source_files:
         hashes = {part: _write_weights(plan, output.path / part, blocks) for part in plan.parts}
-    manifest = _manifest(plan, output, source_files.result(), hashes)
+    files = source_files.result()
+    manifest = Manifest(
+        name=checkpoint.name,
+        architecture=plan.config.architecture,
+        classes=plan.config.num_labels,
+        ws_eps=plan.config.ws_eps,
+        layout=plan.layout.name,
+        options=plan.options,
+        origin=origin_of(plan, files),
+        source=Source(
+            path=os.path.relpath(checkpoint.path.resolve(), output.target.resolve()),
+            layout=checkpoint.layout.name,
+            container=checkpoint.file.container,
+            files=files,
+        ),
+        files={
+            file.name: File(file.stat().st_size, hashes.get(file.name) or file_sha256(file))
+            for file in sorted(output.path.iterdir())
+        },
+        tensors=[step.row for step in plan.steps],
+    )
     manifest.write(output.path)
     return manifest
 
@@ -74,36 +103,17 @@ def origin_of(plan: Plan, files: Mapping[str, File]) -> Origin:
     return replace(origin, head=head, roundings=(*origin.roundings, *coarsest))
 
 
-def _writer(plan: Plan, path: Path) -> Writer:
-    tensors = [step.target for step in plan.parts[path.name]]
+def _write_weights(plan: Plan, path: Path, blocks: Blocks) -> str:
+    """Write every tensor of one file, and return the SHA-256 when all of it is on the disk."""
+    tensors, export = [step.target for step in plan.parts[path.name]], plan.layout.export
 
     def graph() -> Any:
         from convert.conversion.onnx_graph import network
 
-        return network(plan.config, plan.checkpoint.name, plan.profile)
+        return network(plan.config, plan.checkpoint.name, plan.options.profile or "")
 
-    export = plan.layout.export
     metadata = Metadata(export.attributes([tensor.key for tensor in tensors]), graph)
-    return writer_of(export.container)(path, tensors, metadata)
-
-
-def _block_reader(plan: Plan, progress: Progress, allow_nonfinite: bool) -> Blocks:
-    """Return the function that yields a step's blocks, and reports the progress of all."""
-    workspace, done, total = Workspace(), 0, sum(step.target.nbytes for step in plan.steps)
-
-    def blocks(step: Step) -> Iterator[NDArray[np.generic]]:
-        nonlocal done
-        for block in step.blocks(plan.checkpoint, workspace, allow_nonfinite):
-            yield block
-            done += block.nbytes
-            progress("converting", done, total)
-
-    return blocks
-
-
-def _write_weights(plan: Plan, path: Path, blocks: Blocks) -> str:
-    """Write every tensor of one file, and return the SHA-256 when all of it is on the disk."""
-    writer, follower = _writer(plan, path), Follower(path)
+    writer, follower = writer_of(export.container)(path, tensors, metadata), Follower(path)
 
     def followed(step: Step) -> Iterator[NDArray[np.generic]]:
         for block in blocks(step):
@@ -139,27 +149,3 @@ def _source_hashed(checkpoint: Checkpoint) -> Iterator[Future[dict[str, File]]]:
             stop.set()
             raise
         files.result()
-
-
-def _manifest(plan: Plan, output: NewFolder, source_files: dict[str, File], hashes: Mapping[str, str]) -> Manifest:
-    checkpoint = plan.checkpoint
-    return Manifest(
-        name=checkpoint.name,
-        architecture=plan.config.architecture,
-        classes=plan.config.num_labels,
-        ws_eps=plan.config.ws_eps,
-        layout=plan.layout.name,
-        options=replace(plan.options, profile=plan.profile or None),
-        origin=origin_of(plan, source_files),
-        source=Source(
-            path=os.path.relpath(checkpoint.path.resolve(), output.target.resolve()),
-            layout=checkpoint.layout.name,
-            container=checkpoint.file.container,
-            files=source_files,
-        ),
-        files={
-            file.name: File(file.stat().st_size, hashes.get(file.name) or file_sha256(file))
-            for file in sorted(output.path.iterdir())
-        },
-        tensors=[step.row for step in plan.steps],
-    )

@@ -1,11 +1,9 @@
-"""google-research/big_transfer, the `.npz` files (bit_pytorch/models.py, `load_from`).
-
-Some published files number their convolutions, as in `standardized_conv2d_17/kernel`.
-"""
+"""google-research/big_transfer, the `.npz` files (bit_pytorch/models.py, `load_from`)."""
 
 from convert.layouts.layout import Export, Layout, Row
 
 NUMBERED = {r"(?<=conv2d|p_norm)_[0-9]+(?=/)": ""}
+"""Some published files number their convolutions, as in `standardized_conv2d_17/kernel`."""
 
 _UNIT = "resnet/block{block}/unit{unit:02d}/"
 

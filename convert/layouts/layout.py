@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 from bit.config import BitConfig
@@ -109,8 +109,8 @@ class Layout:
         """Return the parameter that this layout calls `key`, or None if it has no such name."""
         for spelling, ours in self.spellings.items():
             key = re.sub(spelling, ours, key)
-        for kind, pattern in self._patterns.items():
-            if match := pattern.fullmatch(key):
+        for kind, row in self.rows.items():
+            if match := _pattern(row.template).fullmatch(key):
                 found = {index: int(digits or 0) for index, digits in match.groupdict().items()}
                 stage = found.get("stage", found.get("_stage", found.get("block", 1) - 1))
                 layer = found.get("layer", found.get("_layer", found.get("unit", 1) - 1))
@@ -126,11 +126,8 @@ class Layout:
                 located.setdefault(place, []).append(key)
         return located
 
-    @cached_property
-    def _patterns(self) -> dict[str, re.Pattern[str]]:
-        return {kind: _pattern(row.template) for kind, row in self.rows.items()}
 
-
+@cache
 def _pattern(template: str) -> re.Pattern[str]:
     """Return a pattern for every name that the template can give; `place` rejects the other names it matches."""
     seen: set[str] = set()

@@ -64,13 +64,12 @@ def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
     epsilon = values.get(WS_EPS, config.ws_eps)
     if type(epsilon) is not float:
         raise ValueError(f"{WS_EPS} is {epsilon!r}, not a number")
-    config = config.replace(ws_eps=epsilon, problem_type=values.get("problem_type"))
-    labels = values.get("label_names")
-    if labels is None:
-        return config
-    if not isinstance(labels, list) or len(labels) != config.num_labels:
-        raise ValueError(f"label_names must be a list of the head's {config.num_labels} classes")
-    return config.replace(id2label=dict(enumerate(labels)))
+    stated = {"ws_eps": epsilon, "problem_type": values.get("problem_type")}
+    if (labels := values.get("label_names")) is not None:
+        if not isinstance(labels, list) or len(labels) != config.num_labels:
+            raise ValueError(f"label_names must be a list of the head's {config.num_labels} classes")
+        stated["id2label"] = dict(enumerate(labels))
+    return config.replace(**stated)
 
 
 _UNIT = "stages.{stage}.blocks.{layer}."

@@ -10,49 +10,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bit.config import PUBLISHED
 from bit.image_processing import PROFILES
 from convert.errors import CheckpointError, did_you_mean
 
 BUCKET = "https://storage.googleapis.com/bit_models"
 
-ILSVRC, IMAGENET_21K, CIFAR_10, VTAB = "ILSVRC-2012", "ImageNet-21k", "CIFAR-10", "VTAB-1k"
+TOP_1_SOURCE = "timm, `results-imagenet.csv`"
 
-VTAB_CLASSES = {
-    "caltech101": 102,
-    "diabetic_retinopathy": 5,
-    "dtd": 47,
-    "oxford_flowers102": 102,
-    "oxford_iiit_pet": 37,
-    "resisc45": 45,
-    "sun397": 397,
-    "cifar100": 100,
-    "eurosat": 10,
-    "patch_camelyon": 2,
-    "smallnorb-elevation": 9,
-    "svhn": 10,
-    "dsprites-orientation": 16,
-    "smallnorb-azimuth": 18,
-    "clevr-distance": 6,
-    "clevr-count": 8,
-    "dmlab": 6,
-    "kitti-distance": 4,
-    "dsprites-xpos": 16,
-}
-"""Number of classes of each VTAB-1k task that models were fine-tuned on, in three runs each
-(google-research/task_adaptation, `data/` and `scripts/run_all_tasks.sh`)."""
+ILSVRC, IMAGENET_21K, CIFAR_10, VTAB = "ILSVRC-2012", "ImageNet-21k", "CIFAR-10", "VTAB-1k"
 
 SMALL = (CIFAR_10, "cifar100", "svhn", "eurosat", "dsprites-orientation", "dsprites-xpos")
 """Tasks with images of fewer than 96×96 pixels: 32×32 or 64×64 (TensorFlow Datasets)."""
-
-TOP_1 = {"R50x1": 80.39, "R50x3": 83.98, "R101x1": 82.33, "R101x3": 84.43, "R152x2": 84.47, "R152x4": 84.94}
-"""Top-1 accuracy in percent of BiT-M fine-tuned on ILSVRC-2012 (timm, `results-imagenet.csv`)."""
-
-DEFECTS = {
-    "BiT-S-R152x2": ("named in big_transfer's code; not confirmed that it can be downloaded",),
-    "BiT-S-R50x3.h5": ("holds another network: the stem has 64 channels, not 192 (big_transfer, issue 47)",),
-    "BiT-S-R101x1.h5": ("holds another network: the stem has 256 channels, not 64 (big_transfer, issue 47)",),
-}
 
 BIT, DISTILLATION = (
     f"@{entry.strip()}" for entry in Path(__file__).with_name("citations.bib").read_text("utf-8").split("@")[1:]
@@ -99,15 +70,13 @@ class Published:
     task: str
     """The data set of the head's classes."""
     classes: int
-    labels: str | None
+    labels: str | None = None
     """The set in `labels.LABEL_SETS` that names the classes; None if there is none."""
     evaluation: Evaluation = Evaluation()
     """As in timm (`resnetv2.py`) where timm has these weights, else at Google's resolution for the task."""
     accuracies: tuple[Accuracy, ...] = ()
     defects: tuple[str, ...] = ()
     """Known defects of the file."""
-    citation: str = BIT
-    """BibTeX."""
     license: str = "apache-2.0"
 
     @property
@@ -125,68 +94,60 @@ class Published:
         """The loss of the training: a sigmoid for each class of ImageNet-21k (big_transfer, issue 26), else None."""
         return "multi_label_classification" if self.task == IMAGENET_21K else None
 
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper."""
+        return DISTILLATION if self.address.startswith("distill/") else BIT
+
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "url": self.url, "problem_type": self.problem_type}
+        return {**asdict(self), "url": self.url, "problem_type": self.problem_type, "citation": self.citation}
 
 
-def _by_timm(value: float, resolution: int) -> Accuracy:
-    return Accuracy(value, ILSVRC, resolution, "timm, `results-imagenet.csv`")
+@dataclass(frozen=True)
+class Facts:
+    """The content of `catalogue.toml`: what follows from no rule."""
+
+    vtab_classes: dict[str, int]
+    """Number of classes of each VTAB-1k task that models were fine-tuned on, in three runs each."""
+    top_1: dict[str, float]
+    """Top-1 accuracy in percent of BiT-M fine-tuned on ILSVRC-2012, by architecture."""
+    defects: dict[str, tuple[str, ...]]
+    """Known defects by the name of a checkpoint."""
+    checkpoints: list[Published]
 
 
-def _by_paper(value: float, resolution: int) -> Accuracy:
-    return Accuracy(value, ILSVRC, resolution, "arXiv 2106.05237")
-
-
-DISTILLED = (
-    (
-        "R50x1_224",
-        (ILSVRC,),
-        Evaluation(224, 0.875, "bicubic", "goog_distilled_in1k"),
-        (_by_paper(82.8, 224), _by_timm(82.82, 224)),
-    ),
-    ("R50x1_160", (ILSVRC,), Evaluation(160, 0.875, "bicubic"), (_by_paper(80.5, 160),)),
-    (
-        "R152x2_T_224",
-        (IMAGENET_21K, ILSVRC),
-        Evaluation(224, 0.875, "bicubic", "goog_teacher_in21k_ft_in1k"),
-        (_by_timm(82.92, 224),),
-    ),
-    (
-        "R152x2_T_384",
-        (IMAGENET_21K, ILSVRC),
-        Evaluation(384, 1.0, "bicubic", "goog_teacher_in21k_ft_in1k_384"),
-        (_by_timm(83.86, 384),),
-    ),
-)
-"""Name, data, evaluation and accuracies of two students and their teachers."""
+FACTS = msgspec.toml.decode(Path(__file__).with_name("catalogue.toml").read_bytes(), type=Facts)
 
 
 @cache
 def published() -> dict[str, Published]:
     """Return every published checkpoint by name: `.npz` files without the ending, `.h5` files with it."""
-    return {item.name: item for item in (*_pretrained(), *_fine_tuned(), *_vtab(), *_distilled())}
+    return {item.name: item for item in (*_pretrained(), *_fine_tuned(), *_vtab(), *FACTS.checkpoints)}
 
 
 def find(name: str) -> Published | None:
-    """Return the published checkpoint with that name, or with that name in timm."""
-    items = published()
+    """Return the published checkpoint with that name, or with that name in timm, with or without `timm/`."""
+    items, name = published(), name.removeprefix("timm/")
     return items.get(name) or next((item for item in items.values() if item.timm_name == name), None)
 
 
-def select(
-    name: str | None = None,
+def zoo(
+    pattern: str | None = None,
+    *,
     architecture: str | None = None,
     data: str | None = None,
     task: str | None = None,
     classes: int | None = None,
 ) -> list[Published]:
-    """Return the checkpoints that match every given filter, regardless of case.
+    """List the checkpoints that Google published, in the order of publication.
 
-    `name` is a part of the name, or a pattern for all of it if it contains `*`, `?` or `[…]`; the other
-    filters ignore punctuation. Raises `CheckpointError` with suggestions if nothing matches.
+    `pattern` is a part of the name, or has `*`, `?` or `[…]` and stands for the whole name. The
+    others are an architecture (`R50x1`), a training set (`ImageNet-21k`), the task of the head
+    (`caltech101`) and the number of classes; case and punctuation do not count. Raises
+    `CheckpointError` with suggestions if nothing matches.
     """
     chosen = list(published().values())
-    filters = {"name": name, "architecture": architecture, "data": data, "task": task, "classes": classes}
+    filters = {"name": pattern, "architecture": architecture, "data": data, "task": task, "classes": classes}
     for field, wanted in filters.items():
         if wanted is None:
             continue
@@ -233,30 +194,24 @@ def _pretrained() -> Iterator[Published]:
             how = Evaluation(tag="goog_in21k") if letter == "M" else Evaluation()
             for ending in ("", ".h5") if architecture != "R152x2" else ("",):
                 name = f"BiT-{letter}-{architecture}{ending}"
-                address, defects = name if ending else f"{name}.npz", DEFECTS.get(name, ())
+                address, defects = name if ending else f"{name}.npz", FACTS.defects.get(name, ())
                 yield Published(name, address, architecture, (data,), data, classes, labels, how, defects=defects)
 
 
 def _fine_tuned() -> Iterator[Published]:
     for architecture in PUBLISHED:
         name, size = f"BiT-M-{architecture}-ILSVRC2012", 480 if architecture == "R152x4" else 448
-        how, top_1 = Evaluation(size, 1.0, tag="goog_in21k_ft_in1k"), (_by_timm(TOP_1[architecture], size),)
+        how, top_1 = (
+            Evaluation(size, 1.0, tag="goog_in21k_ft_in1k"),
+            Accuracy(FACTS.top_1[architecture], ILSVRC, size, TOP_1_SOURCE),
+        )
         data = (IMAGENET_21K, ILSVRC)
-        yield Published(name, f"{name}.npz", architecture, data, ILSVRC, 1000, "ilsvrc2012", how, top_1)
-    name, data = "BiT-M-R50x1-CIFAR10", (IMAGENET_21K, CIFAR_10)
-    top_1 = (Accuracy(97.64, CIFAR_10, 128, "big_transfer, `colabs/big_transfer_pytorch.ipynb`"),)
-    yield Published(name, f"{name}.npz", "R50x1", data, CIFAR_10, 10, None, Evaluation(128, 1.0), top_1)
+        yield Published(name, f"{name}.npz", architecture, data, ILSVRC, 1000, "ilsvrc2012", how, (top_1,))
 
 
 def _vtab() -> Iterator[Published]:
     for architecture in ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4"):
         for run in range(3):
-            for task, classes in VTAB_CLASSES.items():
+            for task, classes in FACTS.vtab_classes.items():
                 name, how = f"BiT-M-{architecture}-run{run}-{task}", Evaluation(google_size(task), 1.0)
                 yield Published(name, f"vtab/{name}.npz", architecture, (IMAGENET_21K, VTAB), task, classes, None, how)
-
-
-def _distilled() -> Iterator[Published]:
-    for name, data, how, top_1 in DISTILLED:
-        place = (f"distill/{name}.npz", name.split("_")[0])
-        yield Published(name, *place, data, ILSVRC, 1000, "ilsvrc2012", how, top_1, citation=DISTILLATION)

@@ -10,7 +10,7 @@ from bit.config import PUBLISHED, BitConfig
 from convert.errors import CheckpointError, DownloadError, did_you_mean
 from convert.progress import Progress
 from convert.published import catalogue
-from convert.published.catalogue import Published, find
+from convert.published.catalogue import find
 from convert.sources import synthetic
 from convert.sources.hub_client import http_library, quiet_hub
 
@@ -46,7 +46,7 @@ def locate(checkpoint: str, folder: Path, progress: Progress, mirror: str | None
             progress("generating seeded weights", 0, 0)
             synthetic.write_npz(kept, BitConfig.from_architecture(SYNTHETIC[checkpoint]))
         return kept
-    if (item := _published(checkpoint)) is not None:
+    if (item := find(checkpoint)) is not None:
         from convert.sources.download import download
 
         kept = folder / Path(item.address).name
@@ -73,11 +73,6 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _published(name: str) -> Published | None:
-    """Return the published checkpoint with this name, Google's or timm's."""
-    return find(name.removeprefix("timm/"))
-
-
 def _on_hub(checkpoint: str) -> re.Match[str] | None:
     """Match a repository on the Hub. A mistyped path, in an existing folder or with a file's extension, is not one."""
     match = HUB.fullmatch(checkpoint)
@@ -85,7 +80,7 @@ def _on_hub(checkpoint: str) -> re.Match[str] | None:
         return match
     file = checkpoint.endswith((*WEIGHTS, ".safetensors", ".onnx", ".json"))
     local = file or user_path(checkpoint.split("/")[0]).exists()
-    return None if local or _published(checkpoint) is not None else match
+    return None if local or find(checkpoint) is not None else match
 
 
 def _from_hub(checkpoint: str, repository: str, revision: str | None, progress: Progress) -> Path:

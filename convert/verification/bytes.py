@@ -12,18 +12,17 @@ from convert.conversion.plan import Plan, Step
 from convert.files.base import StoredTensor
 from convert.network.axes import Transform, Workspace
 from convert.progress import Progress
-from convert.verification.results import TensorCheck
 
 
-def compare_bytes(plan: Plan, converted: Checkpoint, progress: Progress) -> Iterator[TensorCheck]:
-    """Read every converted tensor back and compare it with the source of the plan.
+def compare_bytes(plan: Plan, converted: Checkpoint, progress: Progress) -> Iterator[tuple[Step, str | None]]:
+    """Read every converted tensor back, compare it with the source of the plan, and yield the problem, if there is one.
 
     A tensor that was only moved must convert back to the source exactly, by the inverse transform;
     any other must equal what the plan makes of the source once more.
     """
     workspace, done = Workspace(), 0
     for step in plan.steps:
-        yield TensorCheck(step.place.name, step.exact, _problem(step, plan.checkpoint, converted, workspace))
+        yield step, _problem(step, plan.checkpoint, converted, workspace)
         done += converted.tensor(step.place).nbytes
         progress("comparing bytes", done, converted.nbytes)
 

@@ -12,9 +12,9 @@ from convert.errors import CheckpointError
 from convert.network.inputs import batches
 from convert.network.parameters import parameters
 from convert.network.runner import run_network
-from convert.network.taps import tap_names
 from convert.progress import Progress, tracked
-from convert.verification.metrics import relative_l2, relative_l2_of
+from convert.verification.metrics import finite, relative_l2, relative_l2_of
+from convert.verification.oracle_taps import run_oracle
 from convert.verification.results import (
     DIFFERENT,
     EQUAL,
@@ -41,12 +41,11 @@ def compare(first: Checkpoint, second: Checkpoint, progress: Progress, taps: boo
     names = list(dict.fromkeys(name for side in shapes for name in side))
     tensors = []
     for name in tracked(names, "comparing tensors", len(names), progress):
-        if not all(name in side for side in shapes):
-            tensors.append(TensorDifference(name, MISSING))
-        elif shapes[0][name] != shapes[1][name]:
-            tensors.append(TensorDifference(name, DIFFERENT))
-        else:
+        one, other = (side.get(name) for side in shapes)
+        if one == other:
             tensors.append(_compare_tensor(name, first, second))
+        else:
+            tensors.append(TensorDifference(name, DIFFERENT if one and other else MISSING))
     same_head = shapes[0] == shapes[1]
     return Difference(tuple(tensors), tuple(_compare_taps(first, second, same_head, progress)) if taps else ())
 
@@ -65,20 +64,17 @@ def _compare_tensor(name: str, first: Checkpoint, second: Checkpoint) -> TensorD
     with np.errstate(invalid="ignore"):
         largest = float(np.max([np.abs(x - y).max() for x, y in pieces()]))
         error = relative_l2_of((y, x) for x, y in pieces())
-    return TensorDifference(name, DIFFERENT, _finite(largest), _finite(error))
+    return TensorDifference(name, DIFFERENT, finite(largest), finite(error))
 
 
 def _compare_taps(
     first: Checkpoint, second: Checkpoint, same_head: bool, progress: Progress
 ) -> Iterator[TapDifference]:
-    names, images = tap_names(first.config), batches(channels=first.config.num_channels)
-    taps = zip(*(run_network(opened.oracle(), opened.config, images) for opened in (first, second)), strict=False)
+    images = batches(channels=first.config.num_channels)
+    reference = run_oracle(first.oracle(), images, "comparing taps", progress)
+    taps = zip(reference, run_network(second.oracle(), second.config, images), strict=False)
     with np.errstate(invalid="ignore", over="ignore"):
-        for (tap, ours), (_, theirs) in tracked(taps, "comparing taps", len(names), progress):
+        for (tap, ours), (_, theirs) in taps:
             if tap != "logits" or same_head:
                 for name, value in ours.items():
-                    yield TapDifference(name, tap, _finite(relative_l2(theirs[name], value)))
-
-
-def _finite(number: float) -> float | None:
-    return number if np.isfinite(number) else None
+                    yield TapDifference(name, tap, finite(relative_l2(theirs[name], value)))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 
 import numpy as np
 
-from convert.network.oracle import Oracle
 from convert.network.parameters import parameters
 from convert.network.runner import Batches, Implementation, run_part
 from convert.network.taps import Array, Part
 from convert.verification import mistakes
 from convert.verification.metrics import relative_l2
-from convert.verification.mistakes import Mistake
 from convert.verification.oracle_taps import OracleTaps
 from convert.verification.results import Check, Finding
 
@@ -32,8 +30,9 @@ def diagnose(
 
     `differing` are the parameters, by canonical name, that are known to differ from the source.
     """
-    right = oracle.source.checkpoint.oracle()
-    names = {part: _parameter_names(right, part) for part in failed}
+    right = oracle.source.oracle()
+    every = [item.name for item in parameters(right.config)]
+    names = {part: [name for name in every if name.startswith(f"{part.prefix}/")] for part in failed}
     findings: dict[str, Finding] = {}
     for part, checks in islice(failed.items(), MOST_PARTS):
         outputs = _outputs(implementation, part, oracle)
@@ -41,7 +40,7 @@ def diagnose(
         others = [name for other in failed if other != part and not seen for name in names[other]]
         known_mistakes = chain(
             [mistakes.seen_in_values(right, seen, differing)] if seen else [],
-            _order_of_classes(right, oracle, outputs),
+            mistakes.seen_in_classes(right, outputs["logits"], oracle["logits"]) if "logits" in outputs else [],
             mistakes.of_functions(right),
             mistakes.of_weights(right, names[part], others),
         )
@@ -62,20 +61,6 @@ def _best(errors: Iterable[tuple[str, float]], tolerance: float) -> tuple[str | 
         if after <= tolerance / 10:
             break
     return (best, after) if after <= tolerance else (None, None)
-
-
-def _order_of_classes(right: Oracle, oracle: OracleTaps, outputs: Mapping[str, Batches]) -> Iterator[Mistake]:
-    """Yield the mistake that the logits show, if they are the expected ones in another order."""
-    if "logits" in outputs:
-        found, expected = (
-            np.concatenate([logits[name] for name in oracle.images]) for logits in (outputs["logits"], oracle["logits"])
-        )
-        if mistake := mistakes.seen_in_classes(right, found, expected):
-            yield mistake
-
-
-def _parameter_names(right: Oracle, part: Part) -> list[str]:
-    return [item.name for item in parameters(right.config) if item.name.startswith(f"{part.prefix}/")]
 
 
 @np.errstate(invalid="ignore", over="ignore")

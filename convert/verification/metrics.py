@@ -39,6 +39,11 @@ def relative_l2_of(pieces: Iterable[tuple[NDArray[np.generic], NDArray[np.generi
     return difference / norm if norm else (0.0 if difference == 0 else float("inf"))
 
 
+def finite(number: float) -> float | None:
+    """Return a number, or None if it is not finite."""
+    return number if math.isfinite(number) else None
+
+
 def summary_error(found: Summary, expected: Summary) -> float:
     """Return the largest relative L2 error among the parts of a summary; infinite if parts are missing."""
     if not expected or found.keys() != expected.keys():

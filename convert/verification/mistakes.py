@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convert.network.oracle import Arrays, Oracle, pool_windows
 from convert.network.parameters import ALL, parameters
+from convert.network.runner import Batches
 from convert.network.taps import Array
 from convert.verification.metrics import relative_l2
 
@@ -31,43 +31,39 @@ class Mistake:
 class _PoolWithoutBorder(Oracle):
     """Pads the stem with −∞, so that the border never wins: `MaxPool(padding=1)`."""
 
-    def margins(self, length: int) -> tuple[int, int]:
-        return 1, 1
+    same = False
+    """Pad before the first pixel only if the length is odd, as TensorFlow's `SAME`."""
 
     def pool(self, x: Array) -> Array:
-        margins = [self.margins(length) for length in x.shape[1:3]]
+        margins = [(length % 2 if self.same else 1, 1) for length in x.shape[1:3]]
         return pool_windows(np.pad(x, ((0, 0), *margins, (0, 0)), constant_values=-np.inf))
 
 
 class _PoolSame(_PoolWithoutBorder):
-    """Pads the stem as TensorFlow's `SAME`: −∞, and before the first pixel only if the length is odd."""
-
-    def margins(self, length: int) -> tuple[int, int]:
-        return length % 2, 1
+    same = True
 
 
-class _StridesFirst(Oracle):
-    """Has the stride on the first convolution of a unit, as ResNet v1."""
+class _InUnit(Oracle):
+    """Remembers the input and the stride of the unit that runs."""
 
+    _raw: Arrays
     _stride = 1
 
     def bottleneck(self, inputs: Arrays, layer: str, stride: int, projects: bool) -> dict[str, Array]:
-        self._stride = stride
+        self._raw, self._stride = inputs, stride
         return super().bottleneck(inputs, layer, stride, projects)
+
+
+class _StridesFirst(_InUnit):
+    """Has the stride on the first convolution of a unit, as ResNet v1."""
 
     def convolution(self, inputs: Arrays, layer: str, stride: int = 1) -> dict[str, Array]:
         stride = {"conv1": self._stride, "conv2": 1}.get(layer.rpartition("/")[2], stride)
         return super().convolution(inputs, layer, stride)
 
 
-class _ProjectsRaw(Oracle):
+class _ProjectsRaw(_InUnit):
     """Projects the shortcut from the raw input, not from the normalized one."""
-
-    _raw: Arrays
-
-    def bottleneck(self, inputs: Arrays, layer: str, stride: int, projects: bool) -> dict[str, Array]:
-        self._raw = inputs
-        return super().bottleneck(inputs, layer, stride, projects)
 
     def convolution(self, inputs: Arrays, layer: str, stride: int = 1) -> dict[str, Array]:
         return super().convolution(self._raw if layer.endswith("/projection") else inputs, layer, stride)
@@ -118,12 +114,11 @@ def of_weights(right: Oracle, names: Sequence[str], others: Sequence[str]) -> It
     for name in names:
         for explanation, changed in _arrangements(right.weights(name)):
             yield _replaced(right, f"{name}: {explanation}", {name: changed})
-    shapes = {name: right.weights(name).shape for name in dict.fromkeys((*names, *others))}
-    for first in names:
-        for second in shapes:
-            if shapes[first] == shapes[second] and first != second and (second not in names or first < second):
-                exchanged = {first: partial(right.weights, second), second: partial(right.weights, first)}
-                yield _replaced(right, _exchange(first, second), exchanged)
+    shapes = {item.name: item.shape for item in parameters(right.config)}
+    for first, second in combinations(dict.fromkeys((*names, *others)), 2):
+        if first in names and shapes[first] == shapes[second]:
+            exchanged = {first: right.weights(second), second: right.weights(first)}
+            yield _replaced(right, _exchange(first, second), exchanged)
 
 
 def seen_in_values(right: Oracle, names: Sequence[str], differing: Mapping[str, Array]) -> Mistake:
@@ -135,29 +130,23 @@ def seen_in_values(right: Oracle, names: Sequence[str], differing: Mapping[str, 
     return _replaced(right, "; ".join(explanations), {name: differing[name] for name in names})
 
 
-def seen_in_classes(right: Oracle, found: Array, expected: Array) -> Mistake | None:
-    """Return the order of classes in which logits `[N, classes]` are the expected ones, as a mistake.
-
-    None if they are other logits, or in the right order.
-    """
+def seen_in_classes(right: Oracle, logits: Batches, right_logits: Batches) -> Iterator[Mistake]:
+    """Yield the mistake that logits `[N, classes]` show if they are the right ones in another order."""
+    found, expected = (np.concatenate([side[name] for name in right_logits]) for side in (logits, right_logits))
     if found.shape != expected.shape:
-        return None
+        return
     order = np.lexsort(expected.round(6))[np.argsort(np.lexsort(found.round(6)))]
     moved = int((order != np.arange(len(order))).sum())
-    if not moved or relative_l2(expected[:, order], found) > 1e-4:
-        return None
-    kernel, bias = right.weights("head/kernel")[:, order], right.weights("head/bias")[order]
-    return _replaced(right, f"{moved} classes are in another order", {"head/kernel": kernel, "head/bias": bias})
+    if moved and relative_l2(expected[:, order], found) <= 1e-4:
+        reordered = {name: right.weights(name)[..., order] for name in ("head/kernel", "head/bias")}
+        yield _replaced(right, f"{moved} classes are in another order", reordered)
 
 
-def _replaced(right: Oracle, explanation: str, values: Mapping[str, Array | Callable[[], Array]]) -> Mistake:
+def _replaced(right: Oracle, explanation: str, values: Mapping[str, Array]) -> Mistake:
     """Return the oracle with some parameters, by canonical name, replaced."""
 
-    def weights(name: str, channels: slice = ALL) -> NDArray[np.float64]:
-        if name not in values:
-            return right.weights(name, channels)
-        new = values[name]
-        return (new() if callable(new) else new)[..., channels]
+    def weights(name: str, channels: slice = ALL) -> Array:
+        return values[name][..., channels] if name in values else right.weights(name, channels)
 
     return Mistake(explanation, Oracle(weights, right.config, right.folded))
 
@@ -191,10 +180,9 @@ def _compared(right: Oracle, name: str, differing: Mapping[str, Array]) -> str:
 
 
 def _difference(values: Array, expected: Array) -> str:
-    if values.ndim == 2 and np.array_equal(np.sort(values, axis=1), np.sort(expected, axis=1)):
-        return f"{int((values != expected).any(axis=0).sum())} classes are in another order"
-    if values.ndim == 1 and np.array_equal(np.sort(values), np.sort(expected)):
-        return f"{int((values != expected).sum())} values are in another order"
+    if values.ndim < 3 and np.array_equal(np.sort(values), np.sort(expected)):
+        moved = np.atleast_2d(values != expected).any(axis=0).sum()
+        return f"{moved} {'classes' if values.ndim == 2 else 'values'} are in another order"
     with np.errstate(all="ignore"):
         shift, ratio = values - expected, values / expected
         if (np.abs(shift - np.median(shift)) <= 1e-6 * np.abs(expected).max()).all():

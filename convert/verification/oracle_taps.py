@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-import tempfile
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.network.oracle import Oracle
 from convert.network.runner import Batches, Taps, run_network
 from convert.network.taps import Key, Part, parts, tap_names
 from convert.progress import Progress, tracked
-from convert.verification.candidate import Candidate
+from convert.verification.metrics import relative_l2
 
 
+def run_oracle(oracle: Oracle, images: Batches, task: str, progress: Progress) -> Taps:
+    """Yield every tap of an oracle's network, and report each as one step of a task."""
+    return tracked(run_network(oracle, oracle.config, images), task, len(tap_names(oracle.config)), progress)
+
+
+@dataclass(frozen=True)
 class OracleTaps:
     """The taps of the oracle in float64, computed when first asked for and read back one at a time.
 
-    They take 60 MB of the temporary folder for R50x1 and 1.4 GB for R152x4, until the `with` block ends.
+    They take 60 MB of the folder for R50x1 and 1.4 GB for R152x4.
     """
 
-    def __init__(self, source: Candidate, images: Batches, progress: Progress) -> None:
-        self.source, self.images, self._progress = source, images, progress
-        self.names = tap_names(source.checkpoint.config)
-        self._folder = tempfile.TemporaryDirectory(prefix="bit-taps-")
+    source: Checkpoint
+    images: Batches
+    folder: Path
+    """An empty temporary folder."""
+    progress: Progress
+
+    @cached_property
+    def names(self) -> list[str]:
+        return tap_names(self.source.config)
 
     def __getitem__(self, tap: str) -> dict[str, NDArray[np.float64]]:
         """Return a tap of every input, `[N, H, W, C]` or `[N, C]`."""
         return {name: np.load(self._paths[name, tap], mmap_mode="r") for name in self.images}
-
-    def __contains__(self, tap: str) -> bool:
-        return tap in self.names
 
     def taps(self) -> Taps:
         """Yield every tap in the order of the forward pass."""
@@ -45,24 +53,22 @@ class OracleTaps:
 
         A head that the source does not have is given the pooled features.
         """
-        names = [item.name for item in parts(self.source.checkpoint.config)]
-        before = list(takewhile(lambda name: name != part.name, names))
-        return self[before[-1]] if before else self.images
+        before = list(takewhile(lambda item: item != part, parts(self.source.config)))
+        return self[before[-1].name] if before else self.images
+
+    @cached_property
+    def float32_errors(self) -> dict[Key, float]:
+        """The relative L2 error of each tap when the oracle computes in float32."""
+        oracle = self.source.oracle(np.float32)
+        taps = run_oracle(oracle, self.images, "measuring the rounding of float32", self.progress)
+        return {(name, tap): relative_l2(x, self[tap][name]) for tap, values in taps for name, x in values.items()}
 
     @cached_property
     def _paths(self) -> dict[Key, Path]:
-        checkpoint, paths = self.source.checkpoint, dict[Key, Path]()
-        taps = run_network(checkpoint.oracle(), checkpoint.config, self.images)
-        for tap, values in tracked(taps, "running the oracle on the source", len(self.names), self._progress):
+        paths = dict[Key, Path]()
+        oracle = self.source.oracle()
+        for tap, values in run_oracle(oracle, self.images, "running the oracle on the source", self.progress):
             for name, value in values.items():
-                paths[name, tap] = Path(self._folder.name) / f"{len(paths)}.npy"
+                paths[name, tap] = self.folder / f"{len(paths)}.npy"
                 np.save(paths[name, tap], value)
         return paths
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._folder.cleanup()

@@ -50,13 +50,12 @@ def stated_processor(companions: Mapping[str, Mapping[str, Any]]) -> BitImagePro
     evaluation = companions.get(CONFIG_NAME, {}).get("pretrained_cfg")
     if evaluation is None:
         return None
-    size = evaluation["input_size"][1]
+    length = evaluation["input_size"][1]
+    crop_size = {"height": length, "width": length}
     square = evaluation.get("crop_mode") == "squash"
     return BitImageProcessorPil(
-        size={"height": size, "width": size}
-        if square
-        else {"shortest_edge": math.floor(size / evaluation["crop_pct"])},
-        crop_size={"height": size, "width": size},
+        size=crop_size if square else {"shortest_edge": math.floor(length / evaluation["crop_pct"])},
+        crop_size=crop_size,
         do_center_crop=not square,
         resample={"bilinear": BILINEAR, "bicubic": BICUBIC}[evaluation["interpolation"]],
         image_mean=evaluation["mean"],
@@ -120,15 +119,10 @@ def _known_mistakes(image: NDArray[np.uint8], right: BitImageProcessorPil) -> It
     pixels = right(image)["pixel_values"][0]
     yield "the channels are in the order BGR", pixels[::-1]
     yield "height and width are exchanged", pixels.swapaxes(1, 2)
-    yield "the image is resized to the nearest pixels", _nearest(image, right)
-
-
-def _nearest(image: NDArray[np.uint8], right: BitImageProcessorPil) -> Pixels:
-    height, width = right.resized_to(*image.shape[:2])
-    rows, columns = (np.arange(n) * length // n for n, length in zip((height, width), image.shape[:2], strict=True))
-    nearest = image[rows][:, columns]
-    found: Pixels = dataclasses.replace(right, do_resize=False)(nearest)["pixel_values"][0]
-    return found
+    size = image.shape[:2]
+    rows, columns = (np.arange(n) * length // n for n, length in zip(right.resized_to(*size), size, strict=True))
+    nearest = dataclasses.replace(right, do_resize=False)(image[rows][:, columns])["pixel_values"][0]
+    yield "the image is resized to the nearest pixels", nearest
 
 
 def _levels(found: Pixels, expected: Pixels) -> float:

@@ -138,16 +138,6 @@ class PixelCheck:
 
 
 @dataclass(frozen=True)
-class TensorCheck:
-    """One converted tensor, compared with the source; `exact` ones must convert back to the source exactly."""
-
-    name: str
-    """Canonical name."""
-    exact: bool
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
 class NetworkResult:
     """The results of running the network, and the reasons for what could not be run."""
 

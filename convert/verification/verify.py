@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest
-from convert.conversion.plan import Plan
+from convert.conversion.plan import Plan, Step
 from convert.conversion.plan import plan as make_plan
 from convert.conversion.write import origin_of
 from convert.errors import CheckpointError, ConvertError
@@ -26,12 +26,12 @@ from convert.files.base import combined_sha256, file_sha256
 from convert.files.containers import kind
 from convert.network.parameters import parameters
 from convert.progress import Progress
-from convert.references.recordings import SHIPPED, find_recordings
+from convert.references.recordings import SHIPPED, Recordings, find_recordings
 from convert.verification.bytes import compare_bytes
-from convert.verification.candidate import Candidate
-from convert.verification.network import Task, compare_network
+from convert.verification.network import compare_network
 from convert.verification.pixels import compare_pixels, stated_processor, without_preprocessing
-from convert.verification.results import CONVERTED, NetworkResult, PixelCheck, TensorCheck, Verification
+from convert.verification.results import CONVERTED, SOURCE, NetworkResult, PixelCheck, Verification
+from convert.verification.tap_errors import Candidate
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def verify(
     conversion that was carried out just now. Raises `CheckpointError` if the source is another
     checkpoint, or if there is neither a source nor a recording.
     """
-    original = source is not None and source.manifest is None
-    ws_eps = source.config.ws_eps if source is not None and original else None
+    ws_eps = source.config.ws_eps if source is not None and source.manifest is None else None
     recordings = find_recordings(manifest.origin.sha256, settings.recordings, ws_eps)
     if source is not None and plan is None and combined_sha256(source.file.digests()) != manifest.source.sha256:
         raise CheckpointError(
@@ -74,7 +73,8 @@ def verify(
             f"{folder} cannot be verified: there is no recording for {manifest.name}, and the source "
             f"{manifest.source.path} (relative to {folder}) is missing; name it with --source"
         )
-    files = _hash_files(folder)
+    paths = (path for path in sorted(folder.iterdir()) if path.name not in REPORT_NAMES and path.is_file())
+    files = {path.name: file_sha256(path) for path in paths}
     problems, warnings = _compare_files(folder, manifest, files)
     if source is None:
         warnings.append("bytes were not compared: the source is not available")
@@ -92,57 +92,63 @@ def verify(
         roundings=manifest.origin.roundings,
         problems=tuple(problems),
         warnings=tuple(warnings),
-        environment=_environment(),
+        environment={
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        },
     )
     try:
-        with Checkpoint(folder, manifest=manifest) as opened:
-            converted = Candidate(CONVERTED, opened, manifest.origin)
-            task = Task(converted, None if source is None else Candidate.source(source), recordings)
-            return _compare(task, plan, manifest, result, settings, progress)
+        with Checkpoint(folder, manifest.name, manifest) as converted:
+            if source is not None and plan is None:
+                plan = make_plan(source, converted.layout, manifest.options)
+            return _compare(converted, plan, recordings, settings, result, progress)
     except ConvertError as error:
         return replace(result, problems=(*problems, str(error)))
 
 
 def _compare(
-    task: Task, plan: Plan | None, manifest: Manifest, result: Verification, settings: Settings, progress: Progress
+    converted: Checkpoint,
+    plan: Plan | None,
+    recordings: Recordings | None,
+    settings: Settings,
+    result: Verification,
+    progress: Progress,
 ) -> Verification:
-    """Complete a result with the comparisons of an opened conversion."""
-    converted = task.converted.checkpoint
-    export = converted.layout.export
-    pixels, problems = _compare_companions(manifest, converted)
-    problems += _compare_manifest(manifest, converted)
+    """Complete a result with the comparisons of an opened conversion; `plan` is None without the source."""
+    manifest, export = converted.manifest, converted.layout.export
+    assert manifest is not None, "it was opened with one"
+    profile = manifest.options.profile or export.profile or ""
+    companions = export.companions(converted.config, converted.dtype, manifest.name, profile)
+    pixels, problems = _compare_companions(companions, converted)
+    problems += _compare_manifest(manifest, companions, converted)
     warnings = [caveat] if (caveat := export.caveat(converted.config)) else []
-    same_network, tensors = True, list[TensorCheck]()
-    if task.source is not None:
-        plan = plan or make_plan(task.source.checkpoint, converted.layout, manifest.options)
+    same_network, tensors = True, list[tuple[Step, str | None]]()
+    if plan is not None:
         problems += _compare_plan(plan, manifest, converted.config)
         if converted.config.id2label != plan.config.id2label and not export.labelled:
             warnings.append(f"class names are not kept: {converted.layout.name} does not store them")
         same_network = parameters(plan.config) == parameters(converted.config)
         tensors = list(compare_bytes(plan, converted, progress)) if same_network else []
-    wrong = {check.name: check.problem for check in tensors if check.problem is not None}
+    wrong = {step.place.name: problem for step, problem in tensors if problem is not None}
     network = NetworkResult()
     if same_network:
-        task = replace(task, differing={name: converted.weights(name) for name in wrong})
-        network = compare_network(task, settings.references, progress)
+        candidate = Candidate(CONVERTED, converted, {name: converted.weights(name) for name in wrong})
+        source = None if plan is None else Candidate(SOURCE, plan.checkpoint)
+        network = compare_network(candidate, source, recordings, settings.references, progress)
     required = {*settings.required, *network.crashed, *(["onnxruntime"] if converted.layout.folded else [])}
     problems += wrong.values()
     problems += [f"{name} did not run: {why}" for name, why in network.not_run.items() if name in required]
     return replace(
         result,
-        tensors_exact=sum(check.exact for check in tensors if check.problem is None),
-        tensors_changed=sum(not check.exact for check in tensors if check.problem is None),
+        tensors_exact=sum(step.exact for step, problem in tensors if problem is None),
+        tensors_changed=sum(not step.exact for step, problem in tensors if problem is None),
         problems=(*result.problems, *problems),
         warnings=(*result.warnings, *warnings),
         network=network,
         pixels=pixels,
     )
-
-
-def _hash_files(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file except the reports."""
-    paths = (path for path in sorted(folder.iterdir()) if path.name not in REPORT_NAMES and path.is_file())
-    return {path.name: file_sha256(path) for path in paths}
 
 
 def _compare_files(folder: Path, manifest: Manifest, hashes: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -162,7 +168,7 @@ def _compare_files(folder: Path, manifest: Manifest, hashes: Mapping[str, str]) 
     return problems, warnings
 
 
-def _compare_manifest(manifest: Manifest, converted: Checkpoint) -> Iterator[str]:
+def _compare_manifest(manifest: Manifest, companions: Collection[str], converted: Checkpoint) -> Iterator[str]:
     """Yield the statements of the manifest that the weights contradict."""
     layout, config = converted.layout, converted.config
     stated = {(row["parameter"], row["target"], tuple(row["shape"])) for row in manifest.tensors}
@@ -176,32 +182,32 @@ def _compare_manifest(manifest: Manifest, converted: Checkpoint) -> Iterator[str
     for name, (expected, actual) in statements.items():
         if expected != actual:
             yield f"{MANIFEST_NAME}: {name} does not match the weights"
-    if layout.folded and not _has_expected_graph(manifest, converted):
-        yield f"{converted.file.path.name}: graph or properties do not match the network"
-    for name in (converted.file.path.name, *_companions(manifest, converted)):
+    if layout.folded:
+        from convert.conversion.onnx_graph import network
+        from convert.files.onnx import OnnxFile
+
+        assert isinstance(converted.file, OnnxFile)
+        profile = manifest.options.profile or layout.export.profile or ""
+        if converted.file.without_weights() != network(config, manifest.name, profile):
+            yield f"{converted.file.path.name}: graph or properties do not match the network"
+    for name in (converted.file.path.name, *companions):
         if name not in manifest.files:
             yield f"{name} is not listed in {MANIFEST_NAME}"
 
 
-def _compare_companions(manifest: Manifest, converted: Checkpoint) -> tuple[tuple[PixelCheck, ...], list[str]]:
+def _compare_companions(
+    expected: Mapping[str, Mapping[str, Any]], converted: Checkpoint
+) -> tuple[tuple[PixelCheck, ...], list[str]]:
     """Compare the JSON files beside the weights with the expected ones; return pixel checks and problems.
 
     If the pixels differ, preprocessing is reported by them alone.
     """
-    expected = _companions(manifest, converted)
     stated = {name: _read_json(converted.file.path.with_name(name)) for name in expected}
     pixels = tuple(_compare_preprocessing(stated, expected)) if converted.config.num_channels == 3 else ()
     if not all(check.passed for check in pixels):
-        stated, expected = (
-            {name: without_preprocessing(name, content) for name, content in side.items()}
-            for side in (stated, expected)
-        )
+        stated = {name: without_preprocessing(name, content) for name, content in stated.items()}
+        expected = {name: without_preprocessing(name, content) for name, content in expected.items()}
     return pixels, [f"{name} does not match the weights" for name in expected if stated[name] != expected[name]]
-
-
-def _companions(manifest: Manifest, converted: Checkpoint) -> dict[str, dict[str, Any]]:
-    profile = manifest.options.profile_of(converted.layout)
-    return converted.layout.export.companions(converted.config, converted.dtype, manifest.name, profile)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -237,25 +243,6 @@ def _compare_plan(plan: Plan, manifest: Manifest, config: BitConfig) -> Iterator
         yield "class names do not match the source"
 
 
-def _has_expected_graph(manifest: Manifest, converted: Checkpoint) -> bool:
-    """Return whether an ONNX file is, except for the weights, the graph of the configuration."""
-    from convert.conversion.onnx_graph import network
-    from convert.files.onnx import OnnxFile
-
-    assert isinstance(converted.file, OnnxFile)
-    profile = manifest.options.profile_of(converted.layout)
-    return converted.file.without_weights() == network(converted.config, manifest.name, profile)
-
-
 def _describe(config: BitConfig) -> str:
     classes = f"{config.num_labels} classes" if config.num_labels else "no head"
     return f"{config.architecture} with {classes} and epsilon {config.ws_eps:g}"
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }

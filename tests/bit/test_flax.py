@@ -24,7 +24,8 @@ from convert.network.runner import run_network
 from convert.network.taps import summarize, tap_names
 from convert.references.recordings import find_recordings
 from convert.verification.metrics import summary_error
-from convert.verification.tolerances import FLOAT32_FACTOR, FLOAT64_TOLERANCE
+from convert.verification.results import FLOAT64_TOLERANCE
+from convert.verification.tap_errors import FLOAT32_FACTOR
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 

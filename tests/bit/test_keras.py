@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch._dynamo  # noqa: F401 (with TensorFlow's LLVM already loaded, that of its triton aborts)
@@ -23,13 +24,13 @@ from convert.files.base import file_sha256
 from convert.files.h5 import H5File
 from convert.layouts.keras import KERAS
 from convert.network.inputs import images
-from convert.network.parameters import parameters
+from convert.network.parameters import Place, parameters
 from convert.network.runner import run_network
 from convert.network.taps import summarize, tap_names
 from convert.references.recordings import find_recordings
 from convert.sources.synthetic import write_npz
 from convert.verification.metrics import summary_error
-from convert.verification.tolerances import FLOAT32_FACTOR
+from convert.verification.tap_errors import FLOAT32_FACTOR
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 
@@ -44,11 +45,9 @@ def googles_tf2_names(path: Path) -> tuple[BitConfig, dict[str, NDArray[np.gener
         return checkpoint.config, values
 
 
-def test_it_computes_what_the_oracle_computes(tiny_npz: Path) -> None:
+def test_it_computes_what_the_oracle_computes(tiny_npz: Path, tmp_path: Path) -> None:
     batch = images(3, 1, 33, 50)
-    config, values = googles_tf2_names(tiny_npz)
-    model = BiT(config)
-    model.set_named_weights(values)
+    model = load(convert(tiny_npz, "keras", tmp_path / "keras"))
     taps = model.taps(batch)
     assert list(taps) == tap_names(TINY)
     with Checkpoint(tiny_npz) as checkpoint:
@@ -58,16 +57,14 @@ def test_it_computes_what_the_oracle_computes(tiny_npz: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["R14x1", pytest.param("R50x1", marks=pytest.mark.long)])
-def test_it_computes_what_google_recorded(synthetic: Callable[[str], Path], architecture: str) -> None:
+def test_it_computes_what_google_recorded(synthetic: Callable[[str], Path], tmp_path: Path, architecture: str) -> None:
     recordings = find_recordings(file_sha256(synthetic(architecture)))
     assert recordings is not None
-    config, values = googles_tf2_names(synthetic(architecture))
-    model = BiT(config)
-    model.set_named_weights(values)
+    model = load(convert(synthetic(architecture), "keras", tmp_path / "keras"))
     for name, numbers in recordings.float64.inputs.items():
         batch = images(*numbers)
         taps = model.taps(batch)
-        assert list(taps) == tap_names(config)
+        assert list(taps) == tap_names(model.config)
         for tap, value in taps.items():
             error = summary_error(summarize(tap, np.asarray(value)), recordings.float64.taps[name, tap])
             assert error < FLOAT32_FACTOR * float32_error(recordings, (name, tap)), f"{tap} of {name}"
@@ -97,18 +94,27 @@ def test_a_converted_folder_loads_in_keras_and_what_keras_saves_converts_back(
 
 
 @pytest.mark.parametrize("classes", [0, 5])
-def test_an_h5_of_googles_tf2_code_loads(tmp_path: Path, classes: int) -> None:
+def test_an_h5_of_googles_tf2_code_loads_once_converted_and_weights_keep_googles_names(
+    tmp_path: Path, classes: int
+) -> None:
     write_npz(tmp_path / "tiny.npz", TINY.replace(num_labels=classes))
     folder = convert(tmp_path / "tiny.npz", "google-tf2", tmp_path / "out")
+    model = load(convert(folder / "tiny.h5", "keras", tmp_path / "keras"))
     config, values = googles_tf2_names(tmp_path / "tiny.npz")
-    model = BiT(config)
-    model.load_google(folder / "tiny.h5")
-    for name, weight in model.named_weights().items():
-        np.testing.assert_array_equal(np.asarray(weight), values[name])
+    assert model.config == config
+    weights = {weight.path.removeprefix("bit/"): np.asarray(weight) for weight in model.weights}
+    assert weights.keys() == values.keys()
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weight, values[name])
 
 
-def test_a_file_of_another_network_is_refused(tiny_npz: Path) -> None:
-    config, values = googles_tf2_names(tiny_npz)
-    del values["block1/unit02/b/group_norm/beta"]
-    with pytest.raises(ValueError, match="missing block1/unit02/b/group_norm/beta"):
-        BiT(config).set_named_weights(values)
+@pytest.mark.parametrize("fault", ["missing", "misshapen"])
+def test_a_file_of_another_network_is_refused(tiny_npz: Path, tmp_path: Path, fault: str) -> None:
+    folder = convert(tiny_npz, "keras", tmp_path / "keras")
+    with h5py.File(folder / "model.weights.h5", "r+") as file:
+        key = KERAS.key(Place("unit/norm2/bias", 0, 1))
+        del file[key]
+        if fault == "misshapen":
+            file[key] = np.zeros(7, np.float32)
+    with pytest.raises(ValueError, match="group_norm"):
+        load(folder)

@@ -27,7 +27,7 @@ from convert.network.taps import tap_names
 from convert.references.recordings import find_recordings
 from convert.sources.synthetic import write_npz
 from convert.verification.metrics import relative_l2
-from convert.verification.tolerances import FLOAT32_FACTOR
+from convert.verification.tap_errors import FLOAT32_FACTOR
 
 
 def session(folder: Path) -> onnxruntime.InferenceSession:

@@ -11,7 +11,7 @@ import pytest
 from support.command import assert_refused, bit
 
 from convert.errors import CheckpointError
-from convert.published.catalogue import DEFECTS, VTAB_CLASSES, find, published, select
+from convert.published.catalogue import FACTS, find, published, zoo
 from convert.published.labels import LABEL_SETS
 
 
@@ -84,22 +84,23 @@ def test_names_and_evaluations_are_those_of_timm() -> None:
 
 
 def test_a_checkpoint_is_found_by_the_name_in_timm_too() -> None:
-    assert find("BiT-M-R50x1") is find("resnetv2_50x1_bit.goog_in21k") is published()["BiT-M-R50x1"]
+    for name in ("BiT-M-R50x1", "resnetv2_50x1_bit.goog_in21k", "timm/resnetv2_50x1_bit.goog_in21k"):
+        assert find(name) is published()["BiT-M-R50x1"]
     assert published()["BiT-M-R50x1.h5"].timm_name is None
     assert find("BiT-M-R51x1") is None
 
 
 def test_known_defects_belong_to_files_that_were_published() -> None:
-    assert {name: published()[name].defects for name in DEFECTS} == DEFECTS
-    assert sum(bool(item.defects) for item in published().values()) == len(DEFECTS)
+    assert {name: published()[name].defects for name in FACTS.defects} == FACTS.defects
+    assert sum(bool(item.defects) for item in published().values()) == len(FACTS.defects)
 
 
 @pytest.mark.parametrize(
     ("wanted", "count"),
     [
         ({}, 318),
-        ({"name": "bit-m-*-dtd"}, 15),
-        ({"name": "ilsvrc"}, 6),
+        ({"pattern": "bit-m-*-dtd"}, 15),
+        ({"pattern": "ilsvrc"}, 6),
         ({"architecture": "r152x2"}, 1 + 1 + 1 + 2),
         ({"data": "imagenet21k"}, 6 + 5 + 6 + 1 + 285 + 2),
         ({"task": "caltech101", "architecture": "R50x1"}, 3),
@@ -108,13 +109,13 @@ def test_known_defects_belong_to_files_that_were_published() -> None:
     ],
 )
 def test_filters_select_checkpoints(wanted: dict[str, str], count: int) -> None:
-    assert len(select(**wanted)) == count  # type: ignore[arg-type]
+    assert len(zoo(**wanted)) == count  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"name": "BiT-M-R50x4"}, r"none of the 318 published checkpoints has the name .*did you mean BiT-M-R50x\d"),
+        ({"pattern": "BiT-M-R50x4"}, r"none of the 318 published checkpoints has the name .*did you mean BiT-M-R50x\d"),
         ({"architecture": "R50x2"}, "the architecture R50x2; did you mean R50x3 or R50x1"),
         ({"task": "caltech-102"}, "did you mean caltech101"),
         ({"architecture": "R152x2", "task": "dtd"}, "none of the 5 published checkpoints left has the task dtd$"),
@@ -123,16 +124,16 @@ def test_filters_select_checkpoints(wanted: dict[str, str], count: int) -> None:
 )
 def test_a_filter_that_matches_nothing_is_an_error_with_suggestions(wanted: dict[str, str], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        select(**wanted)  # type: ignore[arg-type]
+        zoo(**wanted)  # type: ignore[arg-type]
 
 
 def test_bit_list_fits_a_terminal_and_has_a_row_for_each_task_of_vtab(tmp_path: Path) -> None:
     result = bit("list", cwd=tmp_path, COLUMNS="80")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert sum(line.startswith("BiT-M-*-") for line in lines) == len(VTAB_CLASSES)
+    assert sum(line.startswith("BiT-M-*-") for line in lines) == len(FACTS.vtab_classes)
     rows = lines[: lines.index(next(line for line in lines if line.startswith("R152x2_T_384"))) + 1]
-    assert len(rows) == 1 + 318 - 285 + len(VTAB_CLASSES)
+    assert len(rows) == 1 + 318 - 285 + len(FACTS.vtab_classes)
     assert max(map(len, rows)) <= 80
     assert "! BiT-S-R50x3.h5: holds another network" in result.stdout
     assert lines[-1].startswith("318 checkpoints")

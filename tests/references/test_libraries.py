@@ -24,7 +24,7 @@ from convert.network.taps import summarize
 from convert.references.recordings import find_recordings
 from convert.sources.synthetic import write_npz
 from convert.verification.metrics import relative_l2, summary_error
-from convert.verification.tolerances import FLOAT64_TOLERANCE
+from convert.verification.results import FLOAT64_TOLERANCE
 
 # A framework may announce future changes of its own.
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")

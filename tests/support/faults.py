@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bit.image_processing import BICUBIC, CLIP_MEAN, CLIP_STD
-from bit.layers import PreActivationUnit, StandardizedConv2d, pad_same
+from bit.layers import StandardizedConv2d, Unit, pad_same
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import Manifest
 from convert.files.base import File, file_sha256
@@ -107,8 +107,8 @@ def _convolutions(network: nn.Module) -> Iterator[StandardizedConv2d]:
     return (module for module in network.modules() if isinstance(module, StandardizedConv2d))
 
 
-def _units(network: nn.Module) -> Iterator[PreActivationUnit]:
-    return (module for module in network.modules() if isinstance(module, PreActivationUnit))
+def _units(network: nn.Module) -> Iterator[Unit]:
+    return (module for module in network.modules() if isinstance(module, Unit))
 
 
 def _epsilon(value: float) -> Callable[[nn.Module], None]:
@@ -141,7 +141,7 @@ def _raw_projection(network: nn.Module) -> None:
             unit.forward = _forward_raw.__get__(unit)  # type: ignore[method-assign]
 
 
-def _forward_raw(unit: PreActivationUnit, x: Tensor) -> Tensor:
+def _forward_raw(unit: Unit, x: Tensor) -> Tensor:
     residual = unit.conv3(unit.norm3(unit.conv2(unit.norm2(unit.conv1(unit.norm1(x))))))
     assert unit.downsample is not None
     output: Tensor = residual + unit.downsample(x)

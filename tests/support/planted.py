@@ -22,9 +22,9 @@ from convert.network.runner import Implementation, run_network
 from convert.progress import silent
 from convert.references.recordings import find_recordings
 from convert.sources.synthetic import write_npz
-from convert.verification.candidate import Candidate
-from convert.verification.network import Task, compare_network
-from convert.verification.results import CONVERTED, NetworkResult
+from convert.verification.network import compare_network
+from convert.verification.results import CONVERTED, SOURCE, NetworkResult
+from convert.verification.tap_errors import Candidate
 from convert.verification.verify import Settings, verify
 
 
@@ -77,10 +77,9 @@ def _file_outcome(fault: Fault, source: Checkpoint, folder: Path) -> Outcome:
 def _network_outcome(fault: Fault, source: Checkpoint, folder: Path) -> Outcome:
     assert fault.network is not None
     with Checkpoint(folder) as converted:
-        candidate = Candidate(CONVERTED, converted, _manifest(folder).origin)
-        network = faulty_network(converted, fault.network)
-        task = Task(candidate, Candidate.source(source), find_recordings(candidate.origin.sha256))
-        result = compare_network(task, (), silent, others=[network])
+        sides = Candidate(CONVERTED, converted), Candidate(SOURCE, source)
+        network, recordings = faulty_network(converted, fault.network), find_recordings(sides[0].origin.sha256)
+        result = compare_network(*sides, recordings, (), silent, others=[network])
         return _outcome(fault, result, _usual(source, network), "", not all(check.passed for check in result.checks))
 
 

@@ -17,7 +17,7 @@ from support.networks import TINY
 import convert as api
 from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
-from convert.checkpoints.manifest import Manifest, Origin
+from convert.checkpoints.manifest import Manifest
 from convert.checkpoints.options import ConversionOptions
 from convert.conversion.plan import plan
 from convert.errors import CheckpointError
@@ -32,11 +32,9 @@ from convert.references.worker import ReferenceProcess
 from convert.reporting.text import summary
 from convert.sources.synthetic import write_npz
 from convert.verification.bytes import compare_bytes
-from convert.verification.candidate import Candidate
-from convert.verification.network import Task, compare_network
-from convert.verification.results import CONVERTED, SCHEMA, Check, Verification
-from convert.verification.tap_errors import Expected, compare_taps, run_both_modes
-from convert.verification.tolerances import Tolerances
+from convert.verification.network import compare_network
+from convert.verification.results import CONVERTED, SCHEMA, SOURCE, Check, Verification
+from convert.verification.tap_errors import Candidate, Expected, compare_taps, run_both_modes
 from convert.verification.verify import Settings, verify
 
 State = dict[str, NDArray[np.float32]]
@@ -167,7 +165,7 @@ def test_a_fault_shows_in_the_bytes_too(synthetic: Synthetic, copied: Folder, fa
     plant_weights(folder, fault)
     with Checkpoint(synthetic("R14x1")) as source, Checkpoint(folder) as changed:
         checks = list(compare_bytes(plan(source, changed.layout), changed, silent))
-    problems = [check.problem for check in checks if check.problem is not None]
+    problems = [problem for _, problem in checks if problem is not None]
     assert any("does not convert back to" in problem for problem in problems)
     assert len(problems) < len(checks)
 
@@ -254,10 +252,9 @@ def compared(folder: Path, recordings: Recordings, ws_eps: float | None = None) 
     with Checkpoint(folder) as checkpoint:
         if ws_eps is not None:
             checkpoint.config = checkpoint.config.replace(ws_eps=ws_eps)
-        candidate = Candidate(CONVERTED, checkpoint, Origin("Synthetic-R14x1", ""))
-        tolerances = {CONVERTED: Tolerances(candidate, recordings, None, images, silent)}
-        taps = run_both_modes(checkpoint.oracle(), candidate, images, None)
-        return compare_taps(checkpoint.oracle(), candidate, taps, Expected(recordings, None, images, tolerances)).checks
+        expected = Expected(Candidate(CONVERTED, checkpoint), recordings, None, images, silent)
+        taps = run_both_modes(checkpoint.oracle(), expected, isolated=False)
+        return compare_taps(checkpoint.oracle(), expected, taps).checks
 
 
 @pytest.fixture
@@ -388,10 +385,9 @@ def test_a_network_with_other_strides_is_a_failure_not_a_crash(synthetic: Synthe
         network.bit.encoder.stages[1].layers[0].downsample.conv.stride = (1, 1)
 
     with Checkpoint(converted("transformers")) as checkpoint, Checkpoint(synthetic("R14x1")) as source:
-        assert checkpoint.manifest is not None
-        candidate = Candidate(CONVERTED, checkpoint, checkpoint.manifest.origin)
         network = faulty_network(checkpoint, unstrided)
-        result = compare_network(Task(candidate, Candidate.source(source), None), (), silent, others=[network])
+        sides = Candidate(CONVERTED, checkpoint), Candidate(SOURCE, source)
+        result = compare_network(*sides, None, (), silent, others=[network])
     assert next(check for check in result.checks if not check.passed).tap == "block2/unit01"
     assert result.findings[0].part == "block2/unit01"
 
