@@ -19,7 +19,7 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify push list record inspect compare classify test test-all faults \
+.PHONY: help setup convert verify push list record inspect test test-all faults \
 	bench bench-convert bench-model bench-verify lint clean
 
 help: ## list the targets

@@ -65,6 +65,8 @@ class ConversionResult:
     """The file or folder that was converted."""
     warnings: tuple[str, ...] = ()
     """Remarks on the source and the conversion; those on the verification are in `verification.warnings`."""
+    loading: str = ""
+    """Python that loads the folder; empty if the library of the layout has no model of this size."""
     created: bool = True
     """False if the folder already held exactly this conversion, verified."""
 
@@ -79,10 +81,11 @@ def convert(
 ) -> ConversionResult:
     """Convert a checkpoint to a folder of the layout `to`, and verify the folder.
 
-    `out` is the new folder, by default `converted/NAME/LAYOUT`. A folder that already holds exactly
-    this conversion, verified, is left as it is and returned. Raises `VerificationError` if the
-    verification fails, with the `ConversionResult` as attribute `result`; `CheckpointError` for
-    a checkpoint or folder that cannot be used, `UsageError` for options, `DownloadError` and
+    `out` is the new folder, by default `converted/NAME/LAYOUT`. `options` are those of
+    `convert.options.ConvertOptions`, which describes each: `dtype="bfloat16"`, `force=True`.
+    A folder that already holds exactly this conversion, verified, is left as it is and returned.
+    Raises `VerificationError` if the verification fails, with the `ConversionResult` as attribute
+    `result`; `CheckpointError` for a checkpoint or folder that cannot be used, `UsageError` for options, `DownloadError` and
     `HubError` for checkpoints that cannot be fetched.
     """
     _check_names(options, ConvertOptions)
@@ -101,13 +104,12 @@ def convert(
         planned = plan(source, layout, changes, shard_size)
         if existing is not None:
             verification = _verified_before(target, existing, planned, settings, progress)
-            return _passed(ConversionResult(target, existing, verification, source.path, created=False))
+            return _passed(replace(_result(target, existing, planned), verification=verification, created=False))
         if target.resolve() in source.file.path.resolve().parents:
             raise CheckpointError(f"{target} holds {source.path}, which is to be converted; choose another --out")
         with output:
             manifest = write(planned, output, progress, options.get("allow_nonfinite", False))
-            verification = Verification(manifest.name, manifest.layout, manifest.architecture, manifest.classes)
-            result = ConversionResult(target, manifest, verification, source.path, _remarks(planned))
+            result = _result(target, manifest, planned)
             if not options.get("verify", True):
                 output.commit()
                 return result
@@ -243,11 +245,14 @@ def cache_folder() -> Path:
 
 def converted_folder(folder: StrPath, layout: str) -> Path:
     """Return a converted folder, given as a path or by the name of the checkpoint that was converted."""
-    path = user_path(folder)
-    if not (path / MANIFEST_NAME).is_file() and (converted := _default_folder(folder, layout)).is_dir():
+    path, name = user_path(folder), os.fspath(folder)
+    if (path / MANIFEST_NAME).is_file():
+        return path
+    converted = _default_folder(folder, layouts.find(layout).name)
+    if converted.is_dir() or not path.is_dir():
         path = converted
     if not path.is_dir():
-        raise CheckpointError(f"there is no folder {os.fspath(folder)!r}; bit convert makes one")
+        raise CheckpointError(f"there is no folder {name!r} or {path}; make it: bit convert {name} --to {layout}")
     return path
 
 
@@ -297,14 +302,25 @@ def _existing(target: Path, layout: Layout, changes: ConversionOptions) -> Manif
     try:
         manifest = Manifest.read(target)
     except CheckpointError:
-        manifest = None
+        raise _exists(target, "and is not a complete conversion of this version") from None
     if manifest is None:
-        raise _exists(target, "and is not a conversion of this version")
+        NewFolder(target, foreign_names, force=True)  # refuses a file, and a folder of something else
+        raise _exists(target, "and is not a conversion")
     if manifest.layout != layout.name:
         raise _exists(target, f"and holds the layout {manifest.layout}")
-    if manifest.options != changes:
-        raise _exists(target, "and was converted with other options")
+    there, asked = msgspec.to_builtins(manifest.options), msgspec.to_builtins(changes)
+    differing = [f"{name} {value or 'unchanged'}" for name, value in there.items() if value != asked[name]]
+    if differing:
+        raise _exists(target, f"and was converted with {', '.join(differing)}")
     return manifest
+
+
+def _result(target: Path, manifest: Manifest, planned: Plan) -> ConversionResult:
+    """Return the result of a conversion that is not verified yet."""
+    export = planned.layout.export
+    loading = "" if export.caveat(planned.config) else export.loading.format(folder=target, name=manifest.name)
+    verification = Verification(manifest.name, manifest.layout, manifest.architecture, manifest.classes)
+    return ConversionResult(target, manifest, verification, planned.checkpoint.path, _remarks(planned), loading)
 
 
 def _exists(target: Path, reason: str) -> CheckpointError:

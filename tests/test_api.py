@@ -163,9 +163,9 @@ def test_the_same_conversion_is_verified_again_with_the_implementations_that_are
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"dtype": "float16"}, "was converted with other options"),
-        ({"head": "drop"}, "was converted with other options"),
-        ({"profile": "timm"}, "was converted with other options"),
+        ({"dtype": "float16"}, "was converted with dtype unchanged"),
+        ({"head": "drop"}, "was converted with head keep"),
+        ({"profile": "timm"}, "was converted with profile google"),
         ({"max_shard_size": "100KB"}, "was converted with other options"),
         ({"to": "flax"}, "holds the layout transformers"),
     ],
@@ -190,7 +190,7 @@ def test_a_conversion_of_another_file_in_the_same_folder_is_refused(tiny_npz: Pa
     [
         (lambda folder: (folder / "verification.json").unlink(), "it was not verified"),
         (lambda folder: (folder / "config.json").write_text("{}"), "config.json"),
-        (lambda folder: (folder / "conversion.json").write_text("{}"), "is not a conversion of this version"),
+        (lambda folder: (folder / "conversion.json").write_text("{}"), "is not a complete conversion of this version"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
     ],
 )

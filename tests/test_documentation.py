@@ -81,8 +81,9 @@ def test_a_command_line_is_one_that_the_command_line_accepts(page: str, line: st
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert {word for word in words[1:] if "=" not in word} <= set(targets), page
         return
+    words[0] = words[0].removeprefix(".venv/bin/")
     if words[0] != "bit":
-        assert words[0].removeprefix(".venv/bin/") in OTHER_COMMANDS, page
+        assert words[0] in OTHER_COMMANDS, page
         return
     command = main
     assert isinstance(command, click.Group)

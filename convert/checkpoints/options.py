@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from bit.config import BitConfig
 from bit.image_processing import PROFILES
 from convert.errors import CheckpointError, UsageError, did_you_mean
+from convert.files.sharded import check_size
 from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME, DType
 from convert.network.parameters import Place
@@ -61,6 +62,8 @@ class ConversionOptions:
             raise UsageError(f"{layout.name} does not state how images are prepared; leave --profile out")
         if max_shard_size is not None and not layout.export.shards:
             raise UsageError(f"{layout.name} is read from one file; leave --max-shard-size out")
+        if max_shard_size is not None:
+            check_size(max_shard_size)
         return replace(self, profile=self.profile or layout.export.profile)
 
     def config(self, source: BitConfig, layout: Layout) -> BitConfig:

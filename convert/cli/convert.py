@@ -13,20 +13,6 @@ from convert.cli.common import conclude, layout_option, reference_options, sourc
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar
 from convert.options import ConvertOptions
 
-LOADING = {
-    "transformers": "from transformers import BitForImageClassification\n"
-    'model = BitForImageClassification.from_pretrained("{folder}")',
-    "timm": 'import timm\nmodel = timm.create_model("local-dir:{folder}", pretrained=True)',
-    "google": "import numpy\n"
-    'weights = numpy.load("{folder}/{name}.npz")  # for load_from of big_transfer\'s bit_pytorch.models.ResNetV2',
-    "google-tf2": "import h5py\n"
-    'weights = h5py.File("{folder}/{name}.h5")  # for load_weights of big_transfer\'s bit_tf2.models.ResnetV2',
-    "flax": 'import bit.flax\nmodel, variables = bit.flax.load("{folder}")',
-    "keras": 'import bit.keras\nmodel = bit.keras.load("{folder}")',
-    "onnx": 'import onnxruntime\nsession = onnxruntime.InferenceSession("{folder}/model.onnx")',
-}
-"""Python that loads each layout."""
-
 
 @click.command("convert")
 @click.argument("checkpoint")
@@ -104,7 +90,6 @@ def _lines(result: convert.ConversionResult, verified: convert.Verification | No
         yield "  this conversion exists already; --force converts again (with make: ARGS=--force)"
     if verified is not None:
         yield from verification_lines(verified, result.folder)
-    if verified is None or verified.passed:
+    if result.loading and (verified is None or verified.passed):
         yield "load it with:"
-        code = LOADING[manifest.layout].format(folder=result.folder, name=manifest.name)
-        yield from (f"  {escape(line)}" for line in code.splitlines())
+        yield from (f"  {escape(line)}" for line in result.loading.splitlines())

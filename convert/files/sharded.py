@@ -16,7 +16,7 @@ from convert.errors import CheckpointError, UsageError
 from convert.files.base import File, StoredTensor, Tensor, TensorFile, parse_json
 
 INDEX_SUFFIX = ".index.json"
-SIZE = re.compile(r"[0-9.]*[1-9][0-9.]*\s*[KMGT]B", re.IGNORECASE)
+SIZE = re.compile(r"(?=[0-9.]*[1-9])[0-9]*\.?[0-9]+\s*[KMGT]B", re.IGNORECASE)
 """Sizes that huggingface_hub reads, as far as they are finite and above zero."""
 
 
@@ -80,6 +80,12 @@ class ShardedFile(TensorFile):
         return index.weight_map
 
 
+def check_size(size: str) -> None:
+    """Raise `UsageError` unless it is a size such as `500MB` or `5GB`."""
+    if not SIZE.fullmatch(size.strip()):
+        raise UsageError(f"invalid shard size {size!r}; expected a size such as 500MB or 5GB")
+
+
 def split(tensors: Sequence[Tensor], name: str, most: str) -> tuple[dict[str, list[str]], dict[str, Any] | None]:
     """Split tensors into files of at most `most` (`500MB`, `5GB`), as transformers does, by the same function.
 
@@ -88,19 +94,14 @@ def split(tensors: Sequence[Tensor], name: str, most: str) -> tuple[dict[str, li
     """
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    invalid = f"invalid shard size {most!r}; expected a size such as 500MB or 5GB"
-    if not SIZE.fullmatch(most.strip()):
-        raise UsageError(invalid)
+    check_size(most)
     stem = name.removesuffix(".safetensors")
-    try:
-        plan = split_state_dict_into_shards_factory(
-            {tensor.key: tensor for tensor in _as_registered(tensors)},
-            get_storage_size=lambda tensor: tensor.nbytes,
-            filename_pattern=stem + "{suffix}.safetensors",
-            max_shard_size=most,
-        )
-    except ValueError as error:
-        raise UsageError(f"{invalid} ({error})") from None
+    plan = split_state_dict_into_shards_factory(
+        {tensor.key: tensor for tensor in _as_registered(tensors)},
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern=stem + "{suffix}.safetensors",
+        max_shard_size=most,
+    )
     if not plan.is_sharded:
         return {name: [tensor.key for tensor in tensors]}, None
     total = {

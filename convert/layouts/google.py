@@ -22,5 +22,12 @@ GOOGLE = Layout(
         "head/kernel": Row("resnet/head/conv2d/kernel", "11cn"),
         "head/bias": Row("resnet/head/conv2d/bias", "n"),
     },
-    export=Export("google-research/big_transfer, PyTorch and TF1", "npz", "{name}.npz", labelled=False),
+    export=Export(
+        library="google-research/big_transfer, PyTorch and TF1",
+        container="npz",
+        weights_name="{name}.npz",
+        loading="import numpy\n"
+        'weights = numpy.load("{folder}/{name}.npz")  # for load_from of big_transfer\'s bit_pytorch.models.ResNetV2',
+        labelled=False,
+    ),
 )

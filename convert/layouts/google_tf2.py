@@ -53,6 +53,8 @@ GOOGLE_TF2 = Layout(
         library="google-research/big_transfer, TF2 (Keras 2)",
         container="h5",
         weights_name="{name}.h5",
+        loading="import h5py\n"
+        'weights = h5py.File("{folder}/{name}.h5")  # for load_weights of big_transfer\'s bit_tf2.models.ResnetV2',
         labelled=False,
         attributes=_attributes,
     ),

@@ -28,6 +28,7 @@ KERAS = Layout(
         library="Keras 3 (`bit.keras`)",
         container="h5",
         weights_name="model.weights.h5",
+        loading='import bit.keras\nmodel = bit.keras.load("{folder}")',
         companions=configuration,
         stated=stated,
     ),

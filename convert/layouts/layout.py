@@ -39,6 +39,8 @@ class Export:
     """`safetensors`, `npz`, `h5` or `onnx`."""
     weights_name: str = "model.safetensors"
     """Name of the weights file; `{name}` stands for the checkpoint's name."""
+    loading: str = ""
+    """Python that loads a converted folder; `{folder}` and `{name}` stand for the folder and the checkpoint's name."""
     caveat: Callable[[BitConfig], str | None] = lambda config: None
     """Returns a warning for users of the library about a network, or None."""
     companions: Companions = lambda config, dtype, name, profile: {}

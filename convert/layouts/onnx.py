@@ -19,5 +19,11 @@ ONNX = Layout(
         "head/kernel": Row("head/kernel", "cn"),
         "head/bias": Row("head/bias", "n"),
     },
-    export=Export("ONNX Runtime and others", "onnx", "model.onnx", profile="google"),
+    export=Export(
+        library="ONNX Runtime and others",
+        container="onnx",
+        weights_name="model.onnx",
+        loading='import onnxruntime\nsession = onnxruntime.InferenceSession("{folder}/model.onnx")',
+        profile="google",
+    ),
 )

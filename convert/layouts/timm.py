@@ -91,6 +91,7 @@ TIMM = Layout(
     export=Export(
         library="timm",
         container="safetensors",
+        loading='import timm\nmodel = timm.create_model("local-dir:{folder}", pretrained=True)',
         caveat=_caveat,
         companions=_companions,
         profile="timm",

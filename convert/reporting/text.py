@@ -71,8 +71,10 @@ def summary(verification: Verification) -> list[str]:
 def verdicts(verification: Verification) -> list[str]:
     """Return the verdict; a failure names the part that failed, the model or the preprocessing."""
     if verification.passed:
-        return ["[bold green]verified[/]"]
-    model = "[bold green]the model is verified[/]" if verification.model_passed else "[bold red]the model differs[/]"
+        compared = verification.tensors_exact or verification.tensors_changed
+        return ["[bold green]verified[/]" + ("" if compared else ", but not the bytes: name the source with --source")]
+    differs = "differs" if any(not check.passed for check in verification.checks) else "is not verified"
+    model = "[bold green]the model is verified[/]" if verification.model_passed else f"[bold red]the model {differs}[/]"
     pixels = [] if verification.pixels_passed else ["[bold red]the preprocessing differs[/]"]
     return [model, *pixels, "[bold red]verification failed[/]"]
 
