@@ -85,8 +85,8 @@ def convert(
     `convert.options.ConvertOptions`, which describes each: `dtype="bfloat16"`, `force=True`.
     A folder that already holds exactly this conversion, verified, is left as it is and returned.
     Raises `VerificationError` if the verification fails, with the `ConversionResult` as attribute
-    `result`; `CheckpointError` for a checkpoint or folder that cannot be used, `UsageError` for options, `DownloadError` and
-    `HubError` for checkpoints that cannot be fetched.
+    `result`; `CheckpointError` for a checkpoint or folder that cannot be used, `UsageError` for
+    options, `DownloadError` and `HubError` for checkpoints that cannot be fetched.
     """
     _check_names(options, ConvertOptions)
     layout = layouts.find(to)
