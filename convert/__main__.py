@@ -1,5 +1,5 @@
-"""`python -m convert` is the command `bit`."""
+"""Run the command `bit` as `python -m convert`."""
 
-from convert.cli.main import main
+import runpy
 
-main(prog_name="bit")
+runpy.run_module("convert.cli", run_name="__main__", alter_sys=True)

@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 
 import msgspec
 
-import convert
+from bit import __version__
 from convert.checkpoints.options import ConversionOptions
 from convert.errors import CheckpointError
 from convert.files.atomic import write_json
@@ -94,7 +94,7 @@ class Manifest:
     files: dict[str, File]
     """Every file that was written, by name, except the manifest itself."""
     tensors: list[TensorRow]
-    converter: str = field(default=f"{CONVERTER} {convert.__version__}")
+    converter: str = field(default=f"{CONVERTER} {__version__}")
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-import convert
+from bit import __version__
 from bit.config import NORM_EPS, BitConfig
 from convert.files.onnx import LABELS
 from convert.network.parameters import STEM_SIZE, unit_name
@@ -45,7 +45,7 @@ def network(config: BitConfig, name: str, profile: str) -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="bit-convert",
-        producer_version=convert.__version__,
+        producer_version=__version__,
     )
     properties = {
         "name": name,

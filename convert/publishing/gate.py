@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-import convert
+from bit import __version__
 from convert.checkpoints.manifest import MANIFEST_NAME, REPORT_NAME, REPORT_NAMES, VERIFICATION_NAME, Manifest
 from convert.errors import CheckpointError, VerificationError
 from convert.files.base import file_sha256
@@ -132,7 +132,7 @@ def _decode(data: bytes, folder: Path) -> tuple[dict[str, Any], Report]:
 
 def _faults(report: Report) -> list[str]:
     """Return the reasons why this does not report a verification that passed in this version."""
-    verifier, rows = f"bit-convert {convert.__version__}", [*report.checks, *report.pixels]
+    verifier, rows = f"bit-convert {__version__}", [*report.checks, *report.pixels]
     failed = sum(not row.holds for row in rows)
     faults = {
         "does not report a pass": not report.passed,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import convert
+from bit import __version__
 from convert.errors import HubError, UsageError, VerificationError
 from convert.files.base import File
 from convert.progress import Progress, silent
@@ -98,7 +98,7 @@ def publish(
         planned = _publication(repository, api, contents, private=options.private, not_asked=str(error))
     if options.dry_run or planned.state == IDENTICAL:
         return planned
-    message = options.message or f"Add {verified.manifest.name}, verified by bit-convert {convert.__version__}"
+    message = options.message or f"Add {verified.manifest.name}, verified by bit-convert {__version__}"
     return _push(hub, remote, contents, planned, message, progress)
 
 

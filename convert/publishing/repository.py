@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import convert
+from bit import __version__
 from convert.errors import ConvertError, HubError, UsageError
 from convert.publishing.gate import Content
 from convert.publishing.permissions import SETTINGS, check_permission
@@ -119,7 +119,7 @@ class Hub:
         token = api.token if api is not None else huggingface_hub.get_token()
         if not isinstance(token, str) or not token:
             raise HubUnavailableError(f"no token: create one at {SETTINGS}, then run hf auth login or set HF_TOKEN")
-        api = api or huggingface_hub.HfApi(token=token, library_name="bit-convert", library_version=convert.__version__)
+        api = api or huggingface_hub.HfApi(token=token, library_name="bit-convert", library_version=__version__)
         hub = cls(api, token, repository, revision, create_pr, attempts)
         account, name = check_permission(hub._ask(api.whoami, "who owns the token"), repository, create_pr)
         return replace(hub, account=account, repository=name)

@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-import convert
+from bit import __version__
 from convert.errors import CheckpointError
 from convert.files.atomic import new_file
 from convert.network.taps import Key, Summary
 
-_PACKAGE, _NAME = Path(convert.__file__).parent, "reference_outputs"
+_PACKAGE, _NAME = Path(__file__).parent.parent, "reference_outputs"
 SHIPPED = _PACKAGE / _NAME if (_PACKAGE / _NAME).is_dir() else _PACKAGE.parent / _NAME
 """The recordings that come with the project: inside an installed package, else at the top of the checkout."""
 CHECKPOINT = "checkpoint.json"
 """The file in each folder of recordings that names their checkpoint."""
-RECORDER = f"bit-convert {convert.__version__}"
+RECORDER = f"bit-convert {__version__}"
 """The value of `recorder` in recordings of this version; those of Google's code have none."""
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import convert
+from bit import __version__
 from convert.checkpoints.manifest import Manifest
 from convert.network.inputs import INPUTS
 from convert.reporting.plot import SCALE_WIDTH, plots
@@ -41,7 +41,7 @@ def render(verification: Verification, manifest: Manifest) -> str:
         END_TO_END=END_TO_END,
         SCALE_WIDTH=SCALE_WIDTH,
         INPUTS=INPUTS,
-        verifier=f"bit-convert {convert.__version__}",
+        verifier=f"bit-convert {__version__}",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-import convert
+from bit import __version__
 from convert.files.base import File
 from convert.references.registry import CONVERTED as CONVERTED
 from convert.references.registry import SOURCE as SOURCE
@@ -203,7 +203,7 @@ class Verification:
         for name, checks in judged.items():
             values[name] = [{**row, "passed": check.passed} for check, row in zip(checks, values[name], strict=True)]
         verdict = {"passed": self.passed, "model_passed": self.model_passed, "pixels_passed": self.pixels_passed}
-        return {"schema": SCHEMA, "verifier": f"bit-convert {convert.__version__}", **verdict, **values}
+        return {"schema": SCHEMA, "verifier": f"bit-convert {__version__}", **verdict, **values}
 
 
 @dataclass(frozen=True)
