@@ -41,20 +41,23 @@ class _Keras:
         names = {GOOGLE.key(item.place).removeprefix("resnet/"): item for item in parameters(checkpoint.config)}
         self._items = {name.replace("head/conv2d", "head/dense"): item for name, item in names.items()}
         """The parameters by their paths in Keras."""
+        self._layers: dict[type, Any] = {}
+        """The layers of the part that runs, made for the first input."""
 
     def run(self, part: Part, x: Batches) -> list[Batches]:
+        self._layers.clear()
         with self._weights_on_call(f"block{part.stage + 1}/" if part.kind == "unit" else ""):
             return run_each(lambda images: compute(self, part, tf.convert_to_tensor(images)), x, self.dtype)
 
     def stem(self, x: Any) -> list[Any]:
-        convolved = RootBlock(self._config)(x)
+        convolved = self._layer(RootBlock, self._config)(x)
         return [convolved, max_pool(convolved)]
 
     def unit(self, stage: int, layer: int, x: Any) -> Any:
-        return Unit(self._config, stage, layer)(x)
+        return self._layer(Unit, self._config, stage, layer)(x)
 
     def pooled(self, x: Any) -> list[Any]:
-        normalized = tf.nn.relu(GroupNorm(self._config.num_groups)(x))
+        normalized = tf.nn.relu(self._layer(GroupNorm, self._config.num_groups)(x))
         return [normalized, tf.reduce_mean(normalized, axis=(1, 2))]
 
     def logits(self, x: Any) -> Any:
@@ -66,6 +69,11 @@ class _Keras:
                 weight.assign(self._weight(self._items[weight.path], classes))
             logits.append(head(x))
         return tf.concat(logits, axis=-1)
+
+    def _layer(self, kind: type, *arguments: Any) -> Any:
+        if kind not in self._layers:
+            self._layers[kind] = kind(*arguments)
+        return self._layers[kind]
 
     def _weight(self, item: Parameter, channels: slice) -> Any:
         """Return a parameter; zeros while Keras only infers shapes, in a graph that would keep values."""

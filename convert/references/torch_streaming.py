@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convert.network.runner import Batches, by_channels, compute, run_each
+from convert.network.runner import WEIGHTS_AT_ONCE, Batches, by_channels, compute, run_each
 from convert.network.taps import Part
 
 Read = Callable[[str, slice], Tensor]
@@ -71,13 +71,17 @@ class StreamedNetwork:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.about = {"version": str(version), "device": "CPU", "threads": str(torch.get_num_threads()), "TF32": "off"}
+        self._held: dict[tuple[str, int | None], nn.Parameter] = {}
         for path, module in self.network.named_modules():
             if list(module.parameters(recurse=False)):
                 module.forward = partial(self._forward, path, module)
 
     @torch.inference_mode()
     def run(self, part: Part, x: Batches) -> list[Batches]:
-        return run_each(lambda images: compute(self, part, torch.from_numpy(images)), x, self.dtype, channels=1)
+        try:
+            return run_each(lambda images: compute(self, part, torch.from_numpy(images)), x, self.dtype, channels=1)
+        finally:
+            self._held.clear()
 
     def stem(self, x: Tensor) -> list[Tensor]:
         convolved: list[Tensor] = []
@@ -98,7 +102,7 @@ class StreamedNetwork:
         return logits.flatten(1)
 
     def _forward(self, path: str, module: nn.Module, x: Tensor) -> Tensor:
-        """Run a layer's own forward pass with weights that are read for it, and dropped afterwards.
+        """Run a layer's own forward pass with weights that are read for the part, and dropped afterwards.
 
         A convolution or linear layer runs some output channels at a time: no channel sees another's weights.
         """
@@ -108,13 +112,22 @@ class StreamedNetwork:
         count, outputs = max(sizes.values(), default=1), []
         for channels in by_channels(count, nbytes):
             for name, parameter in own.items():
-                value, expected = self._read(f"{path}.{name}", channels), parameter[channels].shape
-                if value.shape != expected:
-                    raise ValueError(f"{path}.{name} has shape {list(value.shape)}, expected {list(expected)}")
-                setattr(module, name, nn.Parameter(value.to(self._torch_dtype), requires_grad=False))
+                setattr(module, name, self._weight(f"{path}.{name}", parameter, channels))
             for name in sizes:
                 setattr(module, name, len(range(count)[channels]))
             outputs.append(type(module).forward(module, x))
         for name, before in {**own, **sizes}.items():
             setattr(module, name, before)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def _weight(self, key: str, parameter: Tensor, channels: slice) -> nn.Parameter:
+        """Read a weight, and keep it for the next input of the same part while there is memory for it."""
+        if (held := self._held.get((key, channels.start))) is not None:
+            return held
+        value, expected = self._read(key, channels), parameter[channels].shape
+        if value.shape != expected:
+            raise ValueError(f"{key} has shape {list(value.shape)}, expected {list(expected)}")
+        weight = nn.Parameter(value.to(self._torch_dtype), requires_grad=False)
+        if sum(other.nbytes for other in self._held.values()) + weight.nbytes <= WEIGHTS_AT_ONCE:
+            self._held[key, channels.start] = weight
+        return weight
