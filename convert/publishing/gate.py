@@ -60,7 +60,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def holds(self) -> bool:
-        """Whether the row claims to have passed and the two numbers agree with that."""
+        """Return whether the row claims to have passed and the two numbers agree with that."""
         numbers = self.error is not None and self.tolerance is not None and 0 <= self.error <= self.tolerance
         return self.passed and numbers
 

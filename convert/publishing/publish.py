@@ -54,7 +54,7 @@ class Publication:
     state: str = PLANNED
     """`planned`: a dry run; `identical`: the repository holds all files already; `pushed`."""
     creates: bool = False
-    """Whether the repository did not exist before."""
+    """True if the repository did not exist before."""
     commit: str | None = None
     """The commit that holds the files; None in a dry run."""
     pull_request: str | None = None

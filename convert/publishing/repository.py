@@ -100,11 +100,11 @@ class Hub:
     revision: str | None
     """The branch; None for the main one."""
     create_pr: bool
-    """Whether to open a pull request instead of changing the branch."""
+    """Open a pull request instead of changing the branch."""
     attempts: int = ATTEMPTS
     account: str = ""
     created: bool = False
-    """Whether the repository was created a moment ago."""
+    """True if the repository was created a moment ago."""
 
     @classmethod
     def connect(cls, repository: str, revision: str | None, create_pr: bool, api: HfApi | None, attempts: int) -> Hub:
