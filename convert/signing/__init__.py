@@ -1,0 +1,1 @@
+"""Sign a converted folder, attest what was verified, and check both."""
