@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 import msgspec
 
 from bit import __version__
-from convert.checkpoints.options import ConversionOptions
+from convert.checkpoints.options import HEAD, ConversionOptions
+from convert.checkpoints.records import MAX_BYTES, Count, Name, Sha256, parse_record
 from convert.errors import CheckpointError
 from convert.files.atomic import write_json
-from convert.files.base import File, combined_sha256
+from convert.files.base import MAX_AXES, MAX_NAME, MAX_TENSORS, File, combined_sha256, shown
+from convert.layouts import LAYOUTS
 from convert.network.dtypes import BY_NAME
 
 MANIFEST_NAME = "conversion.json"
 VERIFICATION_NAME, REPORT_NAME = "verification.json", "verification.html"
 REPORT_NAMES = (VERIFICATION_NAME, REPORT_NAME)
 """The files that a verification writes; the manifest does not list them."""
+SIGNATURE_NAME, ATTESTATION_NAME = "model.sig", "conversion.intoto.json"
+SIGNING_NAMES = (SIGNATURE_NAME, ATTESTATION_NAME)
+"""The files that signing a folder writes, see `convert.signing`; the manifest does not list them either."""
+CARD_NAME = "README.md"
+"""The model card; a folder that is signed may hold one."""
 
 SCHEMA = 2
 """Version of the manifest's format."""
 CONVERTER = "bit-convert"
 MAX_ROUNDINGS = 9
+MAX_FILES = 10_000
+"""Most files of a checkpoint: one for each array would be fewer."""
+MAX_PATH = 4096
+"""Most characters of a path, as in Linux (`PATH_MAX`)."""
+MAX_CLASSES = 1 << 20
+"""Most classes, as in `BitConfig`."""
 
+Address = Annotated[
+    str,
+    msgspec.Meta(max_length=MAX_PATH, pattern=r"^(https://[\w.-]+/[\w./%-]+|hf:[\w.-]+/[\w.-]+@[\w.-]+)\Z"),
+]
+"""A published file's URL, or `hf:owner/name@commit`; it cannot hold a password."""
 Decoded = TypeVar("Decoded")
 
 
@@ -35,10 +54,13 @@ class Source:
 
     path: str
     """Relative to the converted folder."""
-    layout: str
-    container: str
+    layout: Name
+    container: Name
     files: dict[str, File]
     """One file, or the shards and their index."""
+    address: Address | None = None
+    """The place from which the files were fetched, if they have the hashes that were stated there; None for local
+    files, whatever they are called."""
 
     @property
     def sha256(self) -> str:
@@ -50,11 +72,13 @@ class Origin:
     """The first checkpoint of a chain of conversions; recordings are found by the hash of it."""
 
     name: str
-    sha256: str
+    sha256: Sha256
     head: str = "keep"
     """The option `head` of the last conversion, this one included, that changed the head."""
     roundings: tuple[str, ...] = ()
     """The dtypes to which these conversions rounded the weights, one for each that did."""
+    address: Address | None = None
+    """The place from which the first checkpoint was fetched, as in `Source.address`."""
 
     @property
     def roundoff(self) -> float:
@@ -65,16 +89,17 @@ class Origin:
 class TensorRow(TypedDict):
     """One converted tensor."""
 
-    parameter: str
+    parameter: Name
     """The canonical name."""
-    source: str | None
+    source: Name | None
     """The name in the source; None for a new tensor."""
-    target: str
-    transform: str
-    dtype: str
-    shape: list[int]
-    scale: NotRequired[float]
-    standardized_with_epsilon: NotRequired[float]
+    target: Name
+    transform: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]{1,32} -> [a-z0-9]{1,32}\Z")]
+    """The letters of the axes before and after."""
+    dtype: Name
+    shape: Annotated[list[Count], msgspec.Meta(max_length=MAX_AXES)]
+    scale: NotRequired[Annotated[float, msgspec.Meta(gt=0)]]
+    standardized_with_epsilon: NotRequired[Annotated[float, msgspec.Meta(gt=0, lt=1)]]
 
 
 @dataclass(frozen=True)
@@ -105,26 +130,37 @@ class Manifest:
             "layout": self.layout,
             "architecture": self.architecture,
             "origin.name": origin.name,
-            "source.path": source.path,
+            "converter": self.converter,
         }
-        hashes = {"origin.sha256": origin.sha256}
         for place, files in (("source.files", source.files), ("files", self.files)):
-            texts |= {f"{place}[{name!r}]": name for name in files}
-            hashes |= {f"{place}[{name!r}].sha256": file.sha256 for name, file in files.items()}
-        faults = [f"{place} is not a printable name" for place, text in texts.items() if not text.isprintable()]
-        for place, digest in hashes.items():
-            if not re.fullmatch("[0-9a-f]{64}", digest):
-                faults.append(f"{place} is not a SHA-256 in hexadecimal digits")
-        if not self.name or self.name in (".", "..") or "/" in self.name:
-            faults.append(f"name {self.name!r} cannot be the name of a folder")
+            texts |= {f"{place}[{shown(name)!r}]": name for name in files}
+        faults = [f"{place} is not a printable name" for place, text in texts.items() if not _is_printable(text)]
+        if not _is_printable(source.path, MAX_PATH):
+            faults.append("source.path is not a printable path")
+        for place, files in (("source.files", source.files), ("files", self.files)):
+            faults += _faults_of_files(place, files)
+        if not _is_file_name(self.name):
+            faults.append(f"name {shown(self.name)!r} cannot be the name of a folder")
+        if not re.fullmatch(rf"{CONVERTER} [0-9][0-9A-Za-z.+-]*", self.converter):
+            faults.append(f"converter is not {CONVERTER} with a version")
+        if self.layout not in LAYOUTS:
+            faults.append(f"layout is not one of {', '.join(LAYOUTS)}")
         if not 0 < self.ws_eps < 1:
             faults.append(f"ws_eps is {self.ws_eps:g}, expected a number between 0 and 1")
+        if not 0 <= self.classes <= MAX_CLASSES:
+            faults.append(f"classes is not a number from 0 to {MAX_CLASSES}")
+        if not HEAD.fullmatch(origin.head):
+            faults.append("origin.head is not keep, drop or new:N")
         if len(origin.roundings) > MAX_ROUNDINGS or not all(name in BY_NAME for name in origin.roundings):
             faults.append(f"origin.roundings must list at most {MAX_ROUNDINGS} of {', '.join(BY_NAME)}")
-        if not source.files:
-            faults.append("source.files is empty")
+        if len(self.tensors) > MAX_TENSORS or not all(row["dtype"] in BY_NAME for row in self.tensors):
+            faults.append(f"tensors must have at most {MAX_TENSORS} rows, each with a dtype of {', '.join(BY_NAME)}")
+        for column in ("parameter", "target"):
+            if len({str(row[column]) for row in self.tensors}) != len(self.tensors):  # type: ignore[literal-required]
+                faults.append(f"tensors names a {column} twice")
         if faults:
-            raise ValueError("; ".join(faults))
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise ValueError(f"{faults[0]}{more}")
 
     def write(self, folder: Path) -> None:
         write_json(folder / MANIFEST_NAME, asdict(self))
@@ -157,12 +193,22 @@ class Manifest:
         return cls.read(path.parent) if header is not None and path.name in header.files else None
 
 
+def is_signed(folder: Path) -> bool:
+    """Return whether a folder holds a signature, valid or not."""
+    return os.path.lexists(folder / SIGNATURE_NAME)
+
+
 def foreign_names(folder: Path) -> list[str]:
-    """List what is in a folder and was not written by the conversion, of any schema, that is described there."""
+    """List what is in a folder and was not written by the conversion, of any schema, that is described there.
+
+    A signature covers the model card, so the card of a signed folder belongs to the conversion too.
+    """
     header = _decoded(folder, _Header)
     files = set()
     if header is not None and header.converter.startswith(CONVERTER):
-        files = {*header.files, MANIFEST_NAME, *REPORT_NAMES}
+        files = {*header.files, MANIFEST_NAME, *REPORT_NAMES, *SIGNING_NAMES}
+        if is_signed(folder):
+            files.add(CARD_NAME)
     return sorted(path.name for path in folder.iterdir() if path.name not in files or not path.is_file())
 
 
@@ -177,7 +223,32 @@ class _Header:
 
 def _decoded(folder: Path, kind: type[Decoded]) -> Decoded | None:
     path = folder / MANIFEST_NAME
+    if not path.is_file():
+        return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind) if path.is_file() else None
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        with open(path, "rb") as file:
+            return msgspec.convert(parse_record(file.read(MAX_BYTES + 1)), kind)
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; convert again") from None
+
+
+def _is_printable(text: str, most: int = MAX_NAME) -> bool:
+    return len(text) <= most and text.isprintable()
+
+
+def _is_file_name(name: str) -> bool:
+    """Return whether a name stays in a folder when it is joined to the path of the folder."""
+    return name not in ("", ".", "..") and not {"/", "\\"} & set(name)
+
+
+def _faults_of_files(place: str, files: dict[str, File]) -> list[str]:
+    """Return the reasons why these cannot be names, sizes and hashes of the files of a checkpoint."""
+    if not 1 <= len(files) <= MAX_FILES:
+        return [f"{place} is empty" if not files else f"{place} lists more than {MAX_FILES} files"]
+    faults = [f"{place}[{shown(name)!r}] is not the name of a file" for name in files if not _is_file_name(name)]
+    for name, file in files.items():
+        if not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            faults.append(f"{place}[{shown(name)!r}].sha256 is not a SHA-256 in hexadecimal digits")
+        if not 0 <= file.bytes < 1 << 63:
+            faults.append(f"{place}[{shown(name)!r}].bytes is not the size of a file")
+    return faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,6 +20,11 @@ def batches(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the images `[N, H, W, channels]` of each input, see `images`."""
     return {name: images(*numbers, channels=channels) for name, numbers in inputs.items()}
+
+
+def input_sha256(images: NDArray[np.generic]) -> str:
+    """Return the SHA-256 of images `[N, H, W, C]` as little-endian float32, in C order."""
+    return hashlib.sha256(np.ascontiguousarray(images, "<f4").tobytes()).hexdigest()
 
 
 def images(seed: int, count: int, height: int, width: int, channels: int = 3) -> NDArray[np.float32]:

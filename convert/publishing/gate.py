@@ -11,14 +11,21 @@ from typing import Any
 import msgspec
 
 from bit import __version__
-from convert.checkpoints.manifest import MANIFEST_NAME, REPORT_NAME, REPORT_NAMES, VERIFICATION_NAME, Manifest
+from convert.checkpoints.manifest import CARD_NAME as CARD_NAME
+from convert.checkpoints.manifest import (
+    MANIFEST_NAME,
+    REPORT_NAME,
+    REPORT_NAMES,
+    SIGNING_NAMES,
+    VERIFICATION_NAME,
+    Manifest,
+)
 from convert.errors import CheckpointError, VerificationError
 from convert.files.base import file_sha256
 from convert.progress import Progress
 from convert.verification.results import SCHEMA
 
-CARD_NAME = "README.md"
-UNVERIFIED = {*REPORT_NAMES, CARD_NAME}
+UNVERIFIED = {*REPORT_NAMES, *SIGNING_NAMES, CARD_NAME}
 """Files that may be in the folder although no verification covers them."""
 
 IN_MEMORY = 8_000_000

@@ -34,6 +34,7 @@ STALE = re.compile(
     | [^/]+\.(safetensors|bin)\.index\.json
     | (open_clip_)?(pytorch_)?model([-_.][^/]*)?\.(bin|pth|pt|pth\.tar)
     | (config|preprocessor_config|conversion|verification)\.json | verification\.html
+    | model\.sig | conversion\.intoto\.json
     """,
     re.VERBOSE,
 )

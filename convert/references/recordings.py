@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from bit import __version__
 from convert.errors import CheckpointError
 from convert.files.atomic import new_file
+from convert.files.base import file_sha256
 from convert.network.taps import Key, Summary
 
 _PACKAGE, _NAME = Path(__file__).parent.parent, "reference_outputs"
@@ -88,6 +89,8 @@ class Recordings:
     name: str
     float64: Recording
     float32: tuple[Recording, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the file of each recording, by name."""
 
     @property
     def own(self) -> bool:
@@ -97,12 +100,13 @@ class Recordings:
     @classmethod
     def read(cls, name: str, folder: Path) -> Self:
         """Raises what `Recording.read` raises, and `ValueError` unless one is in float64 and others in float32."""
-        found = [Recording.read(path) for path in sorted(folder.glob("*.safetensors"))]
+        paths = sorted(folder.glob("*.safetensors"))
+        found = [Recording.read(path) for path in paths]
         float64, float32 = (tuple(item for item in found if item.dtype == dtype) for dtype in ("f64", "f32"))
         if len(float64) != 1 or not float32:
             counts = f"{len(float64)} runs in float64 and {len(float32)} in float32"
             raise ValueError(f"{counts}; expected one in float64 and at least one in float32")
-        return cls(name, float64[0], float32)
+        return cls(name, float64[0], float32, {path.name: file_sha256(path) for path in paths})
 
 
 def find_recordings(

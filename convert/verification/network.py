@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.errors import CheckpointError
-from convert.network.inputs import INPUTS, batches
+from convert.network.inputs import INPUTS, batches, input_sha256
 from convert.network.oracle import Oracle
 from convert.network.runner import Implementation
 from convert.network.taps import Array, Key, parts, tap_names
@@ -73,6 +73,8 @@ def compare_network(
             findings=tuple(findings.values()),
             epsilon=_measure_epsilon(expected, of_oracle.outputs) if has_other_epsilon else None,
             reference=expected.reference(),
+            inputs={name: input_sha256(batch) for name, batch in images.items()},
+            recordings=recordings.files if recordings is not None else {},
         )
 
 

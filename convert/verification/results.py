@@ -153,6 +153,10 @@ class NetworkResult:
     epsilon: EpsilonEffect | None = None
     reference: str = ""
     """The reference of end-to-end checks."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the images of each input, see `input_sha256`."""
+    recordings: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each recording that outputs were compared with, by file name."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ import numpy as np
 
 from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
-from convert.checkpoints.manifest import MANIFEST_NAME, REPORT_NAMES, Manifest
+from convert.checkpoints.manifest import (
+    CARD_NAME,
+    MANIFEST_NAME,
+    REPORT_NAMES,
+    SIGNING_NAMES,
+    Manifest,
+    is_signed,
+)
 from convert.conversion.plan import Plan, Step
 from convert.conversion.plan import plan as make_plan
 from convert.conversion.write import origin_of
@@ -73,7 +80,8 @@ def verify(
             f"{folder} cannot be verified: there is no recording for {manifest.name}, and the source "
             f"{manifest.source.path} (relative to {folder}) is missing; name it with --source"
         )
-    paths = (path for path in sorted(folder.iterdir()) if path.name not in REPORT_NAMES and path.is_file())
+    later = {*REPORT_NAMES, *SIGNING_NAMES, *([CARD_NAME] if is_signed(folder) else [])}
+    paths = (path for path in sorted(folder.iterdir()) if path.name not in later and path.is_file())
     files = {path.name: file_sha256(path) for path in paths}
     problems, warnings = _compare_files(folder, manifest, files)
     if source is None:
