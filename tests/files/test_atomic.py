@@ -25,6 +25,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.fixture
+def two_renames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that cannot exchange two folders."""
+    monkeypatch.setattr("convert.files.atomic._exchange", lambda one, other: False)
+
+
 def test_a_folder_appears_complete_on_commit(tmp_path: Path) -> None:
     with NewFolder(tmp_path / "deep" / "out", foreign) as folder:
         (folder.path / "a").write_text("new")
@@ -53,6 +59,91 @@ def test_an_existing_output_is_kept_without_force(tmp_path: Path) -> None:
         folder.commit()
     assert names(tmp_path / "out") == ["a"]
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("content", ["new", None])
+def test_without_an_exchange_a_folder_is_replaced_by_two_renames(
+    tmp_path: Path, two_renames: None, content: str | None
+) -> None:
+    for text in ("old", content):
+        with NewFolder(tmp_path / "out", foreign, force=True) as folder:
+            (folder.path / "a").write_text(text or "")
+            if text is not None:
+                folder.commit()
+    assert (tmp_path / "out" / "a").read_text() == (content or "old")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_file_that_somebody_adds_during_a_conversion_keeps_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with (
+        pytest.raises(CheckpointError, match="files that are not part of a conversion"),
+        NewFolder(tmp_path / "out", foreign, force=True) as folder,
+    ):
+        (tmp_path / "out" / "thesis.tex").write_text("precious")
+        folder.commit()
+    assert names(tmp_path / "out") == ["thesis.tex"]
+
+
+REPLACE = """
+import os, signal, sys
+from pathlib import Path
+from convert.files.atomic import NewFolder
+
+steps = int(sys.argv[2])
+
+
+def end(event, arguments):
+    global steps
+    if event == "open" or event.startswith(("os.", "ctypes.", "fcntl.", "shutil.")):
+        steps -= 1
+        if steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+sys.addaudithook(end)
+with NewFolder(Path(sys.argv[1]), lambda folder: [], force=True) as folder:
+    for number in range(20):
+        (folder.path / str(number)).write_text("new")
+    folder.commit()
+"""
+KILLS = 100
+"""The run makes about 120 calls: some write and flush the new folder, half remove the old one."""
+
+
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.long)], ids=["a-sample", "each"])
+def test_killed_before_any_call_the_target_is_the_old_or_the_new_folder_whole(tmp_path: Path, every: int) -> None:
+    found = []
+    for steps in range(10, 10 + KILLS, every):
+        target = tmp_path / str(steps) / "out"
+        target.mkdir(parents=True)
+        for number in range(60):
+            (target / str(number)).write_text("old")
+        killed = subprocess.run([sys.executable, "-c", REPLACE, str(target), str(steps)])
+        assert killed.returncode == -signal.SIGKILL
+        for _ in range(2):  # as it was left, and after the next run has cleaned up
+            content = [path.read_text() for path in target.iterdir()]
+            assert content in (["old"] * 60, ["new"] * 20), steps
+            with NewFolder(target, lambda folder: [], force=True):
+                pass
+        assert names(target.parent) == ["out"]
+        found.append(content[0])
+    assert found == sorted(found, reverse=True)
+    assert {*found} == {"old", "new"}
+
+
+def test_many_runs_that_write_the_same_folder_at_once_all_succeed(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from convert.files.atomic import NewFolder\n"
+        "for number in range(100):\n"
+        "    with NewFolder(Path(sys.argv[1]), lambda folder: [], force=True) as folder:\n"
+        "        (folder.path / 'a').write_text('a'); (folder.path / 'b').write_text('b'); folder.commit()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "deep" / "out")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    assert [process.communicate()[1] for process in processes] == [""] * 6
+    assert names(tmp_path / "deep") == ["out"]
+    assert names(tmp_path / "deep" / "out") == ["a", "b"]
 
 
 def test_a_failure_keeps_the_folder_that_was_about_to_be_replaced(tmp_path: Path) -> None:
@@ -101,7 +192,7 @@ def test_the_next_run_removes_the_workplace_of_a_killed_run_but_not_of_a_living_
 
 @pytest.mark.parametrize("error", [OSError, SystemExit, KeyboardInterrupt])
 def test_the_old_folder_comes_back_when_the_last_step_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_renames: None, error: type[BaseException]
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").write_text("old")
@@ -123,9 +214,22 @@ def test_the_old_folder_comes_back_when_the_last_step_fails(
 def test_a_folder_moved_by_a_run_killed_between_two_renames_is_put_back(tmp_path: Path) -> None:
     (tmp_path / ".out.partial-dead" / "out.replaced").mkdir(parents=True)
     (tmp_path / ".out.partial-dead" / "out.replaced" / "a").write_text("old")
+    (tmp_path / ".out.partial-dead" / "out").mkdir()
     with NewFolder(tmp_path / "out", foreign):
         assert (tmp_path / "out" / "a").read_text() == "old"
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("names_left", [["out.replaced"], ["out"], ["out.replaced", "out.lock"], ["out", "out.lock"]])
+def test_what_is_being_discarded_is_never_restored(tmp_path: Path, names_left: list[str]) -> None:
+    """The new folder had the target's name already, and somebody has removed it since."""
+    dead = tmp_path / ".out.partial-dead"
+    for name in names_left:
+        (dead / name).mkdir(parents=True) if name != "out.lock" else (dead / name).touch()
+    (dead / names_left[0] / "b").write_text("half of the old one")
+    with NewFolder(tmp_path / "out", foreign):
+        assert not (tmp_path / "out").exists()
+    assert names(tmp_path) == []
 
 
 def test_folders_and_files_that_only_look_like_a_workplace_are_left_alone(tmp_path: Path) -> None:
@@ -138,7 +242,7 @@ def test_folders_and_files_that_only_look_like_a_workplace_are_left_alone(tmp_pa
 
 
 def test_an_interruption_right_after_the_first_rename_brings_the_old_folder_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_renames: None
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").write_text("old")
