@@ -15,7 +15,7 @@ from convert.checkpoints.options import HEAD, ConversionOptions
 from convert.checkpoints.records import MAX_BYTES, Count, Name, Sha256, parse_record
 from convert.errors import CheckpointError
 from convert.files.atomic import write_json
-from convert.files.base import MAX_AXES, MAX_NAME, MAX_TENSORS, File, combined_sha256, shown
+from convert.files.base import MAX_AXES, MAX_TENSORS, File, combined_sha256, shown
 from convert.layouts import LAYOUTS
 from convert.network.dtypes import BY_NAME
 
@@ -35,8 +35,8 @@ CONVERTER = "bit-convert"
 MAX_ROUNDINGS = 9
 MAX_FILES = 10_000
 """Most files of a checkpoint: one for each array would be fewer."""
-MAX_PATH = 4096
-"""Most characters of a path, as in Linux (`PATH_MAX`)."""
+MAX_FILE_NAME, MAX_PATH = 255, 2 * 4096
+"""Most characters of the name of a file, and of a relative path between two of the longest that Linux has."""
 MAX_CLASSES = 1 << 20
 """Most classes, as in `BitConfig`."""
 
@@ -218,7 +218,7 @@ class _Header:
 
     files: dict[str, Any]
     converter: str = ""
-    schema: int = 1
+    schema: Count = 1
 
 
 def _decoded(folder: Path, kind: type[Decoded]) -> Decoded | None:
@@ -232,13 +232,13 @@ def _decoded(folder: Path, kind: type[Decoded]) -> Decoded | None:
         raise CheckpointError(f"{path} is damaged: {error}; convert again") from None
 
 
-def _is_printable(text: str, most: int = MAX_NAME) -> bool:
+def _is_printable(text: str, most: int = MAX_FILE_NAME) -> bool:
     return len(text) <= most and text.isprintable()
 
 
 def _is_file_name(name: str) -> bool:
     """Return whether a name stays in a folder when it is joined to the path of the folder."""
-    return name not in ("", ".", "..") and not {"/", "\\"} & set(name)
+    return name not in ("", ".", "..") and "/" not in name
 
 
 def _faults_of_files(place: str, files: dict[str, File]) -> list[str]:

@@ -15,6 +15,8 @@ from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME, DType
 from convert.network.parameters import Place
 
+HEAD = re.compile(r"keep|drop|new:[1-9][0-9]{0,6}")
+"""The values of the option `head`."""
 DTYPE_NAMES = {
     **dict.fromkeys(("half", "fp16", "f16"), "float16"),
     **dict.fromkeys(("single", "fp32", "f32"), "float32"),
@@ -39,7 +41,7 @@ class ConversionOptions:
     """The preprocessing to state, one of `PROFILES`; None for the layout's default."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"keep|drop|new:[1-9][0-9]{0,6}", self.head):
+        if not HEAD.fullmatch(self.head):
             near = did_you_mean(self.head, ("keep", "drop"))
             raise UsageError(f"invalid head {self.head!r}: use keep, drop, or new:N for N classes{near}")
         choices: dict[str, Collection[str]] = {"dtype": BY_NAME, "ws_eps": ("keep", "compensate"), "profile": PROFILES}

@@ -25,6 +25,7 @@ from convert.files.containers import writer_of
 from convert.files.hashing import Follower
 from convert.network.axes import Workspace
 from convert.progress import Progress, silent
+from convert.sources.provenance import address
 
 Blocks = Callable[[Step], Iterator[NDArray[np.generic]]]
 
@@ -56,6 +57,7 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
     with _source_hashed(checkpoint) as source_files:
         hashes = {part: _write_weights(plan, output.path / part, blocks) for part in plan.parts}
     files = source_files.result()
+    origin, place = origin_of(plan, files), address(checkpoint.path, files)
     manifest = Manifest(
         name=checkpoint.name,
         architecture=plan.config.architecture,
@@ -63,12 +65,13 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
         ws_eps=plan.config.ws_eps,
         layout=plan.layout.name,
         options=plan.options,
-        origin=origin_of(plan, files),
+        origin=origin if checkpoint.manifest is not None else replace(origin, address=place),
         source=Source(
             path=os.path.relpath(checkpoint.path.resolve(), output.target.resolve()),
             layout=checkpoint.layout.name,
             container=checkpoint.file.container,
             files=files,
+            address=place,
         ),
         files={
             file.name: File(file.stat().st_size, hashes.get(file.name) or file_sha256(file))
@@ -81,7 +84,7 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
 
 
 def origin_of(plan: Plan, files: Mapping[str, File]) -> Origin:
-    """Return the origin of the planned conversion, given the source's files.
+    """Return the origin of the planned conversion, given the source's files; `write` adds the address.
 
     Raises `CheckpointError` if a file of the source has changed since an earlier conversion wrote it.
     """

@@ -243,7 +243,8 @@ def _compare_plan(plan: Plan, manifest: Manifest, config: BitConfig) -> Iterator
     """Yield where the manifest and the converted network differ from what the plan makes of the source."""
     if parameters(plan.config) != parameters(config) or plan.config.ws_eps != config.ws_eps:
         yield f"converted network is {_describe(config)}, expected {_describe(plan.config)}"
-    if origin_of(plan, manifest.source.files) != manifest.origin:
+    expected, stated = origin_of(plan, manifest.source.files), manifest.origin
+    if replace(expected, address=None) != replace(stated, address=None):  # the source may be a copy by now
         yield f"{MANIFEST_NAME}: origin does not match the source"
     if [step.row for step in plan.steps] != manifest.tensors:
         yield f"{MANIFEST_NAME}: tensor rows do not match the conversion plan"
