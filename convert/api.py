@@ -22,13 +22,13 @@ from convert import layouts
 from convert.checkpoints.checkpoint import Checkpoint, checkpoint_name
 from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, foreign_names
 from convert.checkpoints.options import ConversionOptions
+from convert.conversion.existing import existing_conversion, occupied
 from convert.conversion.plan import Plan, plan
 from convert.conversion.write import write
 from convert.errors import CheckpointError, UsageError, VerificationError, check_choice
 from convert.files.atomic import NewFolder
 from convert.files.base import combined_sha256
 from convert.files.sharded import INDEX_SUFFIX
-from convert.layouts.layout import Layout
 from convert.options import ConvertOptions, PushOptions, SourceOptions, StrPath, VerifyOptions
 from convert.progress import Progress, silent
 from convert.published.catalogue import Published as Published
@@ -38,7 +38,7 @@ from convert.publishing.gate import check_folder
 from convert.publishing.publish import Publication, PublishOptions
 from convert.publishing.publish import publish as publish_folder
 from convert.references import recorder
-from convert.references.recordings import SHIPPED, find_recordings
+from convert.references.recordings import SHIPPED
 from convert.references.registry import REFERENCES
 from convert.reporting.files import write_report
 from convert.sources.resolve import hub_name, locate, user_path
@@ -98,7 +98,7 @@ def convert(
     if layout.export.container == "onnx":
         _require("onnxruntime")
     target = user_path(out) if out is not None else _default_folder(checkpoint, to)
-    existing = None if force or not os.path.lexists(target) else _existing(target, layout, changes)
+    existing = None if force or not os.path.lexists(target) else existing_conversion(target, layout, changes)
     output = NewFolder(target, foreign_names, force=force or existing is not None)
     with _opened(checkpoint, progress, options) as source:
         planned = plan(source, layout, changes, shard_size)
@@ -113,7 +113,7 @@ def convert(
             if not options.get("verify", True):
                 output.commit()
                 return result
-            trouble = _ensure_recorded(source, manifest, settings, progress)
+            trouble = recorder.ensure_recorded(source, manifest.source.sha256, settings.recordings, progress)
             verification = _verify(output.path, manifest, source, settings, progress, planned)
             result = replace(result, verification=verification, warnings=result.warnings + trouble)
             if verification.passed or not target.exists():
@@ -297,36 +297,12 @@ def _default_folder(checkpoint: StrPath, layout: str) -> Path:
     return Path("converted", published.name if published else hub_name(name) or path.name, layout)
 
 
-def _existing(target: Path, layout: Layout, changes: ConversionOptions) -> Manifest:
-    """Return the manifest of an existing conversion to this layout with these options, or raise `CheckpointError`."""
-    try:
-        manifest = Manifest.read(target)
-    except CheckpointError:
-        raise _exists(target, "and is not a complete conversion of this version") from None
-    if manifest is None:
-        NewFolder(target, foreign_names, force=True)  # refuses a file, and a folder of something else
-        raise _exists(target, "and is not a conversion")
-    if manifest.layout != layout.name:
-        raise _exists(target, f"and holds the layout {manifest.layout}")
-    there, asked = msgspec.to_builtins(manifest.options), msgspec.to_builtins(changes)
-    differing = [f"{name} {value or 'unchanged'}" for name, value in there.items() if value != asked[name]]
-    if differing:
-        raise _exists(target, f"and was converted with {', '.join(differing)}")
-    return manifest
-
-
 def _result(target: Path, manifest: Manifest, planned: Plan) -> ConversionResult:
     """Return the result of a conversion that is not verified yet."""
     export = planned.layout.export
     loading = "" if export.caveat(planned.config) else export.loading.format(folder=target, name=manifest.name)
     verification = Verification(manifest.name, manifest.layout, manifest.architecture, manifest.classes)
-    return ConversionResult(target, manifest, verification, planned.checkpoint.path, _remarks(planned), loading)
-
-
-def _exists(target: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{target} exists {reason}; replace it with --force (with make: ARGS=--force), or choose another --out"
-    )
+    return ConversionResult(target, manifest, verification, planned.checkpoint.path, planned.remarks, loading)
 
 
 def _verified_before(
@@ -337,18 +313,18 @@ def _verified_before(
     It is verified again if reference implementations were asked for.
     """
     if combined_sha256(planned.checkpoint.file.digests()) != manifest.source.sha256:
-        raise _exists(target, f"and was converted from a different file than {planned.checkpoint.path}")
+        raise occupied(target, f"and was converted from a different file than {planned.checkpoint.path}")
     indexes = {name: content for name, content in planned.companions.items() if name.endswith(INDEX_SUFFIX)}
     stored = {path.name: msgspec.json.decode(path.read_bytes()) for path in target.glob(f"*{INDEX_SUFFIX}")}
     if [step.row for step in planned.steps] != manifest.tensors or stored != indexes:
-        raise _exists(target, "and was converted with other options")
+        raise occupied(target, "and was converted with other options")
     if settings.references:
         return _verify(target, manifest, planned.checkpoint, settings, progress, planned)
     try:
         values = check_folder(target, progress).verification
     except VerificationError as error:
         reason = error.problems[0] if error.problems else "it was not verified"
-        raise _exists(target, f"and holds this conversion, but {reason}; bit verify verifies it") from None
+        raise occupied(target, f"and holds this conversion, but {reason}; bit verify verifies it") from None
     return msgspec.convert({**values, "network": values}, Verification)
 
 
@@ -375,25 +351,3 @@ def _passed(result: ConversionResult) -> ConversionResult:
         error.result = result
         raise error
     return result
-
-
-def _remarks(planned: Plan) -> tuple[str, ...]:
-    """Return what a user should know about the source and the options."""
-    remarks = [*planned.checkpoint.notes, planned.checkpoint.assumption]
-    if any(step.scale != 1 for step in planned.steps):
-        remarks.append(
-            f"kernels were scaled for the epsilon of {planned.layout.name}: use them for inference, because the "
-            "larger norm of the kernels changes the learning rate of fine-tuning"
-        )
-    return tuple(remark for remark in remarks if remark)
-
-
-def _ensure_recorded(source: Checkpoint, manifest: Manifest, settings: Settings, progress: Progress) -> tuple[str, ...]:
-    """Record the outputs of an original checkpoint unless a recording exists; return the reason if that fails."""
-    sha256, folders, original = manifest.source.sha256, settings.recordings, source.manifest is None
-    try:
-        if original and find_recordings(sha256, folders, source.config.ws_eps) is None:
-            recorder.record(source, folders[-1], progress, frameworks=(), sha256=sha256)
-    except (CheckpointError, OSError) as error:
-        return (f"nothing was recorded: {error}",)
-    return ()

@@ -129,6 +129,17 @@ class Plan:
     companions: Mapping[str, dict[str, Any]]
     """The content of the JSON files beside the weights, by name."""
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Remarks for the user on the source and the options."""
+        remarks = [*self.checkpoint.notes, self.checkpoint.assumption]
+        if any(step.scale != 1 for step in self.steps):
+            remarks.append(
+                f"kernels were scaled for the epsilon of {self.layout.name}: use them for inference, because the "
+                "larger norm of the kernels changes the learning rate of fine-tuning"
+            )
+        return tuple(remark for remark in remarks if remark)
+
 
 def plan(
     checkpoint: Checkpoint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,21 @@ def record(
             recording.write(output.path / f"{name}-{recording.dtype}.safetensors")
         output.commit()
     return target
+
+
+def ensure_recorded(
+    checkpoint: Checkpoint, sha256: str, folders: Sequence[Path], progress: Progress
+) -> tuple[str, ...]:
+    """Record an unconverted checkpoint in the last folder unless a recording exists; return the reason if that fails.
+
+    `sha256` is that of the checkpoint.
+    """
+    try:
+        if checkpoint.manifest is None and find_recordings(sha256, folders, checkpoint.config.ws_eps) is None:
+            record(checkpoint, folders[-1], progress, frameworks=(), sha256=sha256)
+    except (CheckpointError, OSError) as error:
+        return (f"nothing was recorded: {error}",)
+    return ()
 
 
 def _target(folder: Path, name: str, sha256: str) -> Path:
