@@ -26,8 +26,8 @@ REPORT_NAMES = (VERIFICATION_NAME, REPORT_NAME)
 SIGNATURE_NAME, ATTESTATION_NAME = "model.sig", "conversion.intoto.json"
 SIGNING_NAMES = (SIGNATURE_NAME, ATTESTATION_NAME)
 """The files that signing a folder writes, see `convert.signing`; the manifest does not list them either."""
-CARD_NAME = "README.md"
-"""The model card; a folder that is signed may hold one."""
+CARD_NAME, CARD_MARK = "README.md", "<!-- Written by bit-convert; a card without this line is never replaced. -->"
+"""The model card, and the last line of one that was not written by hand."""
 
 SCHEMA = 2
 """Version of the manifest's format."""
@@ -156,7 +156,7 @@ class Manifest:
         if len(self.tensors) > MAX_TENSORS or not all(row["dtype"] in BY_NAME for row in self.tensors):
             faults.append(f"tensors must have at most {MAX_TENSORS} rows, each with a dtype of {', '.join(BY_NAME)}")
         for column in ("parameter", "target"):
-            if len({str(row[column]) for row in self.tensors}) != len(self.tensors):  # type: ignore[literal-required]
+            if len({str(row[column]) for row in self.tensors}) != len(self.tensors):
                 faults.append(f"tensors names a {column} twice")
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -171,15 +171,19 @@ class Manifest:
 
         Raises `CheckpointError` if it is damaged or has another schema.
         """
-        header = _decoded(folder, _Header)
-        if header is None:
-            return None
+        path = folder / MANIFEST_NAME
+        data = _read(path)
+        return cls.decode(data, path) if data is not None else None
+
+    @classmethod
+    def decode(cls, data: bytes, path: Path) -> Manifest:
+        """Return the manifest with this content; `path` is named in errors, which are those of `read`."""
+        header = _decoded(data, path, _Header)
         if header.converter.startswith(CONVERTER) and header.schema != SCHEMA:
             older = header.schema < SCHEMA
             version, advice = ("an older", "convert it again") if older else ("a newer", "update bit-convert")
-            schema = f"{version} version (schema {header.schema})"
-            raise CheckpointError(f"{folder / MANIFEST_NAME} was written by {schema}; {advice}")
-        return _decoded(folder, cls)
+            raise CheckpointError(f"{path} was written by {version} version (schema {header.schema}); {advice}")
+        return _decoded(data, path, cls)
 
     @classmethod
     def beside(cls, path: Path) -> Manifest | None:
@@ -187,7 +191,7 @@ class Manifest:
         if path.is_dir():
             return cls.read(path)
         try:
-            header = _decoded(path.parent, _Header)
+            header = _header(path.parent)
         except CheckpointError:  # another program's file of the same name
             return None
         return cls.read(path.parent) if header is not None and path.name in header.files else None
@@ -198,16 +202,21 @@ def is_signed(folder: Path) -> bool:
     return os.path.lexists(folder / SIGNATURE_NAME)
 
 
+def is_own_card(card: bytes) -> bool:
+    """Return whether a model card was written by this program."""
+    return card.rstrip().endswith(CARD_MARK.encode())
+
+
 def foreign_names(folder: Path) -> list[str]:
     """List what is in a folder and was not written by the conversion, of any schema, that is described there.
 
-    A signature covers the model card, so the card of a signed folder belongs to the conversion too.
+    A model card that was written by hand is foreign.
     """
-    header = _decoded(folder, _Header)
+    header = _header(folder)
     files = set()
     if header is not None and header.converter.startswith(CONVERTER):
         files = {*header.files, MANIFEST_NAME, *REPORT_NAMES, *SIGNING_NAMES}
-        if is_signed(folder):
+        if (folder / CARD_NAME).is_file() and is_own_card((folder / CARD_NAME).read_bytes()):
             files.add(CARD_NAME)
     return sorted(path.name for path in folder.iterdir() if path.name not in files or not path.is_file())
 
@@ -221,13 +230,23 @@ class _Header:
     schema: Count = 1
 
 
-def _decoded(folder: Path, kind: type[Decoded]) -> Decoded | None:
+def _header(folder: Path) -> _Header | None:
     path = folder / MANIFEST_NAME
+    data = _read(path)
+    return _decoded(data, path, _Header) if data is not None else None
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the content of a record, up to one byte more than is parsed; None if there is no file."""
     if not path.is_file():
         return None
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _decoded(data: bytes, path: Path, kind: type[Decoded]) -> Decoded:
     try:
-        with open(path, "rb") as file:
-            return msgspec.convert(parse_record(file.read(MAX_BYTES + 1)), kind)
+        return msgspec.convert(parse_record(data), kind)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; convert again") from None
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from bit.config import PUBLISHED
 from bit.image_processing import BitImageProcessorPil
-from convert.checkpoints.manifest import Manifest
+from convert.checkpoints.manifest import CARD_MARK, Manifest
 from convert.layouts import LAYOUTS
 from convert.network.dtypes import BY_NAME
 from convert.published.catalogue import BIT, CIFAR_10, ILSVRC, find
 from convert.published.preprocessing import evaluated_by, preprocessor
+from convert.reporting.html import SignedBy
 from convert.reporting.templates import template
 from convert.sources.resolve import SYNTHETIC
 
@@ -45,7 +46,7 @@ CACHED = re.compile(r"(?:^|/)models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snap
 """Folder of a repository in huggingface_hub's cache; names of repositories never contain `--`."""
 
 
-def card(manifest: Manifest, verification: dict[str, Any], repository: str) -> str:
+def card(manifest: Manifest, verification: dict[str, Any], repository: str, signed: SignedBy | None = None) -> str:
     """Return the card of a converted folder for `repository`, `owner/name`: YAML, then Markdown.
 
     `verification` is the content of `verification.json`. The training data and accuracies are those
@@ -61,6 +62,8 @@ def card(manifest: Manifest, verification: dict[str, Any], repository: str) -> s
     return _template().render(
         manifest=manifest,
         repository=repository,
+        signed=signed,
+        mark=CARD_MARK,
         layout=layout,
         published=item,
         base=base if base != repository else None,

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from bit import __version__
@@ -23,8 +24,16 @@ from convert.verification.results import END_TO_END, Verification
 TEMPLATE = "report.html.jinja"
 
 
-def render(verification: Verification, manifest: Manifest) -> str:
-    """Return the content of `verification.html`."""
+@dataclass(frozen=True)
+class SignedBy:
+    """The signer of a folder, for people to read, and the commands that check the signature."""
+
+    name: str
+    commands: tuple[str, ...]
+
+
+def render(verification: Verification, manifest: Manifest, signed: SignedBy | None = None) -> str:
+    """Return the content of `verification.html`; a folder that is signed says by whom."""
     filters: dict[str, Callable[..., Any]] = {
         "finite": math.isfinite,
         "greatest": lambda errors: max(errors, key=lambda error: (not math.isfinite(error), error)),
@@ -36,6 +45,7 @@ def render(verification: Verification, manifest: Manifest) -> str:
     return template("convert.reporting", TEMPLATE, filters, autoescape=True).render(
         verification=verification,
         manifest=manifest,
+        signed=signed,
         plots=plots(verification.checks),
         runs=grouped(verification.checks, "run"),
         END_TO_END=END_TO_END,

@@ -1,0 +1,131 @@
+"""Check the signature of a folder, the attestation and every byte, before anything else is read there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.checkpoints.manifest import (
+    ATTESTATION_NAME,
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    VERIFICATION_NAME,
+    Manifest,
+    is_signed,
+)
+from convert.errors import CheckpointError, ConvertError, VerificationError
+from convert.files.base import file_sha256, shown
+from convert.progress import Progress
+from convert.signing.bundle import MAX_BYTES, check_signature, file_names, signed_files
+from convert.signing.keys import require_packages
+from convert.signing.signers import Trust
+from convert.signing.statements import EQUIVALENCE, statements
+
+MAX_ATTESTATION = 64 << 20
+"""Largest `conversion.intoto.json`; R152x4 verified by every reference implementation takes 2 MB."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature that was checked, with what it shows."""
+
+    signer: str
+    """The fingerprint of the key, or the identity and the provider of it."""
+    files: Mapping[str, str]
+    """SHA-256 of every signed file, by name."""
+    verified_on: str
+    """Time at which the signer says the folder was verified."""
+    comparisons: int
+    """Number of taps that the attestation states."""
+
+    @property
+    def words(self) -> str:
+        """What the signature shows and what it does not, in one line."""
+        return (
+            f"signed by {self.signer}: all {len(self.files)} files are those that the signer attests to have "
+            f"verified ({self.comparisons} comparisons, {self.verified_on[:10]}); not shown: who holds the key or "
+            "identity, that the signer made these comparisons, and that no newer version exists"
+        )
+
+
+def check_folder_signature(folder: Path, trust: Trust, progress: Progress, linked: bool = False) -> Signature:
+    """Check `model.sig`, the bytes of every file, and both statements of the attestation.
+
+    With `linked` the files may be symbolic links, as in huggingface_hub's cache. Raises `VerificationError`
+    for anything that is not exactly as the signer left it.
+    """
+    require_packages()
+    progress("checking the signature", 0, 0)
+    try:
+        return _checked(folder.resolve(), trust, linked)
+    except VerificationError as error:
+        raise VerificationError(f"{folder} does not pass: {error}", [str(error)]) from None
+
+
+def _checked(folder: Path, trust: Trust, linked: bool) -> Signature:
+    if not is_signed(folder):
+        raise VerificationError(f"it is not signed: there is no {SIGNATURE_NAME}; sign it with bit sign")
+    names = file_names(folder, linked)
+    for name in (MANIFEST_NAME, VERIFICATION_NAME, ATTESTATION_NAME):
+        if name not in names:
+            raise VerificationError(f"{name} is missing")
+    data = _read(folder / SIGNATURE_NAME, MAX_BYTES, linked)
+    files = signed_files(data, names)
+    check_signature(folder, data, trust, linked)
+    lines = _read(folder / ATTESTATION_NAME, MAX_ATTESTATION, linked).split(b"\n")
+    if len(lines) != 3 or lines[2]:
+        raise VerificationError(f"{ATTESTATION_NAME} does not hold two lines")
+    found = [_statement(line, trust) for line in lines[:2]]
+    expected = _expected(folder, {name: digest for name, digest in files.items() if name != ATTESTATION_NAME})
+    for right in expected:
+        _compare(right, found)
+    predicate = next(item["predicate"] for item in found if item["predicateType"] == EQUIVALENCE)
+    count = sum(len(run["taps"]) for run in predicate["runs"])
+    return Signature(trust.name, files, predicate["verifiedOn"], count)
+
+
+def _read(path: Path, most: int, linked: bool) -> bytes:
+    if path.is_symlink() and not linked:
+        raise VerificationError(f"{path.name} is not a regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise VerificationError(f"{path.name} has more than {most} bytes")
+    return data
+
+
+def _statement(line: bytes, trust: Trust) -> dict[str, Any]:
+    try:
+        return dict(json.loads(trust.opened(line)))
+    except VerificationError as error:
+        raise VerificationError(f"{ATTESTATION_NAME}: {error}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise VerificationError(f"{ATTESTATION_NAME} holds something other than a statement ({shown(error)})") from None
+
+
+def _expected(folder: Path, digests: dict[str, str]) -> list[dict[str, Any]]:
+    """Make the statements about the files as they are."""
+    try:
+        manifest = Manifest.read(folder)
+        assert manifest is not None, "it is one of the files"
+        for name in (MANIFEST_NAME, VERIFICATION_NAME):
+            if file_sha256(folder / name) != digests[name]:
+                raise VerificationError(f"{name} changed while it was checked")
+        return statements(manifest, (folder / VERIFICATION_NAME).read_bytes(), digests)
+    except CheckpointError as error:
+        raise VerificationError(str(error)) from None
+    except (KeyError, ConvertError) as error:
+        raise VerificationError(f"{MANIFEST_NAME} and {VERIFICATION_NAME} do not fit: {shown(error)}") from None
+
+
+def _compare(expected: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    kind = expected["predicateType"]
+    statement = next((item for item in found if item.get("predicateType") == kind), None)
+    if statement is None:
+        raise VerificationError(f"{ATTESTATION_NAME} has no statement of the type {kind}")
+    if statement != expected:
+        part = next((key for key in expected if statement.get(key) != expected[key]), "a field")
+        raise VerificationError(f"{ATTESTATION_NAME}: {part} of {kind} is not that of this folder")
