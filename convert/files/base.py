@@ -7,12 +7,14 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 import threading
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +28,14 @@ IN_MEMORY = 32 << 20
 """Largest packed array, in bytes, that is unpacked in memory; a larger one goes to a file in `TMPDIR`."""
 CHUNK = 1 << 20
 """Bytes read and hashed at once: small enough that copied data is still in the second-level cache."""
+MAX_TENSORS = 10_000
+"""Most arrays in a checkpoint: the deepest BiT has 459 parameters, and three times as many with an optimizer."""
+MAX_NAME = 250
+"""Longest name of an array in characters: several times the longest of any layout, Keras' paths included."""
+MAX_AXES, MAX_LENGTH = 32, 2**63 - 1
+"""Most axes of an array, as in HDF5, and the longest axis: a signed 64-bit number, as in every container."""
+MAX_DIRECTORY = 8 << 20
+"""Largest directory of a file in bytes (a header, an index, a pickle): `MAX_TENSORS` entries of 800 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +110,12 @@ class TensorFile(contextlib.ExitStack[None]):
         self.packed: set[str] = set()
         """Arrays that must be unpacked to be read; their `offset` counts from the start of the unpacked bytes."""
         self._spool: tuple[str, tempfile.SpooledTemporaryFile[bytes]] | None = None
-        self._file = self.enter_context(open(path, "rb", buffering=0))  # noqa: SIM115 (closed by `close`)
+        self._file = self.enter_context(open_regular(path))
         self._identity = self._size_and_time()
         self.nbytes = self._identity[0]
         try:
             self._open_directory()
+            self._check_names([*self.tensors, *self.others])
         except BaseException:
             self.close()
             raise
@@ -189,6 +200,20 @@ class TensorFile(contextlib.ExitStack[None]):
                 raise CheckpointError(f"{self.path} ends at byte {offset + done}, too early; it is truncated")
             done += count
 
+    def _check_names(self, names: Sequence[str]) -> None:
+        """Raise `CheckpointError` for more names than any checkpoint has, and for one that is too long or unprintable.
+
+        Readers call it as soon as they know the names, before these are looked at or shown.
+        """
+        if len(names) > MAX_TENSORS:
+            raise CheckpointError(f"{self.path} holds more than {MAX_TENSORS} arrays; no BiT checkpoint has as many")
+        for name in names:
+            if len(name) > MAX_NAME or not name.isprintable():
+                raise CheckpointError(
+                    f"{self.path}: {shown(name)} is not the name of an array "
+                    f"(expected at most {MAX_NAME} printable characters)"
+                )
+
     def _check_disjoint(self, spans: Sequence[tuple[int, int, str]], end: int) -> None:
         """Raise `CheckpointError` if any `(start, end, name)` overlaps another or reaches beyond `end`."""
         position, last = 0, ""
@@ -202,13 +227,17 @@ class TensorFile(contextlib.ExitStack[None]):
 
     def _check_size(self, tensor: Tensor, nbytes: int) -> None:
         """Raise `CheckpointError` unless `nbytes` bytes of data fit the tensor's shape."""
+        if len(tensor.shape) > MAX_AXES or any(abs(length) > MAX_LENGTH for length in tensor.shape):
+            raise CheckpointError(
+                f"{self.path}: {tensor.key} has more axes than {MAX_AXES}, or one beyond {MAX_LENGTH}"
+            )
         if min(tensor.shape, default=1) < 0 or tensor.nbytes != nbytes:
             shape = f"shape {list(tensor.shape)} of {tensor.dtype.name}"
             raise CheckpointError(f"{self.path}: {tensor.key} has {nbytes} bytes of data, which does not fit {shape}")
 
     def _wrong_type(self, key: str, found: object) -> CheckpointError:
         expected = ", ".join(dtype.name for dtype in DTYPES)
-        return CheckpointError(f"{self.path}: {key} holds elements of type {found}; expected one of {expected}")
+        return CheckpointError(f"{self.path}: {key} holds elements of type {shown(found)}; expected one of {expected}")
 
 
 @dataclass(frozen=True)
@@ -268,9 +297,29 @@ def combined_sha256(files: Mapping[str, File]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
+    """Return the SHA-256 of a file, in hexadecimal digits. Raises `CheckpointError` unless it is a regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_regular(path: Path) -> FileIO:
+    """Open a file for reading, unbuffered. Raises `CheckpointError` for a pipe, a device or a folder.
+
+    Does not wait for the writer of a pipe, as `open` would.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CheckpointError(f"{path} is not a regular file")
+    return FileIO(handle)
+
+
+def shown(value: object, most: int = 100) -> str:
+    """Return text from a file in one line of at most `most` characters; anything but printable text is escaped."""
+    text = str(value)
+    start = text[: most + 1]
+    escaped = start if start.isprintable() else repr(start)[1:-1]
+    return escaped if len(escaped) <= most else escaped[: most - 1] + "…"
 
 
 def parse_json(text: bytes | bytearray) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from pkgutil import resolve_name
-from zipfile import BadZipFile, ZipFile
 
 from convert.errors import CheckpointError
-from convert.files.base import TensorFile, Writer
+from convert.files.base import TensorFile, Writer, open_regular
 from convert.files.sharded import INDEX_SUFFIX, ShardedFile
+from convert.files.zip import FAILURES, open_archive
 
 MARKS: dict[str, tuple[bytes, ...]] = {
     "zip": (b"PK\x03\x04", b"PK\x05\x06"),  # a member, or the end of an empty archive
@@ -34,8 +34,7 @@ WRITERS = {
     "h5": "convert.files.h5:H5Writer",
     "onnx": "convert.files.onnx:OnnxWriter",
 }
-PYTORCH = ("torch", "a PyTorch file; reading it needs PyTorch")
-NEEDED = {"pytorch": PYTORCH, "legacy pytorch": PYTORCH, "onnx": ("onnx", "an ONNX file; reading it needs onnx")}
+NEEDED = {"onnx": ("onnx", "an ONNX file; reading it needs onnx")}
 """The optional package, also the name of the extra, that reads a format; and how an error continues without it."""
 KINDS = "safetensors, npz, h5, a file of torch.save, ONNX, or an index of shards"
 
@@ -46,8 +45,6 @@ def open_weights(path: Path) -> TensorFile:
     Raises `CheckpointError` for anything else, and for a damaged file.
     """
     file = _in_folder(path) if path.is_dir() else path
-    if file.exists() and not file.is_file():
-        raise CheckpointError(f"{file} is not a regular file")
     return ShardedFile(file, _open) if kind(file) == "index" else _open(file)
 
 
@@ -73,7 +70,7 @@ def _open(file: Path) -> TensorFile:
 
 def kind(path: Path) -> str | None:
     """Return the format of a file, judged by the first bytes; None for an unknown format."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(64)
     if start[7:9] == b"\0{":  # first, because the bytes before are a length and can equal any other mark
         return "safetensors"
@@ -90,9 +87,9 @@ def kind(path: Path) -> str | None:
 
 def _is_pickled(path: Path) -> bool:
     try:
-        with ZipFile(path) as archive:
+        with open_regular(path) as file, open_archive(file) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (BadZipFile, NotImplementedError, ValueError):
+    except FAILURES:
         return False
 
 

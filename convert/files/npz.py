@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError
-from convert.files.base import NO_METADATA, Metadata, StoredTensor, Tensor, Writer
+from convert.files.base import NO_METADATA, Metadata, StoredTensor, Tensor, Writer, shown
 from convert.files.zip import ArchiveFile
 from convert.network import dtypes
 
@@ -50,7 +50,7 @@ class NpzFile(ArchiveFile):
         if known is None:
             if descr[1:2] not in INTEGERS:
                 raise self._wrong_type(key, "object (never unpickled)" if descr[1:] == "O" else descr)
-            self.others[key] = f"holds elements of type {descr}"
+            self.others[key] = f"holds elements of type {shown(descr)}"
             return
         if info.compress_type == zipfile.ZIP_STORED:
             offset = self.offsets[info.filename] + length

@@ -1,41 +1,95 @@
-"""PyTorch's own files (`.bin`, `.pth`, `.pth.tar`): a pickled state dict, with the arrays in a zip archive.
+"""PyTorch's own files (`.bin`, `.pth`, `.pth.tar`): a pickled state dict, and the arrays.
 
-Only `torch.load(weights_only=True)` reads the pickle, which runs no code, and without loading the
-arrays; these are then read in place. Files older than PyTorch 1.6 are not archives and are loaded
-whole.
+The pickle is read as data (see `unpickling`), without PyTorch; the arrays are then read in place. They are
+members of a zip archive or, before PyTorch 1.6, follow the pickles one after the other.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import re
+import io
 import zipfile
-from collections import deque
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from convert.errors import CheckpointError
-from convert.files.base import StoredTensor, TensorFile
+from convert.files.base import MAX_DIRECTORY, StoredTensor, TensorFile, shown
+from convert.files.unpickling import Storage, Unreadable, View, kind, read_pickle
 from convert.files.zip import ArchiveFile
 from convert.network.dtypes import BY_NAME
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Entries in which training scripts keep the weights; averaged weights first, as timm takes them."""
 MOST_NAMED = 8
-UNSAFE = re.compile(r"GLOBAL (\S+)")
-"""In PyTorch's error message about a pickle, the name of the class or function that it would call."""
+PICKLE = "/data.pkl"
+"""End of the name of the member that holds the pickle."""
 
 
-class ZippedPickle(ArchiveFile):
-    """A file of `torch.save`, opened for reading; `notes` names the parts that are ignored.
+class _PickledFile(TensorFile):
+    """A state dict in a pickle, with the storages elsewhere in the file; `notes` names the parts that are ignored."""
+
+    container = "pytorch"
+
+    def _unpickled(self, file: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
+        try:
+            return read_pickle(file)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path} {error}") from None
+
+    def _add_tensors(self, content: Any, starts: Mapping[str, int]) -> None:
+        """Add the tensors of the state dict in `content`; `starts` has the offset of each storage by key."""
+        for key, view in self._state(content).items():
+            start = starts.get(view.storage.key)
+            if start is None:
+                raise CheckpointError(f"{self.path}: the array of {key} is missing, or has another size than stated")
+            dtype = BY_NAME[view.dtype]
+            offset = start + view.offset * dtype.itemsize
+            tensor = StoredTensor(key, view.shape, dtype, offset, self._order(key, view))
+            self._check_size(tensor, tensor.nbytes)
+            if offset + tensor.nbytes > start + view.storage.nbytes:
+                raise CheckpointError(f"{self.path}: {key} reaches beyond the storage it is in; the file is damaged")
+            self.tensors[key] = tensor
+
+    def _state(self, content: dict[str, Any]) -> dict[str, View]:
+        """Return the state dict, wherever it is nested; add notes that name the entries beside it."""
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.path} holds an object of type {kind(content)}, not a state dict")
+        while found := [name for name in NESTED if isinstance(content.get(name), dict) and content[name]]:
+            if len(self.notes) == len(NESTED):
+                raise CheckpointError(f"{self.path} holds a state dict nested in itself")
+            self.notes.append(
+                f"uses the weights in {found[0]}" + _ignored(name for name in content if name != found[0])
+            )
+            content = content[found[0]]
+        for key in content:
+            if not isinstance(key, str):
+                raise CheckpointError(f"{self.path}: the key {key} is of type {kind(key)}, not a tensor name")
+        self._check_names(list(content))
+        for key, value in content.items():
+            if isinstance(value, Unreadable):
+                raise CheckpointError(f"{self.path}: {key} {value.reason}")
+            if not isinstance(value, View):
+                raise CheckpointError(f"{self.path}: {key} is of type {kind(value)}, not a tensor")
+            if value.dtype not in BY_NAME:
+                raise CheckpointError(
+                    f"{self.path}: {key} is a tensor of torch.{shown(value.dtype)}; "
+                    f"expected a dense tensor of {', '.join(BY_NAME)}"
+                )
+        return content
+
+    def _order(self, key: str, view: View) -> tuple[int, ...] | None:
+        """Return the axes in storage order (channels last, for example); None if they are in their own order."""
+        shape, strides = view.shape, view.strides
+        own = tuple(range(len(shape)))
+        if 0 in shape or _is_contiguous(view, own):
+            return None
+        order = tuple(sorted(own, key=lambda axis: (-strides[axis], -shape[axis])))
+        if not _is_contiguous(view, order):
+            raise CheckpointError(f"{self.path}: {key} is a view of a larger tensor; save it as .contiguous()")
+        return order
+
+
+class ZippedPickle(ArchiveFile, _PickledFile):
+    """A file of `torch.save`, opened for reading.
 
     Raises `CheckpointError` for a damaged file, for a pickle that would run code, and for anything
     but dense tensors.
@@ -47,111 +101,64 @@ class ZippedPickle(ArchiveFile):
         super()._open_directory()
         if any(info.compress_type != zipfile.ZIP_STORED for info in self.members.values()):
             raise CheckpointError(f"{self.path} is compressed, which torch.save does not do; save it again")
-        for name in self.members:
-            if name.endswith("/data.pkl"):
-                deque(self.content(name), maxlen=0)  # checks the CRC-32 before the pickle is read
-            elif name.endswith("/byteorder") and next(self.content(name, 16), b"") != b"little":
-                raise CheckpointError(f"{self.path} holds big-endian numbers; save it on a little-endian machine")
-        self._sizes = {self.offsets[name]: info.file_size for name, info in self.members.items()}
-        state, self.notes = _state(self.path, _load(self.path, meta=True))
-        self.tensors = {key: self._stored(key, tensor) for key, tensor in state.items()}
-
-    def _stored(self, key: str, tensor: Tensor) -> StoredTensor:
-        storage, order = tensor.untyped_storage(), _order(self.path, key, tensor)
-        # Documented as the offset in the file of a tensor without elements. PyTorch computes it from the way
-        # torch.save lays out a file and does not look it up, so it is checked against the members' offsets.
-        start = storage._checkpoint_offset
-        if start not in self._sizes or self._sizes[start] != storage.nbytes():
-            raise CheckpointError(
-                f"{self.path}: {key} is not where torch.save puts it; load it with PyTorch and save it again"
-            )
-        first = int(tensor.storage_offset()) * tensor.itemsize
-        if not 0 <= first <= self._sizes[start] - tensor.nbytes:
-            raise CheckpointError(f"{self.path}: {key} reaches beyond the storage it is in; the file is damaged")
-        return StoredTensor(key, tuple(tensor.shape), BY_NAME[_dtype(tensor)], start + first, order)
+        pickles = [name for name in self.members if name.endswith(PICKLE)]
+        if len(pickles) != 1 or self.members[pickles[0]].file_size > MAX_DIRECTORY:
+            raise CheckpointError(f"{self.path} must hold one {PICKLE} of at most {MAX_DIRECTORY} bytes")
+        folder = pickles[0].removesuffix(PICKLE)
+        if f"{folder}/byteorder" in self.members and next(self.content(f"{folder}/byteorder", 16), b"") != b"little":
+            raise CheckpointError(f"{self.path} holds big-endian numbers; save it on a little-endian machine")
+        content, storages = self._unpickled(io.BytesIO(b"".join(self.content(pickles[0]))))  # checks the CRC-32, too
+        members = {key: f"{folder}/data/{key}" for key in storages}
+        self._add_tensors(
+            content,
+            {
+                key: self.offsets[name]
+                for key, name in members.items()
+                if name in self.members and self.members[name].file_size == storages[key].nbytes
+            },
+        )
 
 
-class LegacyPickle(TensorFile):
-    """A file of PyTorch before 1.6, which is held in memory as a whole; otherwise like `ZippedPickle`."""
+class LegacyPickle(_PickledFile):
+    """A file of PyTorch before 1.6; otherwise like `ZippedPickle`.
 
-    container = "pytorch"
+    It holds five pickles: a mark, the version of the format, facts about the machine, the content, and the
+    keys of the storages. These follow, each after the number of elements in eight bytes
+    (`torch.serialization._legacy_save`).
+    """
 
     def _open_directory(self) -> None:
-        self._loaded, self.notes = _state(self.path, _load(self.path))
-        for key, tensor in self._loaded.items():
-            self.tensors[key] = StoredTensor(key, tuple(tensor.shape), BY_NAME[_dtype(tensor)], 0)
-
-    def read(self, tensor: StoredTensor, start: int, out: NDArray[np.generic]) -> None:
-        import torch
-
-        values = self._loaded[tensor.key].contiguous().reshape(-1)[start : start + out.size]
-        out.view(np.uint8)[:] = values.view(torch.uint8).numpy()
-
-
-def _load(path: Path, meta: bool = False) -> Any:
-    """Unpickle a file, with the classes that weights need only; with `meta` the tensors have no elements."""
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    # The options of a training script, as timm saves them: names with values, and no code.
-    known = torch.serialization.safe_globals([argparse.Namespace])
-    try:
-        with known, FakeTensorMode() if meta else contextlib.nullcontext():
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a damaged pickle can raise anything
-        if unsafe := UNSAFE.search(str(error)):
-            raise CheckpointError(f"{path} would run {unsafe[1]}, and was not loaded; save the weights alone") from None
-        reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-        lines = reason.strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{path} is not a file of dense tensors that PyTorch can read ({lines[0]})") from None
+        start = bytearray(min(self.nbytes, MAX_DIRECTORY))
+        self._pread(memoryview(start), 0)
+        file = io.BytesIO(start)
+        (_, _), (version, _), (_, _), (content, storages), (keys, _) = (self._unpickled(file) for _ in range(5))
+        if version != 1001 or not isinstance(keys, list):
+            raise CheckpointError(f"{self.path} has a pickle of an unknown version; save it with a newer PyTorch")
+        position, starts, count = file.tell(), {}, bytearray(8)
+        for key in keys:
+            if not isinstance(key, str) or key in starts or key not in storages:
+                raise CheckpointError(f"{self.path} lists a storage that no tensor names, or lists it twice")
+            self._pread(memoryview(count), position)
+            if int.from_bytes(count, "little") != storages[key].count:
+                raise CheckpointError(f"{self.path} has a storage of another size than the tensor; it is damaged")
+            starts[key] = position + 8
+            position = starts[key] + storages[key].nbytes
+        if position > self.nbytes:
+            raise CheckpointError(f"{self.path} ends before the last array; it is truncated")
+        self._add_tensors(content, starts)
 
 
-def _state(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the state dict, wherever it is nested, and notes that name the entries beside it."""
-    import torch
-
-    notes: list[str] = []
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds an object of type {_kind(content)}, not a state dict")
-    while found := [name for name in NESTED if isinstance(content.get(name), Mapping) and content[name]]:
-        if len(notes) == len(NESTED):
-            raise CheckpointError(f"{path} holds a state dict nested in itself")
-        others = [name if isinstance(name, str) and name.isprintable() else repr(name) for name in content]
-        others.remove(found[0])
-        ignored = ", ".join(others[:MOST_NAMED]) + (", …" if len(others) > MOST_NAMED else "")
-        notes.append(f"uses the weights in {found[0]}" + (f"; ignores {ignored}" if ignored else ""))
-        content = content[found[0]]
-    for key, value in content.items():
-        if not isinstance(key, str):
-            raise CheckpointError(f"{path}: the key {key!r:.100} is of type {_kind(key)}, not a tensor name")
-        if not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{path}: {key:.100} is of type {_kind(value)}, not a tensor")
-        if value.layout != torch.strided or value.is_quantized or _dtype(value) not in BY_NAME:
-            kind = value.layout if value.layout != torch.strided else value.dtype
-            raise CheckpointError(
-                f"{path}: {key} is a tensor of {kind}; expected a dense tensor of {', '.join(BY_NAME)}"
-            )
-        if value.is_meta:
-            raise CheckpointError(f"{path}: {key} was saved without elements, on the device meta")
-        if value.is_neg():
-            raise CheckpointError(f"{path}: {key} is a view with negated numbers; save it as .resolve_neg()")
-    return dict(content), notes
+def _ignored(names: Iterable[object]) -> str:
+    """Return the end of a note that names entries; empty if there are none."""
+    found = [shown(name if isinstance(name, str) and name.isprintable() else repr(name)) for name in names]
+    return f"; ignores {', '.join(found[:MOST_NAMED])}{', …' if len(found) > MOST_NAMED else ''}" if found else ""
 
 
-def _kind(value: object) -> str:
-    return type(value).__name__.replace("FakeTensor", "Tensor")
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _order(path: Path, key: str, tensor: Tensor) -> tuple[int, ...] | None:
-    """Return the axes in storage order (channels last, for example); None if they are in their own order."""
-    if tensor.is_contiguous():
-        return None
-    strides = tensor.stride()
-    order = tuple(sorted(range(tensor.ndim), key=lambda axis: (-strides[axis], -tensor.shape[axis])))
-    if not tensor.permute(order).is_contiguous():
-        raise CheckpointError(f"{path}: {key} is a view of a larger tensor; save it as .contiguous()")
-    return order
+def _is_contiguous(view: View, order: tuple[int, ...]) -> bool:
+    """Return True if the elements follow one another without gaps, with the axes in this order."""
+    expected = 1
+    for axis in reversed(order):
+        if view.shape[axis] != 1 and view.strides[axis] != expected:
+            return False
+        expected *= view.shape[axis]
+    return True

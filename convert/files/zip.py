@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zipfile
@@ -10,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from convert.errors import CheckpointError
-from convert.files.base import CHUNK, Checksum, TensorFile
+from convert.files.base import CHUNK, MAX_DIRECTORY, Checksum, TensorFile, shown
 
 MAX_INFLATION = 1032
 """Largest compression ratio of DEFLATE (RFC 1951: 258 bytes in two bits)."""
 ENCRYPTED, PATCHED, UTF8 = 0x41, 0x20, 0x800
 """Bits of a member's flags (PKWARE, APPNOTE 4.4.4)."""
+FAILURES = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)
+"""Exceptions that `zipfile` raises for damaged archives."""
 
 
 class ArchiveFile(TensorFile):
@@ -34,13 +37,14 @@ class ArchiveFile(TensorFile):
 
     def _open_directory(self) -> None:
         try:
-            self._archive = self.enter_context(zipfile.ZipFile(self.path))
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise CheckpointError(f"{self.path} is not a complete {self.container} file ({error})") from None
+            self._archive = self.enter_context(open_archive(self._file))
+        except FAILURES as error:
+            raise CheckpointError(f"{self.path} is not a complete {self.container} file ({shown(error)})") from None
+        self._check_names(self._archive.namelist())
         spans = []
         for info in self._archive.infolist():
             name = info.filename
-            if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or "\0" in name:
+            if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
                 raise CheckpointError(f"{self.path}: the member name {name!r} is not the name of an array")
             if name in self.members:
                 raise CheckpointError(f"{self.path} holds two members named {name}")
@@ -61,8 +65,8 @@ class ArchiveFile(TensorFile):
             with self._archive.open(self.members[name]) as member:
                 while chunk := member.read(count):
                     yield chunk
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise CheckpointError(f"{self.path}: {name} is damaged ({error}); fetch the file again") from None
+        except (*FAILURES, zlib.error, EOFError) as error:
+            raise CheckpointError(f"{self.path}: {name} is damaged ({shown(error)}); fetch the file again") from None
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
         """Return the offset of a member's bytes: after the local header, whose length the directory does not state."""
@@ -85,3 +89,29 @@ class ArchiveFile(TensorFile):
         if bytes(name) != info.orig_filename.encode("utf-8" if info.flag_bits & UTF8 else "cp437"):
             raise CheckpointError(f"{self.path}: {info.filename} has another name in the member's own header")
         return int(info.header_offset + 30 + name_length + extra_length)
+
+
+class _Bounded(io.RawIOBase):
+    """A file of which no more than `MAX_DIRECTORY` bytes are read at once, as `zipfile` reads a whole directory."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"a directory of more than {MAX_DIRECTORY} bytes")
+        return self._file.read(size if size >= 0 else MAX_DIRECTORY)
+
+
+def open_archive(file: io.FileIO) -> zipfile.ZipFile:
+    """Open an archive in an open file, whose directory is bounded. Raises one of `FAILURES` for a damaged archive."""
+    return zipfile.ZipFile(_Bounded(file))

@@ -88,6 +88,11 @@ def test_an_unfinished_file_cannot_be_opened(tmp_path: Path) -> None:
         ({"a.npy": header("(-2, -3)") + bytes(24)}, "shape [-2, -3]"),
         ({"a.npy": header("(2, 3)", "'<f4', 'x': 1") + bytes(24)}, "not a plain .npy array"),
         ({"a.npy": header("__import__('os').getcwd()") + bytes(24)}, "not a plain .npy array"),
+        ({"a.npy": header(f"({'1,' * 33})") + bytes(4)}, "a has more axes than 32"),
+        (
+            {"a.npy": header(f"(1{'0' * 60}, 1)") + bytes(4)},
+            "a has more axes than 32, or one beyond 9223372036854775807",
+        ),
         ({"a.npy": header("(2.5,)") + bytes(10)}, "not a plain .npy array"),
         ({"a.npy": header("(1if 2else 3,)") + bytes(10)}, "not a plain .npy array"),
         ({"a.npy": header("(2,)", "'T'") + bytes(10)}, "elements of type T"),
