@@ -10,37 +10,48 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 from platformdirs import user_cache_path
 
 from convert import layouts
-from convert.checkpoints.checkpoint import Checkpoint, checkpoint_name
-from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, foreign_names
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, foreign_names, is_signed
 from convert.checkpoints.options import ConversionOptions
-from convert.conversion.existing import existing_conversion, occupied
+from convert.conversion.existing import converted_folder as converted_folder
+from convert.conversion.existing import default_folder, existing_conversion, occupied
 from convert.conversion.plan import Plan, plan
 from convert.conversion.write import write
-from convert.errors import CheckpointError, UsageError, VerificationError, check_choice
-from convert.files.atomic import NewFolder
+from convert.errors import CheckpointError, UsageError, VerificationError, check_choice, check_names
+from convert.files.atomic import HeldFolder, NewFolder
 from convert.files.base import combined_sha256
 from convert.files.sharded import INDEX_SUFFIX
-from convert.options import ConvertOptions, PushOptions, SourceOptions, StrPath, VerifyOptions
+from convert.options import (
+    CheckOptions,
+    ConvertOptions,
+    PushOptions,
+    SourceOptions,
+    StrPath,
+    VerifyOptions,
+)
 from convert.progress import Progress, silent
 from convert.published.catalogue import Published as Published
-from convert.published.catalogue import find
 from convert.published.catalogue import zoo as zoo
 from convert.publishing.gate import check_folder
 from convert.publishing.publish import Publication, PublishOptions
 from convert.publishing.publish import publish as publish_folder
+from convert.publishing.signature import check_signature as check_signature
+from convert.publishing.signature import sign as sign
+from convert.publishing.signature import signing_options, trust_of
 from convert.references import recorder
-from convert.references.recordings import SHIPPED
+from convert.references.recordings import SHIPPED, find_recordings
 from convert.references.registry import REFERENCES
-from convert.reporting.files import write_report
+from convert.reporting.files import write_report, write_report_file
+from convert.signing.check import Signature as Signature
 from convert.sources.resolve import hub_name, locate, user_path
 from convert.verification.comparison import compare as compare_checkpoints
 from convert.verification.inspection import inspect as inspect_checkpoint
@@ -88,7 +99,7 @@ def convert(
     `result`; `CheckpointError` for a checkpoint or folder that cannot be used, `UsageError` for
     options, `DownloadError` and `HubError` for checkpoints that cannot be fetched.
     """
-    _check_names(options, ConvertOptions)
+    check_names(options, ConvertOptions)
     layout = layouts.find(to)
     shard_size, force = options.get("max_shard_size"), options.get("force", False)
     changes = ConversionOptions(
@@ -97,7 +108,7 @@ def convert(
     settings = _settings(options, full=False)
     if layout.export.container == "onnx":
         _require("onnxruntime")
-    target = user_path(out) if out is not None else _default_folder(checkpoint, to)
+    target = user_path(out) if out is not None else default_folder(checkpoint, to)
     existing = None if force or not os.path.lexists(target) else existing_conversion(target, layout, changes)
     output = NewFolder(target, foreign_names, force=force or existing is not None)
     with _opened(checkpoint, progress, options) as source:
@@ -114,8 +125,10 @@ def convert(
                 output.commit()
                 return result
             trouble = recorder.ensure_recorded(source, manifest.source.sha256, settings.recordings, progress)
-            verification = _verify(output.path, manifest, source, settings, progress, planned)
+            verification = verify_conversion(output.path, manifest, source, settings, progress, planned)
             result = replace(result, verification=verification, warnings=result.warnings + trouble)
+            if unwritten := write_report(output.path, verification, manifest, shown=target):
+                raise CheckpointError(f"{unwritten}; nothing was written or replaced")
             if verification.passed or not target.exists():
                 output.commit()
             else:
@@ -130,24 +143,40 @@ def verify(
     to: str = "transformers",
     source: StrPath | None = None,
     progress: Progress = silent,
-    **options: Unpack[VerifyOptions],
+    **options: Unpack[CheckOptions],
 ) -> Verification:
-    """Verify a converted folder, and write the report beside the weights.
+    """Verify a converted folder, and write the report beside the weights; nothing is written into a signed folder.
 
     `folder` may also be the name of the checkpoint that was converted, with `to` for the layout.
-    `source` is the checkpoint that was converted, if it was moved. Returns the result whether it
-    passed or not. Raises `CheckpointError` for a folder that cannot be verified, and `UsageError` for options.
+    `source` is the checkpoint that was converted, if it was moved. With a key or an identity the
+    signature is checked first, see `check_signature`; then no comparison need be possible. Returns the
+    result whether it passed or not. Raises `CheckpointError` for a folder that cannot be verified,
+    `VerificationError` for an invalid signature, and `UsageError` for options.
     """
-    _check_names(options, VerifyOptions)
+    check_names(options, CheckOptions)
     settings = _settings(options, full=True)
-    path = converted_folder(folder, to)
-    manifest = Manifest.read(path)
-    if manifest is None:
-        raise CheckpointError(f"{path} holds no {MANIFEST_NAME}: only folders that bit convert wrote can be verified")
+    signature = options.get("signature")
+    if signature is None and (trust := trust_of(options)) is not None:
+        signature = check_signature(folder, to=to, trust=trust, progress=progress)
+    path = converted_folder(folder, to) if signature is None else signature.folder
+    file = user_path(options.get("report") or "")
+    if options.get("report") and is_signed(path) and path.resolve() in file.resolve().parents:
+        raise UsageError(f"{file} is in the signed folder, which stays as it is; choose another --report")
+    manifest = _manifest(path)
     origin = user_path(source) if source is not None else path / manifest.source.path
     known = source is not None or origin.exists()
     with Checkpoint(origin, manifest.name) if known else contextlib.nullcontext() as opened:
-        return _verify(path, manifest, opened, settings, progress)
+        if opened or signature is None or find_recordings(manifest.origin.sha256, settings.recordings):
+            verification = _verify(path, manifest, opened, settings, progress)
+        else:
+            reason = f"nothing was compared again: there is no recording for {manifest.name}; name the source: --source"
+            labels = (manifest.name, manifest.layout, manifest.architecture, manifest.classes)
+            verification = Verification(*labels, warnings=(reason,))
+    if signature is not None:
+        signature.check_same(verification.files)
+    if options.get("report"):
+        write_report_file(file, verification, manifest)
+    return verification
 
 
 def inspect(checkpoint: StrPath, *, progress: Progress = silent, **options: Unpack[SourceOptions]) -> Inspection:
@@ -155,7 +184,7 @@ def inspect(checkpoint: StrPath, *, progress: Progress = silent, **options: Unpa
 
     Raises `CheckpointError` for a damaged or unknown file.
     """
-    _check_names(options, SourceOptions)
+    check_names(options, SourceOptions)
     with _opened(checkpoint, progress, options) as opened:
         return inspect_checkpoint(opened, progress)
 
@@ -172,7 +201,7 @@ def compare(
 
     Raises `CheckpointError` for networks of different sizes; the heads may differ.
     """
-    _check_names(options, SourceOptions)
+    check_names(options, SourceOptions)
     with _opened(first, progress, options) as one, _opened(second, progress, options) as other:
         return compare_checkpoints(one, other, progress, taps=taps)
 
@@ -190,7 +219,7 @@ def record(
     new folder is made in `recordings`, by default `recordings` in `cache_folder()`. Raises
     `CheckpointError` for a converted checkpoint and for weights whose outputs are not finite.
     """
-    _check_names(options, SourceOptions)
+    check_names(options, SourceOptions)
     with _opened(checkpoint, progress, options) as opened:
         return recorder.record(opened, _recordings(recordings), progress)
 
@@ -211,9 +240,10 @@ def publish(
     `VerificationError` for a folder that is not exactly as it was verified, `HubError` for a
     request that fails, and `UsageError` for options that contradict each other.
     """
-    _check_names(options, PushOptions)
+    check_names(options, PushOptions)
     path = converted_folder(folder, to)
-    return publish_folder(path, repository, PublishOptions(dry_run=dry_run, **options), progress)
+    chosen = PublishOptions(dry_run=dry_run, **signing_options(options))
+    return publish_folder(path, repository, chosen, progress)
 
 
 def classify(
@@ -243,24 +273,6 @@ def cache_folder() -> Path:
     return user_path(os.environ.get("BIT_CACHE") or user_cache_path("bit-convert"))
 
 
-def converted_folder(folder: StrPath, layout: str) -> Path:
-    """Return a converted folder, given as a path or by the name of the checkpoint that was converted."""
-    path, name = user_path(folder), os.fspath(folder)
-    if (path / MANIFEST_NAME).is_file():
-        return path
-    converted = _default_folder(folder, layouts.find(layout).name)
-    if converted.is_dir() or not path.is_dir():
-        path = converted
-    if not path.is_dir():
-        raise CheckpointError(f"there is no folder {name!r} or {path}; make it: bit convert {name} --to {layout}")
-    return path
-
-
-def _check_names(options: Mapping[str, object], kind: Any) -> None:
-    for name in options:
-        check_choice("option", name, sorted(kind.__optional_keys__))
-
-
 def _require(reference: str) -> None:
     """Raise `UsageError` if a package that a reference implementation needs is missing."""
     package, extra = REFERENCES[reference].missing, REFERENCES[reference].extra
@@ -286,15 +298,6 @@ def _opened(checkpoint: StrPath, progress: Progress, options: SourceOptions) -> 
     name = os.fspath(checkpoint)
     folder = user_path(options.get("checkpoints", "checkpoints"))
     return Checkpoint(locate(name, folder, progress, options.get("mirror")), hub_name(name))
-
-
-def _default_folder(checkpoint: StrPath, layout: str) -> Path:
-    """Return `converted/NAME/LAYOUT`; the name of a published checkpoint is Google's, even if timm's was given."""
-    path, name = user_path(checkpoint), os.fspath(checkpoint)
-    if path.exists():
-        return Path("converted", checkpoint_name(path), layout)
-    published = find(name)
-    return Path("converted", published.name if published else hub_name(name) or path.name, layout)
 
 
 def _result(target: Path, manifest: Manifest, planned: Plan) -> ConversionResult:
@@ -336,10 +339,28 @@ def _verify(
     progress: Progress,
     planned: Plan | None = None,
 ) -> Verification:
-    """Verify a folder, and write the report there."""
-    verification = verify_conversion(folder, manifest, source, settings, progress, planned)
-    trouble = write_report(folder, verification, manifest)
+    """Verify an existing folder, and write the report there unless it is signed.
+
+    Nothing is written if another folder took the name in the meantime.
+    """
+    if is_signed(folder):
+        return verify_conversion(folder, manifest, source, settings, progress, planned)
+    with HeldFolder(folder) as held:
+        if _manifest(folder) != manifest:
+            raise CheckpointError(f"{folder} was replaced in the meantime; run the command again")
+        verification = verify_conversion(folder, manifest, source, settings, progress, planned)
+        held.check()
+        trouble = write_report(held.place, verification, manifest, shown=folder)
+        held.check()
     return replace(verification, warnings=(*verification.warnings, trouble)) if trouble else verification
+
+
+def _manifest(folder: Path) -> Manifest:
+    """Return the manifest of a folder to verify. Raises `CheckpointError` if there is none."""
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise CheckpointError(f"{folder} holds no {MANIFEST_NAME}: only folders that bit convert wrote can be verified")
+    return manifest
 
 
 def _passed(result: ConversionResult) -> ConversionResult:

@@ -26,12 +26,16 @@ NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Provide a path to write to; it becomes `path` when the `with` block ends without an exception."""
-    with _workplace(path) as folder:
-        partial = folder / path.name
-        yield partial
-        _fsync(partial)
-        partial.replace(path)
-    _fsync(path.parent)
+    try:
+        with _workplace(path) as folder:
+            partial = folder / path.name
+            yield partial
+            _fsync(partial)
+            partial.replace(path)
+        _fsync(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -103,6 +107,31 @@ class NewFolder:
             raise CheckpointError(
                 f"{target} holds files that are not part of a conversion ({names[0]}); choose another --out"
             )
+
+
+class HeldFolder(contextlib.ExitStack[None]):
+    """A folder that is open from the start: `check` tells whether `path` still leads to it. Raises `OSError`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        self.callback(os.close, self._handle)
+
+    @property
+    def place(self) -> Path:
+        """A path to this folder even after another one took the name, on Linux; elsewhere `path`."""
+        place = Path(f"/proc/self/fd/{self._handle}")
+        return place if place.exists() else self.path
+
+    def check(self) -> None:
+        """Raise `CheckpointError` if the path leads to another folder now, or to none."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(os.fstat(self._handle), self.path.stat()):
+                return
+        raise CheckpointError(
+            f"{self.path} was replaced in the meantime; nothing was written to the new folder: run the command again"
+        )
 
 
 def is_leftover(path: Path) -> bool:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from convert.checkpoints.manifest import REPORT_NAME, VERIFICATION_NAME, Manifest
-from convert.files.atomic import new_file, write_json
-from convert.files.base import file_sha256
+from convert.files.atomic import json_text, new_file
 from convert.reporting import html
 from convert.verification.results import Verification
 
 
-def write_report(folder: Path, verification: Verification, manifest: Manifest) -> str | None:
-    """Write the report into `folder`; return why it could not be written, or None."""
+def write_report_file(path: Path, verification: Verification, manifest: Manifest) -> None:
+    """Write the report to one file, a page if the name ends with `.html`, else JSON. Raises `OSError`."""
+    page = path.suffix.lower() == ".html"
+    text = html.render(verification, manifest) if page else json_text(verification.to_dict())
+    with new_file(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def write_report(folder: Path, verification: Verification, manifest: Manifest, shown: Path | None = None) -> str | None:
+    """Write both files of the report into `folder`, or neither; return why that failed, or None.
+
+    `shown` is the path of the folder in that sentence, if it is another.
+    """
     try:
-        (folder / REPORT_NAME).unlink(missing_ok=True)
-        with new_file(folder / REPORT_NAME) as partial:
-            partial.write_text(html.render(verification, manifest), "utf-8")
-        report = {"report": file_sha256(folder / REPORT_NAME)}
-        write_json(folder / VERIFICATION_NAME, {**verification.to_dict(), **report})
+        page = html.render(verification, manifest).encode()
+        report = {"report": hashlib.sha256(page).hexdigest()}
+        numbers = json_text({**verification.to_dict(), **report}).encode()
+        with new_file(folder / VERIFICATION_NAME) as for_numbers, new_file(folder / REPORT_NAME) as for_page:
+            for_page.write_bytes(page)
+            for_numbers.write_bytes(numbers)
     except OSError as error:
-        return f"the report could not be written to {folder}: {error.strerror}"
+        return f"the report could not be written to {shown or folder}: {error.strerror or error}"
     return None

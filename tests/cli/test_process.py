@@ -16,6 +16,8 @@ import pytest
 from support.command import BIT, assert_refused, bit
 
 from bit.config import BitConfig
+from convert.checkpoints.manifest import Manifest
+from convert.files.base import file_sha256
 from convert.sources.synthetic import write_npz
 
 FRAMEWORKS = {"torch", "jax", "flax", "tensorflow", "keras", "timm", "transformers", "scipy"}
@@ -71,19 +73,61 @@ def test_a_signal_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
-def test_killed_at_any_moment_it_leaves_nothing_or_all_and_the_next_run_is_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long)])
+def test_killed_at_any_moment_it_leaves_the_old_or_the_new_conversion_whole(tmp_path: Path, kills: int) -> None:
+    """Most of the time goes by before the first file is written, so the kills begin when the conversion does."""
     write_npz(tmp_path / "a.npz", BitConfig.from_architecture("R14x1", num_labels=10))
     out = tmp_path / "converted" / "a" / "transformers"
-    for delay in np.linspace(0.15, 0.6, 10):
-        process = subprocess.Popen(
-            [str(BIT), "convert", "a.npz", "--no-verify", "--force"], cwd=tmp_path, stderr=subprocess.DEVNULL
-        )
+    dtypes = ("float32", "bfloat16")
+    assert bit("convert", "a.npz", "--no-verify", cwd=tmp_path).returncode == 0
+    for number, delay in enumerate(np.linspace(0, 0.25, kills)):
+        command = [str(BIT), "convert", "a.npz", "--no-verify", "--force", "--dtype", dtypes[number % 2]]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        process.stderr.readline()
         time.sleep(float(delay))
         process.kill()
         process.communicate()
-        assert not out.exists() or (out / "conversion.json").exists()
+        manifest = Manifest.read(out)
+        assert manifest is not None
+        assert {path.name for path in out.iterdir()} == {*manifest.files, "conversion.json"}
+        assert all(file_sha256(out / name) == file.sha256 for name, file in manifest.files.items())
     assert bit("convert", "a.npz", "--force", cwd=tmp_path).returncode == 0
     assert [path.name for path in out.parent.iterdir()] == ["transformers"], "what was killed is cleaned up"
+
+
+IN_A_SMALL_FILE_SYSTEM = """
+set -e
+mkdir small
+mount -t tmpfs -o size=16m none small
+cd small
+"$1" convert "$2" --out out > /dev/null 2>&1
+sha256sum out/* > ../before
+for free in 100 570 590 4000; do
+    rm -f filler
+    available=$(df --output=avail --block-size=1K . | tail -1)
+    head -c $(( (available - free) * 1024 )) /dev/zero > filler
+    status=0
+    "$1" convert "$2" --out out --force > /dev/null 2> ../errors || status=$?
+    kept=replaced
+    sha256sum --check --quiet ../before > /dev/null 2>&1 && kept=kept
+    echo $status $kept $(grep -c ^error: ../errors) $(ls -A)
+done
+"""
+"""The weights of the second conversion need 550 KiB, and the other files 60."""
+
+
+def test_on_a_full_disk_nothing_is_replaced(tiny_npz: Path, tmp_path: Path) -> None:
+    """The space ends with the weights, with the files beside them, or with the report."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("a small file system needs user namespaces")
+    command = ["unshare", "-rm", "bash", "-c", IN_A_SMALL_FILE_SYSTEM, "bash", str(BIT), str(tiny_npz)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == lines[1] == "2 kept 1 filler out"
+    assert lines[2] in ("2 kept 1 filler out", "0 replaced 0 filler out"), "the edge moves with the files' sizes"
+    assert lines[3] == "0 replaced 0 filler out"
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tiny_npz: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from convert.errors import CheckpointError
-from convert.files.atomic import NewFolder, new_file
+from convert.files.atomic import HeldFolder, NewFolder, new_file
 
 
 def foreign(folder: Path) -> list[str]:
@@ -300,6 +300,22 @@ def test_a_workplace_that_another_run_locks_first_is_left_to_that_run(
     assert len(created) == 2
     assert names(tmp_path) == [Path(created[0]).name, "out"]
     os.close(handles[0])
+
+
+def test_a_held_folder_is_told_from_the_one_that_replaces_it(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with HeldFolder(tmp_path / "out") as held:
+        held.check()
+        with NewFolder(tmp_path / "out", foreign, force=True) as folder:
+            folder.commit()
+            with new_file(held.place / "a") as partial:
+                partial.write_text("about the old one")
+        with pytest.raises(CheckpointError, match="out was replaced in the meantime"):
+            held.check()
+        (tmp_path / "out").rmdir()
+        with pytest.raises(CheckpointError, match="out was replaced in the meantime"):
+            held.check()
+    assert names(tmp_path) == [], "the file went into the old folder, and with it"
 
 
 def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
