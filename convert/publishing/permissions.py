@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from convert.errors import HubError
+from convert.errors import HubError, UsageError
 
 SETTINGS = "https://huggingface.co/settings/tokens"
+ACCOUNT = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
 def check_permission(whoami: Any, repository: str, create_pr: bool) -> tuple[str, str]:
     """Return the name of the account, and `repository` with an owner, by default the account.
 
     `whoami` is the Hub's answer to `/api/whoami-v2`. Whoever may write somewhere may open a pull
-    request (`create_pr`) anywhere. Raises `HubError` if the token may not write.
+    request (`create_pr`) anywhere. Raises `HubError` if the token may not write, and `UsageError` for the
+    name of an account alone.
     """
     try:
         account, roles = whoami["name"], {whoami["name"].lower(): "owner"}
         roles |= {each["name"].lower(): each.get("roleInOrg") or "member" for each in whoami.get("orgs", [])}
         token = whoami.get("auth", {}).get("accessToken") or {}
+        if not ACCOUNT.fullmatch(account):
+            raise TypeError
+        if repository.lower() in roles:
+            raise UsageError(f"{repository} is an account; name a repository, such as {repository}/NAME")
         repository = repository if "/" in repository else f"{account}/{repository}"
         role, granted = token.get("role"), _grants(token, repository, create_pr)
     except (AttributeError, KeyError, TypeError):

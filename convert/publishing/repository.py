@@ -7,13 +7,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bit import __version__
 from convert.errors import ConvertError, HubError, UsageError
 from convert.publishing.gate import Content
 from convert.publishing.permissions import SETTINGS, check_permission
-from convert.sources.hub_client import http_library, is_ignored, limit_silence, quiet_hub
+from convert.sources.hub import LARGEST_ANSWER, MOST_NAMES
+from convert.sources.hub_client import COMMIT, http_library, is_ignored, limited, quiet_hub
+from convert.sources.limits import SLOWEST, AnswerError, Limits
+from convert.sources.redaction import redacted, without_credentials
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -25,8 +29,20 @@ BUSY = (408, 429, 500, 502, 503, 504)
 """HTTP statuses after which another attempt may succeed."""
 ATTEMPTS = 4
 """Attempts at a request before it has failed; 1, 2 and 4 seconds lie between them."""
-SILENCE = 300.0
-"""Seconds without a byte after which an attempt has failed."""
+PATIENCE = 30.0
+"""Seconds after which a request that failed is not repeated."""
+SILENCE, LONGEST_SILENCE = 20.0, 120.0
+"""Seconds without a byte after which a look-up has failed, and a request that sends something."""
+SECONDS = 60.0
+"""Seconds for a request with all pages of the answer, beyond the silence; what is sent has `SLOWEST` in addition."""
+
+LONGEST_TEXT = 1000
+"""Characters of a name or an address."""
+UNEXPECTED = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError, TypeError),
+    *(JSONDecodeError, UnicodeError),
+)
+"""Errors that an invalid answer causes in huggingface_hub, such as a list in place of an object."""
 
 STALE = re.compile(
     r"""
@@ -122,12 +138,17 @@ class Hub:
             raise HubUnavailableError(f"no token: create one at {SETTINGS}, then run hf auth login or set HF_TOKEN")
         api = api or huggingface_hub.HfApi(token=token, library_name="bit-convert", library_version=__version__)
         hub = cls(api, token, repository, revision, create_pr, attempts)
-        account, name = check_permission(hub._ask(api.whoami, "who owns the token"), repository, create_pr)
+
+        def read() -> tuple[str, str]:
+            account, name = check_permission(api.whoami(), repository, create_pr)
+            return hub._text(account), hub._text(name)
+
+        account, name = hub._ask(read, "who owns the token")
         return replace(hub, account=account, repository=name)
 
     @property
     def url(self) -> str:
-        return f"{self.api.endpoint}/{self.repository}"
+        return f"{without_credentials(self.api.endpoint)}/{self.repository}"
 
     def look(self) -> Remote | None:
         """Return what the branch holds now; None if there is no such repository."""
@@ -140,7 +161,7 @@ class Hub:
                 about = self.api.model_info(name, revision=self.revision)
                 if getattr(about, "disabled", None):
                     raise HubError(disabled)
-                return Remote(about.sha or "", bool(about.private), self._files(about.sha or "main"))
+                return Remote(_commit(about.sha), bool(about.private), self._files(_commit(about.sha)))
             except errors.GatedRepoError:
                 raise HubError(f"{name} is gated and {self.account} has no access; request it on {self.url}") from None
             except errors.DisabledRepoError:
@@ -158,9 +179,14 @@ class Hub:
 
     def create(self, private: bool) -> Hub:
         """Create the repository unless it exists, and return the hub of it."""
-        create = partial(self.api.create_repo, self.repository, private=private, exist_ok=True)
-        url = self._ask(create, f"for a new repository {self.repository}")
-        return replace(self, repository=url.repo_id, created=True)
+
+        def create() -> None:
+            url = self.api.create_repo(self.repository, private=private, exist_ok=True)
+            if url.repo_id.lower() != self.repository.lower():
+                raise AnswerError("created another repository than the one asked for")
+
+        self._ask(create, f"for a new repository {self.repository}")
+        return replace(self, created=True)
 
     def upload(self, contents: Mapping[str, Content]) -> list[CommitOperationAdd]:
         """Send the files that go to the large file storage, where they are invisible until a commit names them.
@@ -173,7 +199,7 @@ class Hub:
         place: dict[str, Any] = {"revision": self.revision, "create_pr": self.create_pr}
         send = partial(self.api.preupload_lfs_files, self.repository, operations, **place, free_memory=False)
         once = replace(self, attempts=1)  # preupload_lfs_files itself repeats requests
-        once._ask(send, f"to take files for {self.repository}", sends=True)
+        once._ask(send, f"to take files for {self.repository}", sends=sum(each.size for each in contents.values()))
         for operation in operations:
             name = operation.path_in_repo
             if is_ignored(operation):
@@ -210,7 +236,7 @@ class Hub:
                     revision=self.revision,
                     create_pr=self.create_pr,
                 )
-                return Commit(made.oid, made.pr_revision or made.oid, made.pr_url)
+                return Commit(_commit(made.oid), made.pr_revision or made.oid, made.pr_url and self._text(made.pr_url))
             except Exception as error:
                 found, head = self._arrived(contents, self._explained(error, task))
                 if found is not None:
@@ -221,7 +247,7 @@ class Hub:
                     ) from None
                 raise
 
-        return self._ask(attempt, task, sends=True)
+        return self._ask(attempt, task, sends=sum(content.size for content in contents.values()))
 
     def pull_request(self, contents: Mapping[str, Content]) -> Commit | None:
         """Return an open pull request of this account that holds `contents`."""
@@ -230,7 +256,7 @@ class Hub:
         for each in self._ask(lambda: list(read(self.repository, author=self.account, **kind)), task):
             revision = f"refs/pr/{each.num}"
             if not any(self.at(revision).difference(contents)):
-                return Commit(revision, revision, each.url)
+                return Commit(revision, revision, self._text(each.url))
         return None
 
     @property
@@ -255,36 +281,57 @@ class Hub:
     def _files(self, revision: str) -> dict[str, RepoFile]:
         from huggingface_hub.hf_api import RepoFile
 
-        tree = self.api.list_repo_tree(self.repository, revision=revision, recursive=True)
-        return {file.path: file for file in tree if isinstance(file, RepoFile)}
+        files: dict[str, RepoFile] = {}
+        for file in self.api.list_repo_tree(self.repository, revision=revision, recursive=True):
+            if isinstance(file, RepoFile):
+                files[self._text(file.path)] = file
+            if len(files) > MOST_NAMES:
+                raise AnswerError(f"lists more than {MOST_NAMES} files")
+        return files
 
-    def _ask(self, request: Callable[[], T], task: str, sends: bool = False) -> T:
+    def _text(self, text: str) -> str:
+        """Return a name or an address from the Hub. Raises `AnswerError` for one that must not be shown."""
+        if not text.isprintable() or len(text) > LONGEST_TEXT or self.token in text:
+            raise AnswerError("answers with a name or an address that is none")
+        return text
+
+    def _ask(self, request: Callable[[], T], task: str, sends: int | None = None) -> T:
         """Return the answer of the Hub; ask again after errors that may pass.
 
-        Raises `HubError` for all that huggingface_hub raises; if the request `sends` something, the
-        message says how it leaves the repository.
+        Raises `HubError` for all that huggingface_hub raises, which is anything for an invalid answer; if
+        the request `sends` a number of bytes, the message says how it leaves the repository.
         """
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential
+
+        silence = SILENCE if sends is None else LONGEST_SILENCE
+        seconds = silence + SECONDS + (sends or 0) / SLOWEST
+
+        def attempt() -> T:
+            with limited(Limits(silence, seconds, LARGEST_ANSWER, self.api.endpoint.startswith("https://"))):
+                return request()
 
         attempts = Retrying(
-            stop=stop_after_attempt(self.attempts),
+            stop=stop_after_attempt(self.attempts) | stop_after_delay(PATIENCE),
             wait=wait_exponential(),
             retry=retry_if_exception(_is_transient),
-            before=lambda attempt: limit_silence(SILENCE),
             reraise=True,
         )
         try:
-            return attempts(request)
+            return attempts(attempt)
         except ConvertError:
             raise
         except Exception as error:
             failure = self._explained(error, task)
-            raise (type(failure)(f"{failure}; {self._state}") if sends else failure) from None
+            raise (failure if sends is None else type(failure)(f"{failure}; {self._state}")) from None
 
     def _explained(self, error: Exception, task: str) -> HubError:
         status, answer = _status(error), getattr(_cause(error), "server_message", None) or str(_cause(error))
-        answer = " ".join(answer.split()).rstrip(".") or type(_cause(error)).__name__
+        answer = redacted(answer, [self.token]).rstrip(".") or type(_cause(error)).__name__
         match status:
+            case None if isinstance(error, AnswerError):
+                trouble = f"{answer} when asked {task}"
+            case None if isinstance(error, UNEXPECTED):
+                trouble = f"does not answer as a Hub does when asked {task} ({type(error).__name__}); check HF_ENDPOINT"
             case None if _is_transient(error):
                 trouble = f"could not be reached ({answer}) when asked {task}; check the network"
             case None:
@@ -300,7 +347,14 @@ class Hub:
             case _:
                 trouble = f"answered {status} ({answer}) when asked {task}"
         kind = HubUnavailableError if _is_transient(error) else HubError
-        return kind(f"the Hub {trouble}".replace(self.token, "…"))
+        return kind(f"the Hub {trouble}")
+
+
+def _commit(name: str | None) -> str:
+    """Return the name of a commit. Raises `AnswerError` for anything else."""
+    if not COMMIT.fullmatch(name or ""):
+        raise AnswerError("answers with an invalid commit")
+    return name or ""
 
 
 def _cause(error: BaseException) -> Any:

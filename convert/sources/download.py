@@ -15,8 +15,10 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from convert.errors import CheckpointError, DownloadError
 from convert.files.base import file_sha256
 from convert.progress import Progress
-from convert.sources.hub_client import CONNECT_TIMEOUT, http_library
+from convert.sources.hub_client import http_library
+from convert.sources.limits import SLOWEST, AnswerError, Limits, limit
 from convert.sources.partial import Partial, lock_path, partial_file
+from convert.sources.redaction import credentials, redacted, without_credentials
 from convert.sources.remote import RemoteFile, info_path
 
 TIMEOUT = 30.0
@@ -31,6 +33,8 @@ TEMPORARY = (408, 425, 429, *range(500, 600))
 """Statuses that another attempt may change (RFC 9110; 8470 for 425, 6585 for 429)."""
 GONE = (404, 412)
 """Statuses for a generation that the storage service no longer has."""
+LARGEST = 16_000_000_000
+"""Bytes of the largest file that is accepted, four times the largest published one."""
 
 
 def download(url: str, path: Path, progress: Progress) -> None:
@@ -39,6 +43,7 @@ def download(url: str, path: Path, progress: Progress) -> None:
     Checks the size, the CRC-32C and the MD5, as far as the server states them. A download that failed
     or was killed is resumed if the server can tell that the file is still the same. An existing file
     is checked against the SHA-256 saved when it was fetched; a file put there by hand is used as it is.
+    User and password in `url` are sent to that server, and neither stored nor shown.
 
     Raises `DownloadError`, which names the URL and the place for a file fetched by hand,
     `CheckpointError` for an existing file that changed since it was fetched, and `OSError`.
@@ -46,7 +51,7 @@ def download(url: str, path: Path, progress: Progress) -> None:
     if not path.exists() or lock_path(path).exists():  # a killed process may have left a lock file
         with partial_file(path, progress) as part:
             if not path.exists():  # else another process has fetched it in the meantime
-                part.resume(url, progress)
+                part.resume(without_credentials(url), progress)
                 _complete(part, url, progress)
     _check_existing(path, progress)
 
@@ -83,40 +88,37 @@ class _TemporaryError(Exception):
         self.wait = wait
 
 
-class _FinalError(Exception):
-    """A failure that ends the download; the text continues a sentence that starts with the URL."""
-
-
 def _complete(part: Partial, url: str, progress: Progress) -> None:
     """Fetch the missing bytes and give the file the final name. Raises `DownloadError` and `OSError`."""
     httpx = http_library()
     temporary = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx.RemoteProtocolError)
+    login, url = credentials(url), without_credentials(url)
+    secrets = [each for each in login or () if each][-1:]  # the password, or a token alone
+    limits = Limits(TIMEOUT, PATIENCE, LARGEST, secure=url.startswith("https://"))
     patience = _Patience(part, progress)
     try:
-        with httpx.Client(
-            follow_redirects=True,
-            timeout=httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
-            headers={"Accept-Encoding": "identity"},
-        ) as client:
+        with limit(httpx.Client(auth=login, follow_redirects=True), lambda: limits) as client:
             for _ in range(2):  # the fault may lie in bytes of an earlier process, or on the way
                 while not part.complete:
-                    patience.retrying((_TemporaryError, *temporary))(_attempt, client, part, url, patience)
+                    patience.retrying((_TemporaryError, *temporary))(_attempt, client, part, url, patience, limits)
                 if (fault := part.fault) is None:
                     part.finish()
                     return
                 part.clear()
                 patience = _Patience(part, progress)
             reason = f"sent {fault}"
-    except _FinalError as error:
-        reason = str(error)
+    except AnswerError as error:
+        reason = redacted(error, secrets)
     except (_TemporaryError, httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # of a proxy, too
-        reason = f"cannot be {'fetched' if patience.reached else 'reached'} ({str(error) or type(error).__name__})"
+        words = redacted(str(error) or type(error).__name__, secrets)
+        reason = f"cannot be {'fetched' if patience.reached else 'reached'} ({words})"
     kept = f"the next try resumes at byte {part.done}; or " if part.resumable else ""
     raise DownloadError(f"{url} {reason}; {kept}fetch it by hand and put it at {part.path}")
 
 
-def _attempt(client: Any, part: Partial, url: str, patience: _Patience) -> None:
+def _attempt(client: Any, part: Partial, url: str, patience: _Patience, limits: Limits) -> None:
     """Send one request for the missing bytes; on return the part has grown, or was cleared because it is stale."""
+    limits.since, limits.seconds = monotonic(), PATIENCE
     known, start = (part.remote, part.done) if part.resumable else (None, 0)
     address, headers = known.rest(start) if known else (url, {})
     with client.stream("GET", address, headers=headers) as response:
@@ -132,15 +134,22 @@ def _attempt(client: Any, part: Partial, url: str, patience: _Patience) -> None:
                 part.clear()
                 return
         if status != 200 and not (status == 206 and known):
-            raise _FinalError(f"answers {status} {response.reason_phrase}")
+            raise AnswerError(f"answers {status} {response.reason_phrase}")
         if response.headers.get("content-type", "").startswith("text/html"):
-            raise _FinalError("answers with a web page; the network may ask for a login")
+            raise AnswerError("answers with a web page; the network may ask for a login")
         if status == 200:
             part.begin(RemoteFile.from_headers(url, response.headers))
         missing, available = part.size - part.done, shutil.disk_usage(part.path.parent).free
         if available < missing:
-            raise _FinalError(f"needs {missing / 1e9:.2f} GB on the disk, {available / 1e9:.2f} GB are available")
+            raise AnswerError(f"needs {missing / 1e9:.2f} GB on the disk, {available / 1e9:.2f} GB are available")
+        if part.size > LARGEST:
+            raise AnswerError(f"states {part.size / 1e9:.0f} GB, more than any published file has")
+        limits.seconds += missing / SLOWEST
         for chunk in response.iter_raw():
+            if part.done + len(chunk) > (part.size or LARGEST):
+                part.clear()
+                stated = f"the {part.size} bytes that it states" if part.size else f"{LARGEST / 1e9:.0f} GB"
+                raise AnswerError(f"sends more than {stated}")
             part.append(chunk)
             patience.advance()
     part.ended = True
@@ -183,6 +192,6 @@ def _seconds(retry_after: str) -> float:
     """Return the seconds that the header `Retry-After` asks to wait, stated so or as a date (RFC 9110, 10.2.3)."""
     if retry_after.isdecimal():
         return float(retry_after)
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time())
     return 0.0

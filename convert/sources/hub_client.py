@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from dataclasses import dataclass
+import logging
+import re
+from collections.abc import Iterator
 from typing import Any
 
-CONNECT_TIMEOUT = 10.0
-"""Seconds that a connection may take."""
+from convert.sources.limits import AnswerError, Limits, limit
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""Name of a commit, which becomes the name of a folder in huggingface_hub's cache."""
+ETAG = re.compile(r'(W/)?"?[0-9A-Za-z](?:[0-9A-Za-z_-]|\.(?!\.)){0,127}"?')
+"""ETag of a file, which becomes the name of a file there; the Hub sends a SHA-1 or a SHA-256."""
 
 
 def http_library() -> Any:
@@ -24,29 +30,25 @@ def http_library() -> Any:
 def quiet_hub() -> None:
     """Silence log lines and progress bars of huggingface_hub; errors still arrive as exceptions."""
     with contextlib.suppress(ImportError, AttributeError):
-        from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]  # exported on access
-            disable_progress_bars,
-            logging,
-        )
+        from huggingface_hub import utils
 
-        disable_progress_bars()
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call, unused-ignore]
+        utils.disable_progress_bars()  # type: ignore[attr-defined, unused-ignore]  # exported on access
+        utils.logging.set_verbosity(logging.CRITICAL)  # type: ignore[no-untyped-call, unused-ignore]
 
 
-def limit_silence(seconds: float) -> None:
-    """Let requests of huggingface_hub fail after `seconds` without a byte, or `CONNECT_TIMEOUT` without a connection.
+@contextlib.contextmanager
+def limited(limits: Limits) -> Iterator[None]:
+    """Keep the requests of huggingface_hub within limits; without them it waits for ever and reads any answer whole.
 
-    Without this they wait for ever. Applies to the current HTTP client. huggingface_hub opens a new one
-    after a lost connection, so call this before each request.
+    Where several threads do so at once, the widest of their limits hold for all. Raises `AnswerError`.
     """
-    limit = _Limit(seconds)
     with contextlib.suppress(ImportError, AttributeError):
-        from huggingface_hub.utils import get_session  # type: ignore[attr-defined, unused-ignore]
-
-        client = get_session()
-        hooks = client.event_hooks
-        others = [hook for hook in hooks["request"] if not isinstance(hook, _Limit)]
-        client.event_hooks = {**hooks, "request": [*others, limit]}
+        _limit_clients()
+    _active.append(limits)
+    try:
+        yield
+    finally:
+        _active.remove(limits)
 
 
 def is_ignored(operation: Any) -> bool:
@@ -57,10 +59,47 @@ def is_ignored(operation: Any) -> bool:
     return bool(getattr(operation, "_should_ignore", False))
 
 
-@dataclass(frozen=True)
-class _Limit:
-    seconds: float
+_active: list[Limits] = []
 
-    def __call__(self, request: Any) -> None:
-        timeout = dict.fromkeys(("read", "write", "pool"), self.seconds)
-        request.extensions["timeout"] = {"connect": min(self.seconds, CONNECT_TIMEOUT), **timeout}
+
+def _current() -> Limits | None:
+    return max(_active, key=lambda limits: limits.since + limits.seconds, default=None)
+
+
+def _limit_clients() -> None:
+    """Limit the client that huggingface_hub uses now, and each that it opens after a lost connection."""
+    from huggingface_hub import set_client_factory
+
+    http = importlib.import_module("huggingface_hub.utils._http")
+    if not isinstance(http._GLOBAL_CLIENT_FACTORY, _Factory):
+        set_client_factory(_Factory(http._GLOBAL_CLIENT_FACTORY))
+
+
+class _Factory:
+    """A factory of clients that keep the limits, on top of the factory that was set before."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __call__(self) -> Any:
+        client = limit(self._inner(), _current)
+        hooks = client.event_hooks
+        client.event_hooks = {**hooks, "response": [*hooks["response"], _check_headers]}
+        return client
+
+
+def _check_headers(response: Any) -> None:
+    """Refuse headers that huggingface_hub would use as names of files, and drop those that make it wait.
+
+    Without the address in Xet's storage, which another library asks without limits, files come over HTTP.
+    """
+    if _current() is None:
+        return
+    headers = response.headers
+    if "x-repo-commit" in headers and not COMMIT.fullmatch(headers["x-repo-commit"]):
+        raise AnswerError("states an invalid commit")
+    etags = [headers[name] for name in ("etag", "x-linked-etag") if name in headers]
+    if response.request.method == "HEAD" and not all(map(ETAG.fullmatch, etags)):
+        raise AnswerError("states an invalid ETag")
+    for name in ("retry-after", "ratelimit", "x-xet-hash"):
+        headers.pop(name, None)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 
 from convert.files.atomic import write_json
+from convert.sources.redaction import without_credentials
 
 Text = Annotated[str, msgspec.Meta(pattern=r"^[ -~]*\Z")]
 """Printable ASCII, which is safe in an HTTP header."""
@@ -53,7 +54,8 @@ class RemoteFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def load(cls, path: Path) -> RemoteFile | None:
         """Return the remote file that `path`, or a part of it, was fetched from; None if unknown."""
         try:
-            return msgspec.json.decode(info_path(path).read_bytes(), type=cls)
+            found = msgspec.json.decode(info_path(path).read_bytes(), type=cls)
+            return msgspec.structs.replace(found, url=without_credentials(found.url))
         except (OSError, ValueError, RecursionError):
             return None
 

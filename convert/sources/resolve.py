@@ -11,15 +11,12 @@ from convert.errors import CheckpointError, DownloadError, did_you_mean
 from convert.progress import Progress
 from convert.published import catalogue
 from convert.published.catalogue import find
-from convert.sources import synthetic
-from convert.sources.hub_client import http_library, quiet_hub
+from convert.sources import hub, synthetic
 
 SYNTHETIC = {f"Synthetic-{architecture}": architecture for architecture in (*PUBLISHED, "R14x1")}
 """Architectures of the seeded checkpoints, by name; recordings exist for them."""
 
 ACCEPTED = "a file or folder, a name that `bit list` prints, timm's name of one, Synthetic-R50x1 or hf:owner/name"
-WEIGHTS = (".npz", ".h5", ".bin", ".pth", ".pt", ".tar")
-"""Extensions of weights on the Hub in repositories without safetensors."""
 HUB = re.compile(r"(?P<prefix>hf:)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -53,7 +50,11 @@ def locate(checkpoint: str, folder: Path, progress: Progress, mirror: str | None
         download(f"{(mirror or catalogue.BUCKET).rstrip('/')}/{item.address}", kept, progress)
         return kept
     if (match := _on_hub(checkpoint)) is not None:
-        return _from_hub(checkpoint, match["repository"], match["revision"], progress)
+        try:
+            return hub.fetch(match["repository"], match["revision"], progress)
+        except DownloadError as error:
+            missing = "" if match["prefix"] else f"there is no file {checkpoint!r}, and "
+            raise DownloadError(f"{missing}{error}") from None
     published = [name for item in catalogue.published().values() for name in (item.name, item.timm_name) if name]
     hint = did_you_mean(checkpoint, (*published, *SYNTHETIC))
     raise CheckpointError(f"there is no file {checkpoint!r}, and it is not a known name{hint}; accepted are {ACCEPTED}")
@@ -63,6 +64,18 @@ def hub_name(checkpoint: str) -> str | None:
     """Return the name of a repository on the Hub, without the owner; None for anything else."""
     match = _on_hub(checkpoint)
     return match["repository"].split("/")[1] if match is not None else None
+
+
+def fetch_repository(checkpoint: str, progress: Progress) -> Path | None:
+    """Fetch every file of a repository given as `hf:owner/name`, and return the folder; None for any other name.
+
+    Raises `DownloadError` if the repository cannot be fetched, and `CheckpointError` for names of files that
+    are not safe.
+    """
+    match = HUB.fullmatch(checkpoint)
+    if match is None or not match["prefix"]:
+        return None
+    return hub.fetch(match["repository"], match["revision"], progress, hub.everything)
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -78,25 +91,6 @@ def _on_hub(checkpoint: str) -> re.Match[str] | None:
     match = HUB.fullmatch(checkpoint)
     if match is None or match["prefix"]:
         return match
-    file = checkpoint.endswith((*WEIGHTS, ".safetensors", ".onnx", ".json"))
+    file = checkpoint.endswith((*hub.WEIGHTS, ".safetensors", ".onnx", ".json"))
     local = file or user_path(checkpoint.split("/")[0]).exists()
     return None if local or find(checkpoint) is not None else match
-
-
-def _from_hub(checkpoint: str, repository: str, revision: str | None, progress: Progress) -> Path:
-    """Return the folder in huggingface_hub's cache that holds a repository's configuration and weights."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    quiet_hub()
-    progress(f"fetching {repository}", 0, 0)
-    try:
-        names = [name for name in HfApi().list_repo_files(repository, revision=revision) if "/" not in name]
-        weights = [name for name in names if name.endswith(".safetensors")]
-        weights = weights or [name for name in names if name.endswith(WEIGHTS)]
-        settings = [name for name in names if name.endswith(".json")]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=weights + settings))
-    except (HfHubHTTPError, HFValidationError, http_library().HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        missing = "" if checkpoint.startswith("hf:") else f"there is no file {checkpoint!r}, and "
-        raise DownloadError(f"{missing}hf:{repository} could not be fetched: {reason}") from None
