@@ -18,10 +18,23 @@ from bit import __version__
 from convert.errors import CheckpointError, ConvertError, DownloadError, HubError, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from convert.api import ConversionResult, cache_folder, classify, compare, convert, inspect, publish, record, verify
+    from convert.api import (
+        ConversionResult,
+        cache_folder,
+        check_signature,
+        classify,
+        compare,
+        convert,
+        inspect,
+        publish,
+        record,
+        sign,
+        verify,
+    )
     from convert.checkpoints.manifest import Manifest
     from convert.published.catalogue import Published, zoo
     from convert.publishing.publish import Publication
+    from convert.signing.check import Signature
     from convert.verification.results import Difference, Inspection, Verification
 
 __all__ = [
@@ -35,17 +48,20 @@ __all__ = [
     "Manifest",
     "Publication",
     "Published",
+    "Signature",
     "UsageError",
     "Verification",
     "VerificationError",
     "__version__",
     "cache_folder",
+    "check_signature",
     "classify",
     "compare",
     "convert",
     "inspect",
     "publish",
     "record",
+    "sign",
     "verify",
     "zoo",
 ]

@@ -55,6 +55,12 @@ def check_choice(kind: str, value: str, known: Collection[str]) -> None:
         raise UsageError(f"unknown {kind} {value!r}; choose from {', '.join(known)}{did_you_mean(value, known)}")
 
 
+def check_names(options: Iterable[str], kind: Any) -> None:
+    """Raise `UsageError` for an option that `kind`, a `TypedDict` of options, does not have."""
+    for name in options:
+        check_choice("option", name, sorted(kind.__optional_keys__))
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean …?` with the names nearest to `word`, or an empty string."""
     names = {name.lower(): name for name in known}

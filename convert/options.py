@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from convert.signing.check import Signature
 
 StrPath = str | os.PathLike[str]
 
@@ -52,7 +55,38 @@ class ConvertOptions(SourceOptions, VerifyOptions, total=False):
     """Convert weights that hold NaN or infinity. Such weights do not pass verification."""
 
 
-class PushOptions(TypedDict, total=False):
+class TrustOptions(TypedDict, total=False):
+    """The signer whose signature is checked: a key, or an identity that sigstore knows."""
+
+    public_key: StrPath | None
+    """File of an elliptic-curve public key, in PEM format."""
+    identity: str | None
+    """Identity of the signer, such as an e-mail address; checked with sigstore over the network."""
+    identity_provider: str | None
+    """URL of the identity provider that vouches for `identity`."""
+
+
+class CheckOptions(VerifyOptions, TrustOptions, total=False):
+    """Options of the verification of a folder that may be signed."""
+
+    signature: Signature | None
+    """A signature that `check_signature` has checked, in place of a key or an identity."""
+    report: StrPath | None
+    """File for the new report: a page if the name ends with `.html`, else JSON."""
+
+
+class SignOptions(TypedDict, total=False):
+    """The signer: a key, or whoever runs this."""
+
+    key: StrPath | None
+    """File of an elliptic-curve private key, in PEM format."""
+    password: str | None
+    """Password of an encrypted key."""
+    sigstore: bool
+    """Sign without a key: sigstore asks who you are, in a browser or from the machine's identity provider."""
+
+
+class PushOptions(TrustOptions, total=False):
     """Options of a publication."""
 
     private: bool
@@ -64,4 +98,12 @@ class PushOptions(TypedDict, total=False):
     message: str | None
     """Message of the commit."""
     extra: Mapping[str, bytes]
-    """Further files by name; a `README.md` replaces the model card."""
+    """Further files by name; a `README.md` replaces the model card. A signed folder takes none."""
+    sign: StrPath | None
+    """Sign the folder and the model card with this private key, in PEM format, before they are sent."""
+    password: str | None
+    """Password of an encrypted key."""
+    sigstore: bool
+    """Sign with sigstore, without a key."""
+    require_signature: bool
+    """Refuse a folder without a valid signature of `public_key` or `identity`."""

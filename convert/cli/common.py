@@ -11,6 +11,7 @@ import click
 
 import convert
 from convert.cli.terminal import escape, print_warning
+from convert.options import StrPath
 
 FAILED = 1
 """Exit status of a verification that fails, and of a comparison that finds a difference."""
@@ -69,13 +70,12 @@ def reference_options(full: bool) -> Callable[[Command], Command]:
     return lambda command: switch(named(recordings_option(command)))
 
 
-def verification_lines(verification: convert.Verification, folder: Path) -> list[str]:
-    """Return what was compared, the verdict, and the path of the report."""
-    from convert.checkpoints.manifest import REPORT_NAME
+def verification_lines(verification: convert.Verification, report: StrPath | None) -> list[str]:
+    """Return what was compared, the verdict, and the path of the report if there is one."""
     from convert.reporting.text import summary, verdicts
 
-    report = folder / REPORT_NAME
-    shown = [f"report: {escape(report)} (open it in a browser)"] if report.is_file() else []
+    hint = " (open it in a browser)" if str(report).endswith(".html") else ""
+    shown = [f"report: {escape(report)}{hint}"] if report is not None and Path(report).is_file() else []
     return [*summary(verification), *verdicts(verification), *shown]
 
 

@@ -79,6 +79,8 @@ def convert_command(
 
 
 def _lines(result: convert.ConversionResult, verified: convert.Verification | None) -> Iterator[str]:
+    from convert.checkpoints.manifest import REPORT_NAME
+
     manifest = result.manifest
     classes = f"{manifest.classes} classes" if manifest.classes else "no head"
     size = sum(file.bytes for file in manifest.files.values()) / 1e6
@@ -89,7 +91,7 @@ def _lines(result: convert.ConversionResult, verified: convert.Verification | No
     if not result.created:
         yield "  this conversion exists already; --force converts again (with make: ARGS=--force)"
     if verified is not None:
-        yield from verification_lines(verified, result.folder)
+        yield from verification_lines(verified, result.folder / REPORT_NAME)
     if result.loading and (verified is None or verified.passed):
         yield "load it with:"
         yield from (f"  {escape(line)}" for line in result.loading.splitlines())

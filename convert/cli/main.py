@@ -62,7 +62,7 @@ def _refuse(message: str, as_json: bool, problems: Sequence[str] = (), status: i
     sys.exit(status)
 
 
-SUBCOMMANDS = ("list", "convert", "verify", "push", "record", "inspect", "compare", "classify")
+SUBCOMMANDS = ("list", "convert", "verify", "sign", "push", "record", "inspect", "compare", "classify")
 """Each is the function `NAME_command` in the module of that name."""
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

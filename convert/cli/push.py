@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Unpack
@@ -10,6 +11,7 @@ import click
 
 import convert
 from convert.cli.common import json_option, layout_option
+from convert.cli.sign import password_for, sigstore_option, trust_options
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar
 from convert.options import PushOptions
 
@@ -23,6 +25,10 @@ from convert.options import PushOptions
 @click.option("--revision", metavar="BRANCH", help="Branch to push to. [default: the main branch]")
 @click.option("--message", metavar="TEXT", help="Message of the commit.")
 @click.option("--dry-run", is_flag=True, help="List the files and show the model card; send nothing.")
+@click.option("--sign", metavar="KEY", help="First sign the folder and the card, with this private key in PEM format.")
+@sigstore_option
+@click.option("--require-signature", is_flag=True, help="Refuse a folder not signed by --public-key or --identity.")
+@trust_options
 @json_option
 def push_command(
     folder: str, repository: str, to: str, dry_run: bool, as_json: bool, **options: Unpack[PushOptions]
@@ -33,6 +39,7 @@ def push_command(
     the CHECKPOINT that was converted, with --to for the layout. The token is that of hf auth login,
     or HF_TOKEN in the environment. --dry-run needs neither token nor network.
     """
+    options["password"] = password_for(os.fspath(key) if (key := options.get("sign")) else None)
     with progress_bar() as progress:
         publication = convert.publish(folder, repository, to=to, dry_run=dry_run, progress=progress, **options)
     print_result(as_json, asdict(publication), _lines(publication))
@@ -49,7 +56,8 @@ def _lines(publication: convert.Publication) -> Iterator[str]:
         return
     kind = "private" if publication.private else "public"
     if publication.state == PLANNED:
-        yield f"README.md:\n\n{escape(publication.card)}"
+        if publication.card:
+            yield f"README.md:\n\n{escape(publication.card)}"
         if publication.creates:
             yield f"{escape(publication.repository)} would be created, {kind}"
     for name in publication.files if publication.not_asked else publication.sent:

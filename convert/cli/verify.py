@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Unpack
 
 import click
 
 from convert.cli.common import conclude, json_option, layout_option, reference_options, verification_lines
-from convert.cli.terminal import print_result, progress_bar, width
-from convert.options import VerifyOptions
+from convert.cli.sign import trust_options
+from convert.cli.terminal import escape, print_result, print_warning, progress_bar, width
+from convert.options import CheckOptions, TrustOptions
 
 
 @click.command("verify")
@@ -16,19 +18,44 @@ from convert.options import VerifyOptions
 @layout_option
 @click.option("--source", metavar="PATH", help="The checkpoint that was converted, if it was moved.")
 @reference_options(full=True)
+@trust_options
+@click.option("--report", metavar="FILE", help="Write the report to FILE: a page if it ends with .html, else JSON.")
 @json_option
-def verify_command(folder: str, to: str, source: str | None, as_json: bool, **options: Unpack[VerifyOptions]) -> None:
+def verify_command(folder: str, to: str, source: str | None, as_json: bool, **options: Unpack[CheckOptions]) -> None:
     """Verify a converted folder.
 
-    The folder is compared with the source, with recordings and with reference implementations.
+    With --public-key, or --identity and --identity-provider, the signature, the attestation and every
+    byte are checked first; FOLDER may then be hf:owner/name. The folder is compared with the source,
+    with recordings and with reference implementations. Nothing is written into a signed folder.
     FOLDER may be the name of the CHECKPOINT that was converted, with --to for the layout.
     """
     from convert import api
+    from convert.checkpoints.manifest import REPORT_NAME, is_signed
     from convert.reporting.text import tap_table
 
-    path = api.converted_folder(folder, to)
+    signer: TrustOptions = {
+        "public_key": options.pop("public_key", None),
+        "identity": options.pop("identity", None),
+        "identity_provider": options.pop("identity_provider", None),
+    }
     with progress_bar() as progress:
+        signature = api.check_signature(folder, to=to, progress=progress, **signer) if any(signer.values()) else None
+        path = signature.folder if signature is not None else api.converted_folder(folder, to)
+        options["signature"] = signature
         verification = api.verify(path, source=source, progress=progress, **options)
-    lines = [*tap_table(verification, width()), *verification_lines(verification, path)]
-    print_result(as_json, verification.to_dict(), lines)
-    conclude(verification)
+    compared = bool(verification.checks or verification.problems)
+    lines = [f"[green]✓[/] {escape(signature.words)}"] if signature is not None else []
+    if compared or signature is None:
+        report = options.get("report") or (None if is_signed(path) else path / REPORT_NAME)
+        lines += [*tap_table(verification, width()), *verification_lines(verification, report)]
+    value = verification.to_dict()
+    if signature is not None:
+        value["signature"] = {**asdict(signature), "folder": str(signature.folder), "shows": signature.words}
+    print_result(as_json, value, lines)
+    if signature is None and is_signed(path):
+        print_warning(f"{path} is signed, but the signature was not checked: name the signer with --public-key")
+    if compared or signature is None:
+        conclude(verification)
+    else:  # the signature holds, and there is nothing here to compare with
+        for warning in verification.warnings:
+            print_warning(warning)

@@ -1,16 +1,22 @@
-"""Recognize a folder that holds the conversion that is asked for."""
+"""Find the folder of a conversion, and recognize one that holds what is asked for."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
 
-from convert.checkpoints.manifest import Manifest, foreign_names
+from convert import layouts
+from convert.checkpoints.checkpoint import checkpoint_name
+from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, foreign_names
 from convert.checkpoints.options import ConversionOptions
 from convert.errors import CheckpointError
 from convert.files.atomic import NewFolder
 from convert.layouts.layout import Layout
+from convert.options import StrPath
+from convert.published.catalogue import find
+from convert.sources.resolve import hub_name, user_path
 
 
 def existing_conversion(target: Path, layout: Layout, changes: ConversionOptions) -> Manifest:
@@ -25,6 +31,7 @@ def existing_conversion(target: Path, layout: Layout, changes: ConversionOptions
     if manifest.layout != layout.name:
         raise occupied(target, f"and holds the layout {manifest.layout}")
     there, asked = msgspec.to_builtins(manifest.options), msgspec.to_builtins(changes)
+    asked["max_shard_size"] = there["max_shard_size"]  # sizes that split the weights alike are told by the index
     differing = [f"{name} {value or 'unchanged'}" for name, value in there.items() if value != asked[name]]
     if differing:
         raise occupied(target, f"and was converted with {', '.join(differing)}")
@@ -36,3 +43,25 @@ def occupied(target: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{target} exists {reason}; replace it with --force (with make: ARGS=--force), or choose another --out"
     )
+
+
+def converted_folder(folder: StrPath, layout: str) -> Path:
+    """Return a converted folder, given as a path or by the name of the checkpoint that was converted."""
+    path, name = user_path(folder), os.fspath(folder)
+    if (path / MANIFEST_NAME).is_file():
+        return path
+    converted = default_folder(folder, layouts.find(layout).name)
+    if converted.is_dir() or not path.is_dir():
+        path = converted
+    if not path.is_dir():
+        raise CheckpointError(f"there is no folder {name!r} or {path}; make it: bit convert {name} --to {layout}")
+    return path
+
+
+def default_folder(checkpoint: StrPath, layout: str) -> Path:
+    """Return `converted/NAME/LAYOUT`; the name of a published checkpoint is Google's, even if timm's was given."""
+    path, name = user_path(checkpoint), os.fspath(checkpoint)
+    if path.exists():
+        return Path("converted", checkpoint_name(path), layout)
+    published = find(name)
+    return Path("converted", published.name if published else hub_name(name) or path.name, layout)

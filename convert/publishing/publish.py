@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bit import __version__
+from convert.checkpoints.manifest import SIGNATURE_NAME
 from convert.errors import HubError, UsageError, VerificationError
 from convert.files.base import File
 from convert.progress import Progress, silent
 from convert.publishing.card import card
 from convert.publishing.gate import CARD_NAME, Content, VerifiedFolder, check_folder
 from convert.publishing.repository import ATTEMPTS, Hub, HubUnavailableError, Remote, check_name
+from convert.publishing.signature import check_signed_files, new_card, sign_verified
+from convert.signing.bundle import NOT_SIGNED
+from convert.signing.signers import KeySigner, Signer, Trust
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -37,7 +41,11 @@ class PublishOptions:
     extra: Mapping[str, bytes] = field(default_factory=dict)
     """More files, by name. A `README.md` replaces the model card."""
     dry_run: bool = False
-    """Send nothing. Without a token or network the repository is not asked."""
+    """Send and sign nothing. Without a token or network the repository is not asked."""
+    signer: Signer | None = None
+    """Sign the folder and the card before they are sent."""
+    trust: Trust | None = None
+    """Refuse a folder that this signer has not signed."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Publication:
     files: Mapping[str, File]
     """Size and SHA-256 of every file of ours that the repository holds then, by name."""
     card: str
-    """The text of `README.md`."""
+    """The text of `README.md`; empty for a folder that was signed without one."""
     private: bool
     state: str = PLANNED
     """`planned`: a dry run; `identical`: the repository holds all files already; `pushed`."""
@@ -77,7 +85,8 @@ def publish(
     """Make a branch of `repository` hold the converted and verified `folder`, by one commit.
 
     A missing repository is created; one that holds all files already is left alone; a model card is
-    added unless there is one. `api` is huggingface_hub's client, by default with the stored token.
+    added unless there is one, or the folder was signed without. `api` is huggingface_hub's client, by
+    default with the stored token.
 
     Raises `VerificationError` if the folder is not exactly as verified (before any request) or if the
     Hub's hashes differ afterwards; `UsageError` for options that do not fit; `HubError` for anything
@@ -85,16 +94,22 @@ def publish(
     a conversion.
     """
     check_name(repository)
+    if options.signer is not None and not options.dry_run:
+        if "/" not in repository:
+            raise UsageError(f"a signed card names the repository in full: give it as owner/{repository}")
+        sign_verified(folder, options.signer, repository, progress)
     verified = check_folder(folder, progress)
+    if options.trust is not None:
+        check_signed_files(folder, verified, options.trust, progress)
     try:
         hub = Hub.connect(repository, options.revision, options.create_pr, api, 1 if options.dry_run else ATTEMPTS)
-        contents = _contents(verified, options.extra, hub.repository)
+        contents = _contents(verified, options, hub.repository)
         remote = hub.look()
         planned = _plan(hub, remote, contents, options)
     except HubUnavailableError as error:
         if not options.dry_run:
             raise
-        contents = _contents(verified, options.extra, repository)
+        contents = _contents(verified, options, repository)
         planned = _publication(repository, api, contents, private=options.private, not_asked=str(error))
     if options.dry_run or planned.state == IDENTICAL:
         return planned
@@ -102,10 +117,19 @@ def publish(
     return _push(hub, remote, contents, planned, message, progress)
 
 
-def _contents(verified: VerifiedFolder, extra: Mapping[str, bytes], repository: str) -> dict[str, Content]:
-    """Return every file to publish. Raises `UsageError` if an extra file would replace a verified one."""
-    more = dict(extra)
-    if CARD_NAME not in verified.files and CARD_NAME not in more:
+def _contents(verified: VerifiedFolder, options: PublishOptions, repository: str) -> dict[str, Content]:
+    """Return every file to publish.
+
+    Raises `UsageError` if an extra file would replace a verified one, or be added to a signed folder.
+    """
+    more = dict(options.extra)
+    signed = SIGNATURE_NAME in verified.files
+    if signed and more:
+        raise UsageError(f"the folder is signed without {min(more)}: put the file there and sign again")
+    if options.dry_run and isinstance(options.signer, KeySigner):
+        if (text := new_card(verified, options.signer.trust, repository)) is not None:
+            return {**verified.files, CARD_NAME: Content.of(text)}
+    elif not signed and CARD_NAME not in verified.files and CARD_NAME not in more:
         more[CARD_NAME] = card(verified.manifest, verified.verification, repository).encode()
     if taken := set(more) & set(verified.files):
         raise UsageError(f"the extra file {min(taken)} would replace a file of the folder; give it another name")
@@ -119,7 +143,7 @@ def _publication(repository: str, api: HfApi | None, contents: Mapping[str, Cont
         repository,
         f"{(api or HfApi()).endpoint}/{repository}",
         {name: File(content.size, content.sha256) for name, content in contents.items()},
-        contents[CARD_NAME].read().decode("utf-8", "replace"),
+        contents[CARD_NAME].read().decode("utf-8", "replace") if CARD_NAME in contents else "",
         **facts,
     )
 
@@ -127,7 +151,8 @@ def _publication(repository: str, api: HfApi | None, contents: Mapping[str, Cont
 def _plan(hub: Hub, remote: Remote | None, contents: Mapping[str, Content], options: PublishOptions) -> Publication:
     """Compare the repository with the files.
 
-    Raises `HubError` if it does not exist and cannot be created, `UsageError` if it is public and should be private.
+    Raises `HubError` if it does not exist and cannot be created, `UsageError` if it is public and should be private,
+    or if it would hold files that a signature does not cover.
     """
     if remote is None and (options.create_pr or hub.revision is not None):
         purpose = "a pull request" if options.create_pr else f"the branch {hub.revision}"
@@ -136,6 +161,13 @@ def _plan(hub: Hub, remote: Remote | None, contents: Mapping[str, Content], opti
         raise UsageError(f"{hub.repository} exists and is public; make it private there, or leave --private out")
     seen = remote or Remote("", options.private, {})
     sent, deleted = seen.difference(contents)
+    if SIGNATURE_NAME in contents:
+        others = sorted(seen.files.keys() - contents.keys() - set(deleted) - set(NOT_SIGNED))
+        if others:
+            raise UsageError(
+                f"{hub.repository} holds {others[0]}, which the signature does not cover, so that a clone would not "
+                "pass: delete it there, or sign a folder that holds it"
+            )
     facts: dict[str, Any] = {"private": seen.private, "creates": remote is None, "sent": sent, "deleted": deleted}
     if not sent and not deleted:
         facts |= {"state": IDENTICAL, "commit": seen.head}

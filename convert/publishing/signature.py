@@ -1,19 +1,89 @@
-"""Sign a verified folder, with a model card if it is to be published."""
+"""Sign a verified folder, with a model card if it is to be published, and check a signature."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any, Unpack
 
-from convert.checkpoints.manifest import is_own_card
-from convert.errors import VerificationError
-from convert.files.base import shown
-from convert.progress import Progress
+from convert.checkpoints.manifest import SIGNATURE_NAME, is_own_card
+from convert.conversion.existing import converted_folder
+from convert.errors import UsageError, VerificationError, check_names
+from convert.options import CheckOptions, PushOptions, SignOptions, StrPath, TrustOptions
+from convert.progress import Progress, silent
 from convert.publishing.card import card
 from convert.publishing.gate import CARD_NAME, VerifiedFolder, check_folder
+from convert.publishing.repository import check_name
 from convert.signing.check import Signature, check_folder_signature
 from convert.signing.keys import require_packages
-from convert.signing.sign import Evidence, sign
-from convert.signing.signers import Signer, Trust, signed_by
+from convert.signing.sign import Evidence, sign_folder
+from convert.signing.signers import Signer, Trust, signed_by, signer_with, trusted
+from convert.sources.resolve import fetch_repository, user_path
+
+
+def sign(
+    folder: StrPath,
+    *,
+    repository: str | None = None,
+    to: str = "transformers",
+    progress: Progress = silent,
+    **options: Unpack[SignOptions],
+) -> Signature:
+    """Sign a verified folder: an attestation of the comparisons, and a signature over every file.
+
+    `folder` may also be the name of the checkpoint that was converted, with `to` for the layout. With a
+    `repository`, `owner/name`, the model card for it is written first, unless there is one. Raises
+    `VerificationError` for a folder that is not exactly as it was verified, and `UsageError` for options.
+    """
+    check_names(options, SignOptions)
+    signer = _signer(options.get("key"), options.get("password"), options.get("sigstore", False))
+    if repository is not None:
+        check_name(repository)
+    return sign_verified(converted_folder(folder, to), signer, repository, progress)
+
+
+def check_signature(
+    folder: StrPath,
+    *,
+    to: str = "transformers",
+    trust: Trust | None = None,
+    progress: Progress = silent,
+    **options: Unpack[TrustOptions],
+) -> Signature:
+    """Check the signature of a folder or of `hf:owner/name`, the attestation and every byte; write nothing.
+
+    `public_key`, or `identity` and `identity_provider`, name the signer. Raises `VerificationError` for a
+    folder that is not exactly as this signer left it, and `UsageError` for options.
+    """
+    check_names(options, TrustOptions)
+    trust = trust or trust_of(options)
+    if trust is None:
+        raise UsageError("name the signer with --public-key, or with --identity and --identity-provider")
+    fetched = fetch_repository(os.fspath(folder), progress)
+    path = fetched or converted_folder(folder, to)
+    return check_folder_signature(path, trust, progress, linked=fetched is not None)
+
+
+def trust_of(options: TrustOptions | CheckOptions | PushOptions) -> Trust | None:
+    """Return the signer that the options name, or None. Raises `UsageError`."""
+    key = options.get("public_key")
+    return trusted(user_path(key) if key else None, options.get("identity"), options.get("identity_provider"))
+
+
+def signing_options(options: PushOptions) -> dict[str, Any]:
+    """Return the options of a push with a `signer` and whom to `trust` in place of keys. Raises `UsageError`."""
+    rest: dict[str, Any] = dict(options)
+    key, password, sigstore = (rest.pop(name, None) for name in ("sign", "password", "sigstore"))
+    required, trust = rest.pop("require_signature", False), trust_of(options)
+    if required and trust is None:
+        raise UsageError("--require-signature needs --public-key, or --identity and --identity-provider")
+    signer = _signer(key, password, bool(sigstore)) if key or sigstore else None
+    names = TrustOptions.__optional_keys__
+    return {name: value for name, value in rest.items() if name not in names} | {"signer": signer, "trust": trust}
+
+
+def _signer(key: StrPath | None, password: str | None, sigstore: bool) -> Signer:
+    return signer_with(user_path(key) if key else None, password, sigstore)
 
 
 def sign_verified(folder: Path, signer: Signer, repository: str | None, progress: Progress) -> Signature:
@@ -31,7 +101,7 @@ def sign_verified(folder: Path, signer: Signer, repository: str | None, progress
         except VerificationError:
             pass  # not signed, or by somebody else, or before it was verified again
     digests = {name: content.sha256 for name, content in verified.files.items()}
-    return sign(folder, Evidence(verified.manifest, verified.verification, digests), signer, text, progress)
+    return sign_folder(folder, Evidence(verified.manifest, verified.verification, digests), signer, text, progress)
 
 
 def new_card(verified: VerifiedFolder, trust: Trust | None, repository: str | None) -> bytes | None:
@@ -45,7 +115,5 @@ def new_card(verified: VerifiedFolder, trust: Trust | None, repository: str | No
 def check_signed_files(folder: Path, verified: VerifiedFolder, trust: Trust, progress: Progress) -> Signature:
     """Check a signature, and that it covers the very bytes that are to be published. Raises `VerificationError`."""
     signature = check_folder_signature(folder, trust, progress)
-    for name, digest in signature.files.items():
-        if name not in verified.files or verified.files[name].sha256 != digest:
-            raise VerificationError(f"{folder / shown(name)} changed while the signature was checked; push again")
+    signature.check_same({name: file.sha256 for name, file in verified.files.items() if name != SIGNATURE_NAME})
     return signature

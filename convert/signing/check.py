@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ MAX_ATTESTATION = 64 << 20
 class Signature:
     """A signature that was checked, with what it shows."""
 
+    folder: Path
     signer: str
     """The fingerprint of the key, or the identity and the provider of it."""
     files: Mapping[str, str]
@@ -45,10 +46,15 @@ class Signature:
     def words(self) -> str:
         """What the signature shows and what it does not, in one line."""
         return (
-            f"signed by {self.signer}: all {len(self.files)} files are those that the signer attests to have "
-            f"verified ({self.comparisons} comparisons, {self.verified_on[:10]}); not shown: who holds the key or "
-            "identity, that the signer made these comparisons, and that no newer version exists"
+            f"signed by {self.signer}: all {len(self.files)} files are byte for byte those that the signer attests "
+            f"to have verified ({self.comparisons} comparisons, {self.verified_on[:10]}); not shown: that the signer "
+            "is to be trusted, did make these comparisons, and has signed nothing newer"
         )
+
+    def check_same(self, files: Mapping[str, str]) -> None:
+        """Raise `VerificationError` unless files, as they were read later, have the SHA-256 that was signed."""
+        if changed := [name for name, sha256 in files.items() if self.files.get(name) != sha256]:
+            raise VerificationError(f"{self.folder / shown(changed[0])} changed after the signature was checked")
 
 
 def check_folder_signature(folder: Path, trust: Trust, progress: Progress, linked: bool = False) -> Signature:
@@ -60,7 +66,7 @@ def check_folder_signature(folder: Path, trust: Trust, progress: Progress, linke
     require_packages()
     progress("checking the signature", 0, 0)
     try:
-        return _checked(folder.resolve(), trust, linked)
+        return replace(_checked(folder.resolve(), trust, linked), folder=folder)
     except VerificationError as error:
         raise VerificationError(f"{folder} does not pass: {error}", [str(error)]) from None
 
@@ -84,7 +90,7 @@ def _checked(folder: Path, trust: Trust, linked: bool) -> Signature:
         _compare(right, found)
     predicate = next(item["predicate"] for item in found if item["predicateType"] == EQUIVALENCE)
     count = sum(len(run["taps"]) for run in predicate["runs"])
-    return Signature(trust.name, files, predicate["verifiedOn"], count)
+    return Signature(folder, trust.name, files, predicate["verifiedOn"], count)
 
 
 def _read(path: Path, most: int, linked: bool) -> bytes:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Evidence:
     """SHA-256 of every file in the folder, by name."""
 
 
-def sign(folder: Path, evidence: Evidence, signer: Signer, card: bytes | None, progress: Progress) -> Signature:
+def sign_folder(folder: Path, evidence: Evidence, signer: Signer, card: bytes | None, progress: Progress) -> Signature:
     """Sign a folder whose files are those of the evidence, and return the signature.
 
     The page is written again, with the name of the signer, and `verification.json` with the digest of the page;
@@ -75,7 +75,7 @@ def sign(folder: Path, evidence: Evidence, signer: Signer, card: bytes | None, p
             raise VerificationError(f"{folder / changed[0]} changed while it was signed; verify it again", changed)
         signature = check_folder_signature(output.path, signer.trust, progress)
         output.commit()
-    return signature
+    return replace(signature, folder=folder)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from convert.checkpoints.manifest import SIGNATURE_NAME
-from convert.errors import ConvertError, VerificationError
+from convert.errors import ConvertError, UsageError, VerificationError
 from convert.reporting.html import SignedBy
 from convert.signing.envelope import PAYLOAD_TYPE, seal, unseal
-from convert.signing.keys import PrivateKey, PublicKey
+from convert.signing.keys import MAKE_KEY, PrivateKey, PublicKey, require_packages
 
 
 class Trust(Protocol):
@@ -191,6 +191,26 @@ class IdentitySigner:
             return Issuer(self._trusted.signing_config.get_oidc_url()).identity_token()
         except Exception as error:
             raise unavailable(error) from None
+
+
+def trusted(public_key: Path | None, identity: str | None, provider: str | None) -> Trust | None:
+    """Return whom to trust; None if nobody is named. Raises `UsageError` for options that contradict each other."""
+    if public_key is None and identity is None and provider is None:
+        return None
+    require_packages()
+    if public_key is not None and identity is None and provider is None:
+        return KeyTrust(PublicKey.read(public_key))
+    if public_key is not None or identity is None or provider is None:
+        raise UsageError("name either --public-key, or both --identity and --identity-provider")
+    return IdentityTrust(identity, provider)
+
+
+def signer_with(key: Path | None, password: str | None, sigstore: bool) -> Signer:
+    """Return the signer. Raises `UsageError` unless there is either a key or `sigstore`, and for an invalid key."""
+    if (key is not None) == sigstore:
+        raise UsageError(f"name either --key KEY or --sigstore; {MAKE_KEY}")
+    require_packages()
+    return IdentitySigner() if key is None else KeySigner(PrivateKey.read(key, password))
 
 
 def signed_by(trust: Trust, folder: str = "FOLDER", place: str | None = None) -> SignedBy:

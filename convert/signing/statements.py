@@ -12,8 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from convert.checkpoints.manifest import MANIFEST_NAME, REPORT_NAME, VERIFICATION_NAME, Manifest
-from convert.errors import VerificationError
-from convert.verification.results import ISOLATED, Check, Verification
+from convert.verification.results import ISOLATED, Check, StoredVerification, Verification
 
 AUTHORITY = "https://bit-convert.invalid"
 """Begins the types that are ours. The top-level domain `invalid` is reserved (RFC 2606), so the address will never
@@ -138,11 +137,8 @@ def read_report(report: bytes) -> tuple[Verification, str]:
 
     Raises `VerificationError` if it cannot be read.
     """
-    try:
-        values = msgspec.json.decode(report, type=dict[str, Any])
-        return msgspec.convert({**values, "network": values}, Verification), str(values.get("verifier"))
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise VerificationError(f"{VERIFICATION_NAME} is damaged ({error}); verify again") from None
+    stored = StoredVerification.decode(report)
+    return stored.verification, stored.verifier
 
 
 def _provenance(
