@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,12 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError
-from convert.files.base import CHUNK, NO_METADATA, Metadata, StoredTensor, Tensor, TensorFile, Writer
+from convert.files.base import (
+    CHUNK,
+    MAX_TENSORS,
+    NO_METADATA,
+    Metadata,
+    StoredTensor,
+    Tensor,
+    TensorFile,
+    Writer,
+    shown,
+)
 from convert.files.zip import MAX_INFLATION
 from convert.network import dtypes
 from convert.network.dtypes import BFLOAT16, DType
 
 MAX_DEPTH = 32
+MAX_BLOCK = 128 << 20
+"""Most bytes that are unpacked at once: the largest convolution of R152x4 in float32, in a single chunk."""
+GZIP, SHUFFLE, CHECKSUM, LZF = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, 32000
+"""Numbers of the filters that are undone; h5py adds LZF to HDF5 (registered with the HDF Group)."""
+MAX_MARK = 64
+"""Largest `BFLOAT16_MARK` in bytes."""
 FAILURES = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError, MemoryError)
 """Exceptions that h5py raises for damaged files."""
 BFLOAT16_MARK = ("dtype", "bfloat16")
@@ -42,7 +59,9 @@ class H5File(TensorFile):
         self._spans: list[tuple[int, int, str]] = []
         self._seen: set[object] = set()
         with self._readable(" is not a complete h5 file"):
-            self._directory = self.enter_context(h5py.File(self.path, "r", locking=False))
+            # The open file, not the path, which may name another file by now.
+            name = f"/dev/fd/{self._file.fileno()}"
+            self._directory = self.enter_context(h5py.File(name, "r", locking=False))
         with self._readable(" is damaged"):
             self._walk(self._directory, "")
         self._check_disjoint(self._spans, self.nbytes)
@@ -57,9 +76,27 @@ class H5File(TensorFile):
             if not tensor.shape:
                 yield dataset[()].tobytes()
                 return
-            rows = max(1, CHUNK * len(dataset) // max(1, tensor.nbytes))
+            rows = _rows(dataset)
+            self._check_inflation(dataset, key)
             for start in range(0, len(dataset), rows):
                 yield dataset[start : start + rows].tobytes()
+
+    def _check_inflation(self, dataset: h5py.Dataset, key: str) -> None:
+        """Raise `CheckpointError` if a chunk holds more than it should: HDF5 would unpack gigabytes."""
+        filters = _filters(dataset)
+        packer = next((number for number in filters if number in (GZIP, LZF)), None)
+        if packer is None:
+            return
+        size = math.prod(dataset.chunks) * dataset.dtype.itemsize + 4  # a checksum may be packed, too
+        for chunk in _chunks(dataset):
+            if chunk.filter_mask & 1 << filters.index(packer):  # not packed, as it would have become larger
+                continue
+            packed = bytearray(min(chunk.size, self.nbytes))
+            self._pread(memoryview(packed), chunk.byte_offset)
+            if filters[-1] == CHECKSUM:
+                del packed[-4:]
+            if (_inflated if packer == GZIP else _lzf_size)(packed, size + 1) > size:
+                raise CheckpointError(f"{self.path}: a chunk of {key} holds more bytes than stated; it is damaged")
 
     @contextlib.contextmanager
     def _readable(self, fault: str) -> Iterator[None]:
@@ -69,14 +106,17 @@ class H5File(TensorFile):
         except CheckpointError:
             raise
         except FAILURES as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = shown(" ".join(str(error).split())) or type(error).__name__
             raise CheckpointError(f"{self.path}{fault} ({reason}); fetch the file again") from None
 
     def _walk(self, group: h5py.Group, prefix: str) -> None:
         if prefix.count("/") > MAX_DEPTH:
             raise CheckpointError(f"{self.path}: groups are nested more than {MAX_DEPTH} deep")
+        if len(group) > MAX_TENSORS or len(self._seen) > 2 * MAX_TENSORS:  # groups count, too
+            raise CheckpointError(f"{self.path} holds more than {MAX_TENSORS} arrays; no BiT checkpoint has as many")
         for name in group:
             key = f"{prefix}{name}"
+            self._check_names([key])
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise CheckpointError(f"{self.path}: {key} is a link to another place, which is not followed")
             item = group[name]
@@ -109,13 +149,29 @@ class H5File(TensorFile):
             raise CheckpointError(f"{self.path}: {key} was created but never filled")
         if contiguous or tensor.nbytes > MAX_INFLATION * stored:
             self._check_size(tensor, stored)
-        if plan.get_layout() == h5py.h5d.CHUNKED and not _has_every_chunk(item):
-            raise CheckpointError(f"{self.path}: some chunks of {key} are missing")
+        if plan.get_layout() == h5py.h5d.CHUNKED:
+            self._check_chunks(key, item)
         if contiguous:
             self._spans.append((offset, offset + tensor.nbytes, key))
         else:
             self.packed.add(key)
         return tensor
+
+    def _check_chunks(self, key: str, item: h5py.Dataset) -> None:
+        """Raise `CheckpointError` if the chunks are incomplete, or cannot be unpacked in bounded memory."""
+        filters = _filters(item)
+        if len({GZIP, LZF} & {*filters}) > 1 or sorted(filters) != sorted({GZIP, SHUFFLE, CHECKSUM, LZF} & {*filters}):
+            raise CheckpointError(f"{self.path}: {key} is packed by unknown or several filters; expected gzip, or none")
+        itemsize = item.dtype.itemsize
+        band = min(item.chunks[0], len(item)) * math.prod(item.shape[1:]) * itemsize
+        chunk = math.prod(item.chunks) * itemsize
+        if max(band, chunk) > MAX_BLOCK:
+            raise CheckpointError(
+                f"{self.path}: a row of chunks of {key} has {max(band, chunk)} bytes, more than {MAX_BLOCK}; "
+                "store it in smaller chunks, or without"
+            )
+        if not _has_every_chunk(item, chunk):
+            raise CheckpointError(f"{self.path}: some chunks of {key} are missing or too large")
 
 
 class H5Writer(Writer):
@@ -181,14 +237,77 @@ def _allocate(file: h5py.File, tensor: Tensor) -> int:
 
 
 def _dtype(item: h5py.Dataset) -> tuple[DType, bool] | None:
-    if item.dtype.itemsize == 2 and item.attrs.get(BFLOAT16_MARK[0]) == BFLOAT16_MARK[1]:
+    if item.dtype.itemsize == 2 and _is_marked(item):
         return BFLOAT16, item.dtype.byteorder == ">"
     return dtypes.from_npy(item.dtype.str) if item.dtype.kind == "f" else None
 
 
-def _has_every_chunk(item: h5py.Dataset) -> bool:
-    """Return True if all chunks of an array are stored; HDF5 would read missing ones as zeros."""
-    stored: list[tuple[int, ...]] = []
-    item.id.chunk_iter(lambda chunk: stored.append(chunk.chunk_offset))
+def _is_marked(item: h5py.Dataset) -> bool:
+    """Return True if a short attribute says that an array holds bfloat16."""
+    name, mark = BFLOAT16_MARK
+    if name not in item.attrs:
+        return False
+    stored = item.attrs.get_id(name)
+    return stored.shape == () and stored.get_storage_size() <= MAX_MARK and bool(item.attrs[name] == mark)
+
+
+def _filters(item: h5py.Dataset) -> list[int]:
+    """Return the numbers of an array's filters, in the order in which they were applied."""
+    plan = item.id.get_create_plist()
+    return [int(plan.get_filter(position)[0]) for position in range(plan.get_nfilters())]
+
+
+def _inflated(packed: bytearray, most: int) -> int:
+    """Return the number of bytes in a stream of zlib, at most `most`. Raises `ValueError` if it is damaged."""
+    try:
+        return len(zlib.decompressobj().decompress(packed, most))
+    except zlib.error as error:
+        raise ValueError(error) from None
+
+
+def _lzf_size(packed: bytearray, most: int) -> int:
+    """Return the number of bytes that LZF unpacks, or one that is larger than `most` (LibLZF, `lzf_d.c`)."""
+    position = size = 0
+    while position < len(packed) and size <= most:
+        control = packed[position]
+        if control < 32:  # that many literal bytes, and one
+            size, position = size + control + 1, position + control + 2
+        else:  # a copy of two bytes more than the upper three bits say, or of nine and the next byte
+            long = control >> 5 == 7
+            size += (control >> 5) + 2 + (packed[position + 1] if long else 0)
+            position += 3 if long else 2
+    return size
+
+
+def _rows(item: h5py.Dataset) -> int:
+    """Return the rows that are read at once: whole chunks, so that each is unpacked once, of about `CHUNK` bytes."""
+    step = int(item.chunks[0]) if item.chunks else 1
+    row = math.prod(item.shape[1:]) * item.dtype.itemsize
+    return step * max(1, CHUNK // max(1, int(step * row)))
+
+
+def _chunks(item: h5py.Dataset) -> list[h5py.h5d.StoreInfo]:
+    """Return where the chunks are, and stop after more than there can be, as in a directory that has a loop."""
+    most = math.prod(-(-length // step) for length, step in zip(item.shape, item.chunks, strict=True))
+    stored: list[h5py.h5d.StoreInfo] = []
+
+    def add(chunk: h5py.h5d.StoreInfo) -> bool | None:
+        stored.append(chunk)
+        return True if len(stored) > most else None
+
+    item.id.chunk_iter(add)
+    return stored
+
+
+def _has_every_chunk(item: h5py.Dataset, nbytes: int) -> bool:
+    """Return True if all chunks of an array are stored; HDF5 would read missing ones as zeros.
+
+    None may be larger than packing makes one of `nbytes` bytes, about 0.1 percent (zlib, `deflateBound`).
+    """
+    stored = _chunks(item)
     starts = [range(0, length, step) for length, step in zip(item.shape, item.chunks, strict=True)]
-    return len(stored) == math.prod(map(len, starts)) and sorted(stored) == list(itertools.product(*starts))
+    return (
+        len(stored) == math.prod(map(len, starts))
+        and sorted(chunk.chunk_offset for chunk in stored) == list(itertools.product(*starts))
+        and all(chunk.size <= nbytes + nbytes // 100 + 64 for chunk in stored)
+    )

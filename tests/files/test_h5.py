@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,51 @@ def as_half_written(file: h5py.File) -> None:
     file.create_dataset("a", (6,), "f4", chunks=(2,))[:4] = 1
 
 
+def as_one_large_chunk(file: h5py.File) -> None:
+    file.create_dataset("a", (2**29,), "f4", chunks=(2**29,), compression="gzip")
+    file["a"].id.write_direct_chunk((0,), bytes(3 << 20))
+
+
+def as_one_long_row_of_chunks(file: h5py.File) -> None:
+    file.create_dataset("a", (1, 2**26), "f4", chunks=(1, 2**10), compression="gzip")
+    file["a"].id.write_direct_chunk((0, 0), bytes(3 << 20))
+
+
+def as_a_chunk_larger_than_stated(file: h5py.File) -> None:
+    file.create_dataset("a", (6,), "f4", chunks=(6,), compression="gzip")
+    file["a"].id.write_direct_chunk((0,), bytes(1000))
+
+
+def as_packed_twice(file: h5py.File) -> None:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_chunk((6,))
+    plan.set_deflate(9)
+    plan.set_deflate(9)
+    file.create_dataset("a", data=np.zeros(6, np.float32), dcpl=plan)
+
+
+def as_packed_otherwise(file: h5py.File) -> None:
+    file.create_dataset("a", data=np.zeros(6, np.float32), scaleoffset=2)
+
+
+def as_escape_sequence(file: h5py.File) -> None:
+    file["\x1b[2J"] = ARRAY
+
+
+def as_long_name(file: h5py.File) -> None:
+    file["module." * 10_000] = ARRAY
+
+
+def as_many(file: h5py.File) -> None:
+    for number in range(40):
+        file.create_group(f"{number}")
+
+
+def as_a_long_mark(file: h5py.File) -> None:
+    file["a"] = np.zeros(2, "V2")
+    file["a"].attrs["dtype"] = np.array([b"bfloat16"] * 100)
+
+
 def as_both_byte_orders(file: h5py.File) -> None:
     file["a"], file["b"] = ARRAY, ARRAY.astype(">f4")
 
@@ -262,12 +309,22 @@ def as_both_byte_orders(file: h5py.File) -> None:
         (as_unwritten(), "a was created but never filled"),
         (as_unwritten(chunks=(2,)), "a was created but never filled"),
         (as_half_written, "some chunks of a are missing"),
+        (as_one_large_chunk, "a row of chunks of a has 2147483648 bytes, more than 134217728"),
+        (as_one_long_row_of_chunks, "a row of chunks of a has 268435456 bytes, more than 134217728"),
+        (as_a_chunk_larger_than_stated, "some chunks of a are missing or too large"),
+        (as_packed_twice, "a is packed by unknown or several filters"),
+        (as_packed_otherwise, "a is packed by unknown or several filters"),
+        (as_escape_sequence, r"\x1b[2J is not the name of an array"),
+        (as_long_name, "is not the name of an array"),
+        (as_many, "holds more than 30 arrays"),
+        (as_a_long_mark, "a holds elements of type |V2"),
         (as_both_byte_orders, "arrays of both byte orders"),
     ],
 )
 def test_anything_but_plain_arrays_is_refused_by_name(
-    tmp_path: Path, make: Callable[[h5py.File], None], message: str
+    tmp_path: Path, make: Callable[[h5py.File], None], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("convert.files.h5.MAX_TENSORS", 30)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         if make in (as_soft_link, as_second_name):
             file["group/a"] = ARRAY
@@ -277,6 +334,50 @@ def test_anything_but_plain_arrays_is_refused_by_name(
     assert str(raised.value).startswith(str(tmp_path / "a.h5"))
     assert message in str(raised.value)
     assert "damaged (" not in str(raised.value)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 500
+
+
+def lzf(count: int) -> bytes:
+    """Zeros as LZF packs them: one literal, then copies of 264 bytes."""
+    return b"\0\0" + (count // 264) * b"\xe0\xff\0"
+
+
+@pytest.mark.parametrize(("packer", "packed"), [("gzip", zlib.compress(bytes(1 << 26), 9)), ("lzf", lzf(1 << 26))])
+@pytest.mark.parametrize("fletcher32", [False, True])
+def test_a_chunk_that_unpacks_to_more_than_stated_is_refused_before_it_is_unpacked(
+    tmp_path: Path, packer: str, packed: bytes, fletcher32: bool
+) -> None:
+    count = 1 << 18
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        array = file.create_dataset("a", (count,), "f4", chunks=(count,), compression=packer, fletcher32=fletcher32)
+        array.id.write_direct_chunk((0,), packed + bytes(4 * fletcher32))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="a chunk of a holds more bytes than stated"):
+        load_all(tmp_path / "a.h5")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("packer", ["gzip", "lzf"])
+@pytest.mark.parametrize("chunks", [(64, 64, 33), (7, 64, 3), (1, 1, 1000), (64, 1, 1)])
+def test_chunks_of_any_form_read_as_h5py_reads_them(tmp_path: Path, packer: str, chunks: tuple[int, ...]) -> None:
+    array = np.round(np.random.default_rng(0).random((64, 64, 33 if chunks[2] < 1000 else 1000)), 1).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", data=array, chunks=chunks, compression=packer, shuffle=True, fletcher32=True)
+    np.testing.assert_array_equal(load_all(tmp_path / "a.h5")["a"].reshape(array.shape), array)
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_refused_or_read_as_it_was_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = (save(tmp_path / f"{sign}.h5", sign * ARRAY, compression="gzip") for sign in (1, -1))
+    expected, out, opened = file_sha256(path), np.empty(24, np.float32), h5py.File
+    monkeypatch.setattr(h5py, "File", lambda *given, **options: (other.replace(path), opened(*given, **options))[1])
+    with contextlib.suppress(CheckpointError), H5File(path) as file:
+        file.read(file.tensors["group/a"], 0, out)
+        assert file.sha256() == expected
+        np.testing.assert_array_equal(out, ARRAY.reshape(-1))
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.9, 0.999])
