@@ -41,7 +41,7 @@ from convert.options import (
 from convert.progress import Progress, silent
 from convert.published.catalogue import Published as Published
 from convert.published.catalogue import zoo as zoo
-from convert.publishing.gate import check_folder
+from convert.publishing.gate import Gate, check_folder
 from convert.publishing.publish import Publication, PublishOptions
 from convert.publishing.publish import publish as publish_folder
 from convert.publishing.signature import check_signature as check_signature
@@ -55,6 +55,7 @@ from convert.signing.check import Signature as Signature
 from convert.sources.resolve import hub_name, locate, user_path
 from convert.verification.comparison import compare as compare_checkpoints
 from convert.verification.inspection import inspect as inspect_checkpoint
+from convert.verification.replay import check_replayable, replayed
 from convert.verification.results import Difference, Inspection, Verification
 from convert.verification.verify import Settings
 from convert.verification.verify import verify as verify_conversion
@@ -154,7 +155,7 @@ def verify(
     `VerificationError` for an invalid signature, and `UsageError` for options.
     """
     check_names(options, CheckOptions)
-    settings = _settings(options, full=True)
+    settings = replace(_settings(options, full=True), replay=options.get("replay", False))
     signature = options.get("signature")
     if signature is None and (trust := trust_of(options)) is not None:
         signature = check_signature(folder, to=to, trust=trust, progress=progress)
@@ -166,7 +167,7 @@ def verify(
     origin = user_path(source) if source is not None else path / manifest.source.path
     known = source is not None or origin.exists()
     with Checkpoint(origin, manifest.name) if known else contextlib.nullcontext() as opened:
-        if opened or signature is None or find_recordings(manifest.origin.sha256, settings.recordings):
+        if opened or signature is None or settings.replay or find_recordings(manifest.origin.sha256, settings.recordings):
             verification = _verify(path, manifest, opened, settings, progress)
         else:
             reason = f"nothing was compared again: there is no recording for {manifest.name}; name the source: --source"
@@ -324,11 +325,10 @@ def _verified_before(
     if settings.references:
         return _verify(target, manifest, planned.checkpoint, settings, progress, planned)
     try:
-        values = check_folder(target, progress).verification
+        return check_folder(target, progress, Gate(recordings=settings.recordings)).result
     except VerificationError as error:
         reason = error.problems[0] if error.problems else "it was not verified"
         raise occupied(target, f"and holds this conversion, but {reason}; bit verify verifies it") from None
-    return msgspec.convert({**values, "network": values}, Verification)
 
 
 def _verify(
@@ -343,13 +343,17 @@ def _verify(
 
     Nothing is written if another folder took the name in the meantime.
     """
-    if is_signed(folder):
-        return verify_conversion(folder, manifest, source, settings, progress, planned)
     with HeldFolder(folder) as held:
         if _manifest(folder) != manifest:
             raise CheckpointError(f"{folder} was replaced in the meantime; run the command again")
+        if settings.replay:
+            check_replayable(folder, manifest, source)
         verification = verify_conversion(folder, manifest, source, settings, progress, planned)
+        if settings.replay and source is not None:
+            verification = replayed(verification, manifest, source, progress)
         held.check()
+        if is_signed(folder):
+            return verification
         trouble = write_report(held.place, verification, manifest, shown=folder)
         held.check()
     return replace(verification, warnings=(*verification.warnings, trouble)) if trouble else verification

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from convert.files.base import MAX_NAME, parse_json
+from convert.files.base import parse_json
 
 MAX_BYTES = 32 << 20
 """Largest file in bytes: several times what the deepest network and every reference implementation need."""
@@ -16,8 +16,8 @@ _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufef
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """A number of things; every JSON parser reads it exactly (RFC 8259, section 6)."""
-Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=_PRINTABLE)]
-"""A name without control characters and without those that change the direction of text."""
+Name = Annotated[str, msgspec.Meta(max_length=255, pattern=_PRINTABLE)]
+"""A name as long as that of a file may be, without control characters and without those that change the direction of text."""
 Sentence = Annotated[str, msgspec.Meta(max_length=10_000)]
 """Text for people, which may list several things."""
 

@@ -1,16 +1,22 @@
-"""Check that a folder still holds exactly what was verified."""
+"""Check that a folder still holds exactly what was verified, and that the report of it can be true.
+
+`verification.json` vouches for nothing by itself. The gate holds it to the bytes of every file, to the manifest, to
+the network in the weights, and to tolerances that it derives again; with `reverify` the verification is repeated.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from bit import __version__
+from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import CARD_NAME as CARD_NAME
 from convert.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -20,16 +26,24 @@ from convert.checkpoints.manifest import (
     VERIFICATION_NAME,
     Manifest,
 )
+from convert.checkpoints.records import parse_record
 from convert.errors import CheckpointError, VerificationError
-from convert.files.base import file_sha256
+from convert.files.base import combined_sha256, open_regular, shown
 from convert.progress import Progress
-from convert.verification.results import SCHEMA
+from convert.references.recordings import SHIPPED, find_recordings
+from convert.sources.provenance import address
+from convert.verification.consistency import Inputs, contradictions, needs_source
+from convert.verification.results import Check, PixelCheck, StoredVerification, Verification
+from convert.verification.verify import Settings, compare_files, compare_manifest, verify
 
 UNVERIFIED = {*REPORT_NAMES, *SIGNING_NAMES, CARD_NAME}
 """Files that may be in the folder although no verification covers them."""
 
 IN_MEMORY = 8_000_000
 """Largest size in bytes of a file that is read only once, so that the hashed bytes are the bytes sent."""
+
+
+Identity = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -39,17 +53,40 @@ class Content:
     data: Path | bytes
     size: int
     sha256: str
+    identity: Identity | None = None
+    """Device, inode, size and times of the file when it was hashed; None for bytes in memory."""
 
     @classmethod
     def of(cls, data: Path | bytes) -> Content:
-        if isinstance(data, Path) and data.stat().st_size <= IN_MEMORY:
-            data = data.read_bytes()
         if isinstance(data, bytes):
             return cls(data, len(data), hashlib.sha256(data).hexdigest())
-        return cls(data, data.stat().st_size, file_sha256(data))
+        with open_regular(data) as file:
+            identity = _identity(os.fstat(file.fileno()))
+            if identity[2] <= IN_MEMORY:
+                return cls.of(file.read())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if _identity(os.fstat(file.fileno())) != identity:
+                raise VerificationError(f"{data} changed while it was read; verify it again")
+        return cls(data, identity[2], digest, identity)
 
     def read(self) -> bytes:
-        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
+        """Return the bytes that were hashed. Raises `VerificationError` if the file was changed since."""
+        if isinstance(self.data, bytes):
+            return self.data
+        data = self.data.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise VerificationError(f"{self.data} changed after it was checked; verify it again")
+        return data
+
+    @property
+    def unchanged(self) -> bool:
+        """True if the file is the one that was hashed and still has these bytes, which are read again."""
+        if isinstance(self.data, bytes):
+            return True
+        with contextlib.suppress(OSError, CheckpointError, VerificationError):
+            again = Content.of(self.data)
+            return (again.identity, again.sha256) == (self.identity, self.sha256)
+        return False
 
     def git_oid(self) -> str:
         """Return git's name for these bytes: the SHA-1 of a header with the size and of the bytes."""
@@ -58,110 +95,179 @@ class Content:
             return hashlib.file_digest(file, lambda: header).hexdigest()
 
 
-class Comparison(msgspec.Struct, frozen=True):
-    """A row of `checks` or `pixels`; a number that was not finite is None."""
+@dataclass(frozen=True)
+class Checked:
+    """The facts that the gate has checked by itself; all else are statements of the folder's files."""
 
-    error: float | None
-    tolerance: float | None
-    passed: bool
-
-    @property
-    def holds(self) -> bool:
-        """Return whether the row claims to have passed and the two numbers agree with that."""
-        numbers = self.error is not None and self.tolerance is not None and 0 <= self.error <= self.tolerance
-        return self.passed and numbers
-
-
-class Report(msgspec.Struct, frozen=True):
-    """The fields of `verification.json` that decide whether a folder may be published."""
-
-    verifier: str
-    passed: bool
-    problems: tuple[str, ...]
-    files: dict[str, str]
-    checks: tuple[Comparison, ...]
-    pixels: tuple[Comparison, ...]
-    report: str | None = None
-    """SHA-256 of `verification.html`."""
+    reverified: bool = False
+    """True if the verification was repeated, and passed."""
+    address: str | None = None
+    """The place from which the source was fetched, if the hash stated there and a repeated comparison of every
+    byte show it; see `convert.sources.provenance`."""
 
 
 @dataclass(frozen=True)
 class VerifiedFolder:
-    """A folder that passed, with the manifest, the content of `verification.json`, and every file as it was hashed."""
+    """A folder that passed, with every file as it was hashed."""
 
     manifest: Manifest
     verification: dict[str, Any]
+    """The content of `verification.json`."""
+    result: Verification
+    """The same as a value."""
     files: dict[str, Content]
+    checked: Checked = Checked()
 
 
-def check_folder(folder: Path, progress: Progress) -> VerifiedFolder:
-    """Hash every file in `folder` and compare it with the verification.
+@dataclass(frozen=True)
+class Gate:
+    """The options of `check_folder`."""
 
-    Raises `VerificationError` unless `verification.json` reports a pass, number by number, by this
-    version and for exactly these bytes; `CheckpointError` if the folder is not a conversion.
+    reverify: bool = False
+    """Repeat the quick verification."""
+    source: Path | None = None
+    """The checkpoint that was converted, if it is not where the manifest says."""
+    recordings: tuple[Path, ...] = (SHIPPED,)
+    """Folders of recordings."""
+
+
+def check_folder(folder: Path, progress: Progress, gate: Gate = Gate()) -> VerifiedFolder:
+    """Hash every file in `folder`, and hold `verification.json` to the files, the manifest and the network.
+
+    Raises `VerificationError` unless it reports a pass, number by number, by this version, for exactly
+    these bytes, of every tap of the network, within tolerances that are derived again; or if the repeated
+    verification fails. `CheckpointError` if the folder is not a conversion, or if the source is needed and missing.
     """
-    manifest = Manifest.read(folder)
-    if manifest is None:
+    if not (folder / MANIFEST_NAME).is_file():
         raise CheckpointError(f"{folder} has no {MANIFEST_NAME}; only folders that bit convert wrote can be published")
-    if not (folder / VERIFICATION_NAME).is_file():
-        raise VerificationError(f"{folder} is not verified; run bit verify {folder}")
     files, problems = {}, []
     for path in sorted(folder.iterdir()):
         if path.is_file():
             progress("hashing every file again", 0, 0)
             files[path.name] = Content.of(path)
         else:
-            problems.append(f"{path.name} is not a file")
-    verification, report = _decode(files[VERIFICATION_NAME].read(), folder)
-    problems += [*_faults(report), *_changes(report, files)]
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise VerificationError(
-            f"{folder} cannot be published: {problems[0]}{more}; run bit verify {folder} again", problems
-        )
-    return VerifiedFolder(manifest, verification, files)
-
-
-def _decode(data: bytes, folder: Path) -> tuple[dict[str, Any], Report]:
+            problems.append(f"{shown(path.name)} is not a file")
+    manifest = Manifest.decode(files[MANIFEST_NAME].read(), folder / MANIFEST_NAME)
+    if VERIFICATION_NAME not in files:
+        raise VerificationError(f"{folder} is not verified; run bit verify {folder}")
+    data = files[VERIFICATION_NAME].read()
     try:
-        values = msgspec.json.decode(data, type=dict[str, Any])
-        schema = values.get("schema", 1)
-        if schema == SCHEMA:
-            return values, msgspec.convert(values, Report)
-        problem = f"has schema {schema}, but this version reads schema {SCHEMA}"
-    except (msgspec.MsgspecError, RecursionError) as error:
-        problem = f"is damaged ({error})"
-    raise VerificationError(
-        f"{folder} cannot be published: {VERIFICATION_NAME} {problem}; run bit verify {folder} again",
-        [f"{VERIFICATION_NAME} {problem}"],
+        stored = StoredVerification.decode(data)
+    except VerificationError as error:
+        raise _refused(folder, [str(error)]) from None
+    hashes = {name: content.sha256 for name, content in files.items() if name not in UNVERIFIED}
+    problems += [*_faults(stored), *_changes(stored, files)]
+    if problems := problems or compare_files(folder, manifest, hashes)[0]:
+        raise _refused(folder, problems)
+    with contextlib.ExitStack() as opened:
+        converted = opened.enter_context(_opened(folder, manifest))
+        given = Inputs(manifest, converted, None, find_recordings(manifest.origin.sha256, gate.recordings))
+        if gate.reverify or needs_source(stored.verification, given):
+            given = _with_source(given, opened, folder, gate)
+        if gate.reverify:
+            given = replace(given, repeated=_repeat(folder, given, hashes, gate, progress))
+        problems = [*_contradicted(manifest, converted), *contradictions(stored.verification, given, progress)]
+    if problems:
+        raise _refused(folder, problems)
+    return VerifiedFolder(manifest, parse_record(data), stored.verification, files, _checked(given))
+
+
+def _refused(folder: Path, problems: list[str]) -> VerificationError:
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return VerificationError(
+        f"{folder} cannot be published: {problems[0]}{more}; run bit verify {folder} again", problems
     )
 
 
-def _faults(report: Report) -> list[str]:
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _opened(folder: Path, manifest: Manifest) -> Checkpoint:
+    try:
+        return Checkpoint(folder, manifest.name, manifest)
+    except CheckpointError as error:
+        raise _refused(folder, [str(error)]) from None
+
+
+def _with_source(given: Inputs, opened: contextlib.ExitStack, folder: Path, gate: Gate) -> Inputs:
+    """Open the source if it is there. Raises `CheckpointError` if it is another checkpoint."""
+    path = gate.source if gate.source is not None else folder / given.manifest.source.path
+    if gate.source is None and not path.exists():
+        return given
+    source = opened.enter_context(Checkpoint(path, given.manifest.name))
+    if not gate.reverify and combined_sha256(source.file.digests()) != given.manifest.source.sha256:
+        raise CheckpointError(
+            f"{path} is not what {folder} was converted from: the SHA-256 differs from {MANIFEST_NAME}; "
+            "name the right checkpoint with --source"
+        )
+    return replace(given, source=source)
+
+
+def _repeat(folder: Path, given: Inputs, hashes: Mapping[str, str], gate: Gate, progress: Progress) -> Verification:
+    """Return the result of the quick verification, which must pass and must have read the bytes that were hashed."""
+    try:
+        result = verify(folder, given.manifest, given.source, Settings(recordings=gate.recordings), progress)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, or leave out the repeated verification with --no-reverify") from None
+    problems = [*result.problems]
+    compared: tuple[Check | PixelCheck, ...] = (*result.checks, *result.pixels)
+    failed = [check for check in compared if not check.passed]
+    if failed:
+        problems.append(f"the repeated verification fails in {len(failed)} comparisons, first of {failed[0].input}")
+    if result.files != hashes:
+        problems.append("files changed while they were verified again")
+    if problems or not result.passed:
+        raise _refused(folder, problems or ["the repeated verification compared nothing"])
+    return result
+
+
+def _contradicted(manifest: Manifest, converted: Checkpoint) -> list[str]:
+    """Return the statements of the manifest that the weights contradict."""
+    export, profile = converted.layout.export, manifest.options.profile or ""
+    companions = export.companions(converted.config, converted.dtype, manifest.name, profile or export.profile or "")
+    return [*compare_manifest(manifest, companions, converted)]
+
+
+def _checked(given: Inputs) -> Checked:
+    repeated, source = given.repeated, given.source
+    if repeated is None:
+        return Checked()
+    compared = source is not None and (repeated.tensors_exact or repeated.tensors_changed)
+    place = address(source.path, given.manifest.source.files) if source is not None and compared else None
+    return Checked(reverified=True, address=place)
+
+
+def _faults(stored: StoredVerification) -> list[str]:
     """Return the reasons why this does not report a verification that passed in this version."""
-    verifier, rows = f"bit-convert {__version__}", [*report.checks, *report.pixels]
-    failed = sum(not row.holds for row in rows)
+    verifier, result = f"bit-convert {__version__}", stored.verification
+    count = len(result.checks) + len(result.pixels)
     faults = {
-        "does not report a pass": not report.passed,
-        f"reports a problem ({next(iter(report.problems), None)})": bool(report.problems),
-        f"comes from {report.verifier}, not from {verifier}": report.verifier != verifier,
-        "has no comparisons": not report.checks,
-        f"has {failed} of {len(rows)} comparisons over the tolerance": failed > 0,
-        "lists no files": not report.files,
+        "does not report a pass": not stored.passed,
+        f"reports a problem ({shown(next(iter(result.problems), None))})": bool(result.problems),
+        f"comes from {shown(stored.verifier)}, not from {verifier}": stored.verifier != verifier,
+        "has no comparisons": not result.checks,
+        f"has {stored.failed} of {count} comparisons over the tolerance": stored.failed > 0,
+        "lists no files": not result.files,
     }
+    if not any(faults.values()):
+        faults[f"contradicts itself in {', '.join(stored.edited)}"] = bool(stored.edited)
     return [f"{VERIFICATION_NAME} {fault}" for fault, applies in faults.items() if applies]
 
 
-def _changes(report: Report, files: dict[str, Content]) -> list[str]:
+def _changes(stored: StoredVerification, files: dict[str, Content]) -> list[str]:
     """Return the differences between the files and those that were verified."""
-    missing = [f"{name} is missing" for name in sorted(set(report.files) - set(files))]
+    listed = stored.verification.files
+    missing = [f"{shown(name)} is missing" for name in sorted(set(listed) - set(files))]
     changed = [
-        f"{name} was changed after the verification (different SHA-256)"
+        f"{shown(name)} was changed after the verification (different SHA-256)"
         for name, content in files.items()
-        if name in report.files and report.files[name] != content.sha256
+        if name in listed and listed[name] != content.sha256
     ]
     page = files.get(REPORT_NAME)
-    if page is None or report.report != page.sha256:
+    if page is None or stored.report != page.sha256:
         changed.append(f"{REPORT_NAME} is not the page that the verification wrote")
-    added = [f"{name} was added after the verification" for name in sorted(set(files) - set(report.files) - UNVERIFIED)]
+    added = [
+        f"{shown(name)} was added after the verification" for name in sorted(set(files) - set(listed) - UNVERIFIED)
+    ]
     return [*missing, *changed, *added]

@@ -70,3 +70,13 @@ REFERENCES = {
         Reference("onnxruntime", ("onnx", "onnxruntime"), "onnx", FLOAT32, (CONVERTED,), ("onnx",)),
     )
 }
+
+IMPLEMENTATIONS = {
+    "pytorch": "bit (PyTorch)",
+    "flax": "bit.flax (JAX)",
+    "keras": "bit.keras (TensorFlow)",
+    "timm": "timm",
+    "transformers": "transformers",
+    "onnxruntime": "ONNX Runtime",
+}
+"""Names of the implementations in reports, by the name of the reference; each module in this folder states the same."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import msgspec
 
 from bit import __version__
-from convert.files.base import File
+from convert.checkpoints.records import Count, Name, Sentence, Sha256, parse_record
+from convert.errors import VerificationError
+from convert.files.base import File, shown
 from convert.references.registry import CONVERTED as CONVERTED
 from convert.references.registry import SOURCE as SOURCE
 
@@ -25,6 +27,8 @@ IDENTICAL, EQUAL, DIFFERENT, MISSING = "identical", "equal", "different", "missi
 FLOAT64_TOLERANCE = 1e-9
 """Two implementations of one function agree to about 1e-13 in float64; the smallest known difference in
 meaning, an epsilon of 1e-8 instead of 1e-10, shows as 4e-4."""
+NO_SOURCE = "bytes were not compared: the source is not available"
+"""The warning of a verification without the source."""
 PIXEL_TOLERANCE = 1.0
 """8-bit levels; the two backends of transformers' own image processor differ by as much."""
 
@@ -37,14 +41,14 @@ class Check:
     do for a user; in the mode `isolated` it runs on the oracle's input, so an error names the part.
     """
 
-    reference: str
-    implementation: str
-    side: str
+    reference: Sentence
+    implementation: Name
+    side: Name
     """The side that supplies the weights, `source` or `converted`."""
-    dtype: str
-    mode: str
-    input: str
-    tap: str
+    dtype: Name
+    mode: Name
+    input: Name
+    tap: Name
     error: float
     """Relative L2."""
     tolerance: float
@@ -52,7 +56,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        return math.isfinite(self.tolerance) and self.error <= self.tolerance
+        return math.isfinite(self.tolerance) and 0 <= self.error <= self.tolerance
 
     @property
     def run(self) -> str:
@@ -66,14 +70,14 @@ class Check:
 class Agreement:
     """The number of images of an input that a run puts into the same classes as the reference."""
 
-    implementation: str
-    side: str
-    dtype: str
-    input: str
-    images: int
-    top1: int
+    implementation: Name
+    side: Name
+    dtype: Name
+    input: Name
+    images: Count
+    top1: Count
     """Images with the same most probable class."""
-    top5: int
+    top5: Count
     """Images with the same five most probable classes, in any order."""
     margin: float
     """Smallest difference between the reference's two largest logits of an image."""
@@ -85,10 +89,10 @@ class Agreement:
 class Finding:
     """The diagnosis of one part of a network that is over the tolerance."""
 
-    implementation: str
-    part: str
+    implementation: Name
+    part: Name
     """Last tap of the part, such as `block1/unit01` or `logits`."""
-    explanation: str | None
+    explanation: Sentence | None
     """The known mistake that explains the error; None if no known mistake does."""
     before: float
     """Relative L2 error of the part, given the oracle's input."""
@@ -112,11 +116,11 @@ class EpsilonEffect:
     `original` is the epsilon that the weights are meant for.
     """
 
-    library: str
+    library: Name
     epsilon: float
     original: float
-    input: str
-    tap: str
+    input: Name
+    tap: Name
     relative_l2: float | None
     """None if it is not finite."""
 
@@ -125,16 +129,16 @@ class EpsilonEffect:
 class PixelCheck:
     """The pixels that the stated preprocessing makes of one image, compared with the expected ones."""
 
-    input: str
+    input: Name
     error: float
     """Largest difference of a pixel in 8-bit levels; infinite for another size."""
-    explanation: str | None
+    explanation: Sentence | None
     """The known mistake that makes these pixels, or None."""
     tolerance: float = PIXEL_TOLERANCE
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.tolerance
+        return 0 <= self.error <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -143,44 +147,59 @@ class NetworkResult:
 
     checks: tuple[Check, ...] = ()
     agreements: tuple[Agreement, ...] = ()
-    environments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    environments: Mapping[Sentence, Mapping[Name, Sentence]] = field(default_factory=dict)
     """By run: versions, device, threads and whether TF32 was off."""
-    not_run: Mapping[str, str] = field(default_factory=dict)
+    not_run: Mapping[Name, Sentence] = field(default_factory=dict)
     """The reason for each reference implementation that did not run."""
-    crashed: tuple[str, ...] = ()
+    crashed: tuple[Name, ...] = ()
     """Those that started and failed; each is a problem of the verification."""
     findings: tuple[Finding, ...] = ()
     epsilon: EpsilonEffect | None = None
-    reference: str = ""
+    reference: Sentence = ""
     """The reference of end-to-end checks."""
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[Name, Sha256] = field(default_factory=dict)
     """SHA-256 of the images of each input, see `input_sha256`."""
-    recordings: Mapping[str, str] = field(default_factory=dict)
+    recordings: Mapping[Name, Sha256] = field(default_factory=dict)
     """SHA-256 of each recording that outputs were compared with, by file name."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The files of a second conversion of the source, compared byte for byte with those in the folder."""
+
+    identical: tuple[Name, ...]
+    different: tuple[Name, ...]
+    """Those that differ or are missing on one side; each is a problem of the verification."""
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.identical) and not self.different
 
 
 @dataclass(frozen=True)
 class Verification:
     """The verdict on a converted folder. It passes if every comparison passes and at least one was made."""
 
-    name: str
-    layout: str
-    architecture: str
-    classes: int
-    files: Mapping[str, str] = field(default_factory=dict)
+    name: Name
+    layout: Name
+    architecture: Name
+    classes: Count
+    files: Mapping[str, Sha256] = field(default_factory=dict)
     """SHA-256 of every verified file, by name."""
-    tensors_exact: int = 0
+    tensors_exact: Count = 0
     """Tensors that convert back to the source exactly."""
-    tensors_changed: int = 0
+    tensors_changed: Count = 0
     """Tensors that are bit for bit what the requested change makes of the source."""
-    roundings: tuple[str, ...] = ()
+    roundings: tuple[Name, ...] = ()
     """The dtypes to which the weights were rounded since the original checkpoint."""
-    problems: tuple[str, ...] = ()
+    problems: tuple[Sentence, ...] = ()
     """Faults of files, tensors and required references."""
     network: NetworkResult = field(default_factory=NetworkResult)
     pixels: tuple[PixelCheck, ...] = ()
-    warnings: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    replay: Replay | None = None
+    """The comparison with a second conversion; None unless it was asked for."""
+    warnings: tuple[Sentence, ...] = ()
+    environment: Mapping[Name, Sentence] = field(default_factory=dict)
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -208,6 +227,64 @@ class Verification:
             values[name] = [{**row, "passed": check.passed} for check, row in zip(checks, values[name], strict=True)]
         verdict = {"passed": self.passed, "model_passed": self.model_passed, "pixels_passed": self.pixels_passed}
         return {"schema": SCHEMA, "verifier": f"bit-convert {__version__}", **verdict, **values}
+
+
+NOT_FINITE = {"checks": ("error", "tolerance"), "pixels": ("error",), "findings": ("before",)}
+"""Numbers that `Verification.to_dict` writes as null if they are not finite, by the list that holds them."""
+
+
+@dataclass(frozen=True)
+class StoredVerification:
+    """The content of `verification.json`: the results, and what the file states about them."""
+
+    verifier: Name
+    """`bit-convert` and the version that verified."""
+    passed: bool
+    """The verdict that the file states; it is that of the results unless the file was edited."""
+    verification: Verification
+    report: Sha256 | None = None
+    """SHA-256 of `verification.html`."""
+    failed: int = 0
+    """Comparisons that are over the tolerance, or are stated to be."""
+    edited: tuple[str, ...] = ()
+    """Fields that are not what this version writes for these results."""
+
+    @classmethod
+    def decode(cls, data: bytes) -> StoredVerification:
+        """Decode the file strictly. Raises `VerificationError` for anything that `to_dict` cannot have written."""
+        try:
+            values = parse_record(data)
+            if (schema := values.get("schema", 1)) != SCHEMA:
+                message = f"has schema {shown(schema)}, but this version reads schema {SCHEMA}"
+                raise VerificationError(f"verification.json {message}", [message])
+            names = {item.name for item in (*fields(Verification), *fields(NetworkResult))} - {"network"}
+            names |= {"schema", "verifier", "passed", "model_passed", "pixels_passed", "report"}
+            if missing := sorted(names - values.keys() - {"report"}):
+                raise ValueError(f"Object missing required field `{missing[0]}`")
+            if unknown := sorted(values.keys() - names):
+                raise ValueError(f"unknown field {shown(unknown[0])}")
+            restored = {**values, **{name: _restored(values[name], *numbers) for name, numbers in NOT_FINITE.items()}}
+            stored = msgspec.convert({**restored, "verification": {**restored, "network": restored}}, cls)
+        except VerificationError:
+            raise
+        except ValueError as error:
+            raise VerificationError(f"verification.json is damaged ({error})", [f"is damaged ({error})"]) from None
+        found = stored.verification
+        judged: tuple[Check | PixelCheck, ...] = (*found.checks, *found.pixels)
+        rows = (*values["checks"], *values["pixels"])
+        failed = sum(not (item.passed and row.get("passed") is True) for item, row in zip(judged, rows, strict=True))
+        edited = [name for name, value in found.to_dict().items() if value != values[name] and name != "verifier"]
+        return replace(stored, failed=failed, edited=tuple(edited))
+
+
+def _restored(rows: Any, *numbers: str) -> Any:
+    """Return rows of JSON with infinity for the numbers that are null."""
+    if not isinstance(rows, list):
+        return rows
+    return [
+        {**row, **{name: math.inf for name in numbers if row.get(name, 0) is None}} if isinstance(row, dict) else row
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ LARGEST_ROUNDING_TOLERANCE = 1.0
 """Without the source, the effect of rounding is measured on the converted file, where a fault may inflate
 it: a larger tolerance than this counts as 0. bfloat16 needs 0.5 in the last units of R50x1."""
 
+ORACLE_ON_SOURCE = "the oracle on the source"
+"""The name of the reference of isolated checks, and of all checks without a recording."""
+
 BothModes = Iterable[tuple[str, Batches, Batches]]
 """A tap with end-to-end values and isolated values, which are empty if not wanted."""
 
@@ -60,6 +63,11 @@ class Candidate:
         return tap != "logits" or self.origin.head == "keep"
 
 
+def recorded_by(recordings: Recordings) -> str:
+    """Return the name of recordings as the reference of end-to-end checks."""
+    return f"recorded outputs of {recordings.float64.implementation}"
+
+
 @dataclass(frozen=True)
 class Expected:
     """The values that the runs of one candidate are compared with, and the tolerances.
@@ -80,8 +88,8 @@ class Expected:
     def reference(self, mode: str = END_TO_END) -> str:
         """Return the name of the reference in reports."""
         if mode == ISOLATED or self.recordings is None:
-            return "the oracle on the source"
-        return f"recorded outputs of {self.recordings.float64.implementation}"
+            return ORACLE_ON_SOURCE
+        return recorded_by(self.recordings)
 
     def keys(self) -> set[Key]:
         """Return the inputs and taps that have expected values."""

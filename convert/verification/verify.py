@@ -37,7 +37,7 @@ from convert.references.recordings import SHIPPED, Recordings, find_recordings
 from convert.verification.bytes import compare_bytes
 from convert.verification.network import compare_network
 from convert.verification.pixels import compare_pixels, stated_processor, without_preprocessing
-from convert.verification.results import CONVERTED, SOURCE, NetworkResult, PixelCheck, Verification
+from convert.verification.results import CONVERTED, NO_SOURCE, SOURCE, NetworkResult, PixelCheck, Verification
 from convert.verification.tap_errors import Candidate
 
 
@@ -52,6 +52,8 @@ class Settings:
     """Those that must run for the verification to pass."""
     recordings: tuple[Path, ...] = (SHIPPED,)
     """Folders of recordings."""
+    replay: bool = False
+    """Convert again, and compare the bytes of every file; see `convert.verification.replay`."""
 
 
 def verify(
@@ -83,9 +85,9 @@ def verify(
     later = {*REPORT_NAMES, *SIGNING_NAMES, *([CARD_NAME] if is_signed(folder) else [])}
     paths = (path for path in sorted(folder.iterdir()) if path.name not in later and path.is_file())
     files = {path.name: file_sha256(path) for path in paths}
-    problems, warnings = _compare_files(folder, manifest, files)
+    problems, warnings = compare_files(folder, manifest, files)
     if source is None:
-        warnings.append("bytes were not compared: the source is not available")
+        warnings.append(NO_SOURCE)
     if recordings is None or recordings.own:
         warnings.append(
             f"there is no recording of the original code for {manifest.name}: the conversion is compared with "
@@ -130,7 +132,7 @@ def _compare(
     profile = manifest.options.profile or export.profile or ""
     companions = export.companions(converted.config, converted.dtype, manifest.name, profile)
     pixels, problems = _compare_companions(companions, converted)
-    problems += _compare_manifest(manifest, companions, converted)
+    problems += compare_manifest(manifest, companions, converted)
     warnings = [caveat] if (caveat := export.caveat(converted.config)) else []
     same_network, tensors = True, list[tuple[Step, str | None]]()
     if plan is not None:
@@ -159,7 +161,7 @@ def _compare(
     )
 
 
-def _compare_files(folder: Path, manifest: Manifest, hashes: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def compare_files(folder: Path, manifest: Manifest, hashes: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Compare the files with the manifest; return problems and warnings."""
     problems, warnings = [], []
     for name, file in manifest.files.items():
@@ -176,11 +178,14 @@ def _compare_files(folder: Path, manifest: Manifest, hashes: Mapping[str, str]) 
     return problems, warnings
 
 
-def _compare_manifest(manifest: Manifest, companions: Collection[str], converted: Checkpoint) -> Iterator[str]:
+def compare_manifest(manifest: Manifest, companions: Collection[str], converted: Checkpoint) -> Iterator[str]:
     """Yield the statements of the manifest that the weights contradict."""
     layout, config = converted.layout, converted.config
-    stated = {(row["parameter"], row["target"], tuple(row["shape"])) for row in manifest.tensors}
-    found = {(item.name, layout.key(item.place), layout.shape(item)) for item in parameters(config)}
+    stated = {(row["parameter"], row["target"], tuple(row["shape"]), row["dtype"]) for row in manifest.tensors}
+    found = {
+        (item.name, layout.key(item.place), layout.shape(item), converted.tensor(item.place).dtype.name)
+        for item in parameters(config)
+    }
     statements = {
         "layout": (manifest.layout, layout.name),
         "architecture": (manifest.architecture, config.architecture),
