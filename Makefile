@@ -19,7 +19,7 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify push list record inspect test test-all faults \
+.PHONY: help setup convert verify push list record inspect test test-all faults fuzz \
 	bench bench-convert bench-model bench-verify lint clean
 
 help: ## list the targets
@@ -54,6 +54,9 @@ test-all: $(DEV) ## run the tests that take gigabytes or minutes, too; one needs
 
 faults: $(DEV) ## plant 26 faults into conversions, and print what is found beside allclose(atol=1e-3)
 	PYTHONPATH=tests $(VENV)/bin/python -m support.planted
+
+fuzz: $(DEV) ## fuzz every reader of files (ARGS="--reader npz --seconds 60"), and print what is found
+	PYTHONPATH=tests $(VENV)/bin/python -m fuzzing.run $(ARGS)
 
 bench: bench-convert bench-model bench-verify ## run the next three
 

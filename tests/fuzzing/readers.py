@@ -1,0 +1,285 @@
+"""Every reader of files from outside, as a function of the file's bytes.
+
+`READERS` is the table. A reader gets the bytes as a user would hand them over, in a file, and may raise
+only errors of the tree in `convert/errors.py` and `OSError`; `bit`, which has no tree, plain `ValueError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import resource
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+from fuzzing import mutators, seeds
+from fuzzing.mutators import Mutator
+from PIL import Image
+from support.conversions import convert as converted
+from support.conversions import verified
+
+import convert
+from bit.config import CONFIG_NAME, BitConfig
+from bit.image_processing import PREPROCESSOR_NAME, BitImageProcessor, BitImageProcessorPil
+from convert.checkpoints.manifest import MANIFEST_NAME, VERIFICATION_NAME, Manifest
+from convert.errors import ConvertError
+from convert.files.containers import open_weights
+from convert.progress import silent
+from convert.publishing.card import card
+from convert.publishing.gate import check_folder
+from convert.sources.synthetic import write_npz
+
+CORPUS = Path(__file__).with_name("corpus")
+"""A folder for each reader with small valid files, and with those that once were a finding."""
+MAX_SECONDS = 10
+"""Longest time, of this process, that a small file may take."""
+MAX_MEGABYTES = 1500
+"""Most memory that a small file may take."""
+
+
+class Workplace:
+    """A folder with what a reader needs beside the file that it reads, all from one seeded network."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file(self, name: str, data: bytes) -> Path:
+        """Write a file into a folder that has no other."""
+        path = self.folder / "input" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    @cached_property
+    def source(self) -> Path:
+        """The network in google's layout."""
+        path = self.folder / "tiny.npz"
+        write_npz(path, seeds.SMALLEST)
+        return path
+
+    @cache  # noqa: B019 (one workplace a process)
+    def converted(self, layout: str, most: str | None = None) -> Path:
+        """Return a conversion as if another program had written it: without a manifest."""
+        folder = converted(self.source, layout, self.folder / f"{layout}-{most}", max_shard_size=most)
+        (folder / MANIFEST_NAME).unlink()
+        return folder
+
+    @cached_property
+    def shards(self) -> Path:
+        """Several files of weights and their index."""
+        return self.converted("transformers", "50KB")
+
+    @cached_property
+    def verified(self) -> Path:
+        """A verified conversion."""
+        folder = converted(self.source, "transformers", self.folder / "verified")
+        assert verified(folder, self.source).passed
+        return folder
+
+    @cached_property
+    def manifest(self) -> bytes:
+        return (self.verified / MANIFEST_NAME).read_bytes()
+
+    @cached_property
+    def report(self) -> bytes:
+        return (self.verified / VERIFICATION_NAME).read_bytes()
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """A part of an ONNX model."""
+        return seeds.onnx(self)["part.onnx"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader, the valid files to start from, and the way to change them."""
+
+    read: Callable[[Workplace, bytes], None]
+    """Reads the bytes from end to end; raises for what is invalid."""
+    seeds: Callable[[Workplace], Mapping[str, bytes]]
+    """Returns valid files by name."""
+    mutate: Mutator
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An input that a reader must not answer in this way."""
+
+    kind: str
+    """The class of the exception, `time` or `memory`."""
+    where: str
+    """The innermost line of our own code, or the amount."""
+    details: str
+
+    @property
+    def raised(self) -> bool:
+        return self.kind not in ("time", "memory")
+
+    @property
+    def name(self) -> str:
+        """The name of the file that keeps the input: the same for all inputs that fail in the same place."""
+        place = f"{self.kind} {self.where if self.raised else ''}"
+        return f"{self.kind}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+
+    @property
+    def text(self) -> str:
+        return f"{self.kind} {self.where}\n\n{self.details}"
+
+
+def attempt(reader: Reader, place: Workplace, data: bytes) -> Finding | None:
+    """Read `data`; return what is wrong with the way in which that ended, or None."""
+    start, peak = time.process_time(), _peak()
+    try:
+        with warnings.catch_warnings(action="error"):  # what a warning shows, nobody has escaped
+            reader.read(place, data)
+    except KeyboardInterrupt:
+        raise
+    except (ConvertError, OSError):
+        pass
+    except BaseException as error:  # a panic of Rust is not an `Exception`
+        return Finding(type(error).__name__, _innermost(error), "".join(traceback.format_exception(error)))
+    if (seconds := time.process_time() - start) > MAX_SECONDS:
+        return Finding("time", f"{seconds:.0f} s", f"took {seconds:.1f} s; at most {MAX_SECONDS} s are allowed\n")
+    if (megabytes := _peak() - peak) > MAX_MEGABYTES:
+        amount = f"{megabytes:.0f} MB"
+        return Finding("memory", amount, f"took {amount}; at most {MAX_MEGABYTES} MB are allowed\n")
+    return None
+
+
+def corpus(name: str) -> dict[str, bytes]:
+    """Return the stored files of a reader by name."""
+    return {path.name: path.read_bytes() for path in sorted((CORPUS / name).glob("*"))}
+
+
+def _peak() -> float:
+    """Return the most memory that this process or one that it started ever held, in megabytes."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(usage.ru_maxrss for usage in usages) / 1024
+
+
+def _innermost(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if {"bit", "convert"} & set(Path(frame.filename).parts)]
+    frame = (ours or list(frames))[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+
+
+@contextlib.contextmanager
+def _documented() -> Iterator[None]:
+    """Let the plain `ValueError` pass that `bit` documents, but no subclass of it."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+
+
+def _weights(name: str) -> Callable[[Workplace, bytes], None]:
+    """Return a function that reads a file of weights of that name."""
+    return lambda place, data: _read_weights(place.file(name, data))
+
+
+def _read_weights(path: Path) -> None:
+    """Read a checkpoint as `bit inspect` does; of one that holds no BiT, read every array all the same."""
+    try:
+        convert.inspect(path)
+    except ConvertError:
+        with open_weights(path) as file:
+            for tensor in file.tensors.values():
+                file.read(tensor, 0, np.empty(tensor.size, tensor.dtype.bits))
+            file.digests()
+
+
+def _index(place: Workplace, data: bytes) -> None:
+    path = place.shards / "model.safetensors.index.json"
+    path.write_bytes(data)
+    _read_weights(path)
+
+
+def _onnx(place: Workplace, data: bytes) -> None:
+    path = place.file("input.onnx", data)
+    place.file("input.onnx.data", bytes(64))
+    _read_weights(path)
+
+
+def _labels(place: Workplace, data: bytes) -> None:
+    _onnx(place, seeds.onnx_with_labels(place.onnx, data))
+
+
+def _manifest(place: Workplace, data: bytes) -> None:
+    """Read a manifest with a report that vouches for it, as a forger would write."""
+    report = json.loads(place.report)
+    report["files"][MANIFEST_NAME] = hashlib.sha256(data).hexdigest()
+    _gate(place, data, json.dumps(report).encode())
+
+
+def _verification(place: Workplace, data: bytes) -> None:
+    _gate(place, place.manifest, data)
+
+
+def _gate(place: Workplace, manifest: bytes, report: bytes) -> None:
+    """Convert to the folder again, which finds what is there, and prepare a push."""
+    (place.verified / MANIFEST_NAME).write_bytes(manifest)
+    (place.verified / VERIFICATION_NAME).write_bytes(report)
+    Manifest.read(place.verified)
+    with contextlib.suppress(ConvertError):
+        convert.convert(place.source, out=place.verified)
+    found = check_folder(place.verified, silent)
+    card(found.manifest, found.verification, "me/tiny")
+
+
+def _config(layout: str) -> Callable[[Workplace, bytes], None]:
+    """Return a function that reads a `config.json` beside weights, for a conversion and as a model."""
+
+    def read(place: Workplace, data: bytes) -> None:
+        from bit import BitForImageClassification
+
+        folder = place.converted(layout)
+        (folder / CONFIG_NAME).write_bytes(data)
+        with contextlib.suppress(ConvertError):
+            convert.inspect(folder)
+        with _documented():
+            BitForImageClassification.from_pretrained(folder)
+
+    return read
+
+
+def _own_config(place: Workplace, data: bytes) -> None:
+    with _documented():
+        config = BitConfig.from_pretrained(place.file(CONFIG_NAME, data).parent)
+        BitConfig.from_dict(config.to_dict())
+
+
+def _preprocessor(place: Workplace, data: bytes) -> None:
+    """Read the preprocessing, and prepare a small image in both ways."""
+    folder = place.file(PREPROCESSOR_NAME, data).parent
+    for kind in (BitImageProcessorPil, BitImageProcessor):
+        with _documented():
+            kind.from_pretrained(folder)(Image.new("RGB", (12, 9)), return_tensors="np")
+
+
+READERS = {
+    "npz": Reader(_weights("input.npz"), seeds.npz, mutators.npz),
+    "safetensors": Reader(_weights("input.safetensors"), seeds.safetensors, mutators.safetensors),
+    "h5-earliest": Reader(_weights("input.h5"), seeds.h5("earliest"), mutators.plain),
+    "h5-latest": Reader(_weights("input.weights.h5"), seeds.h5("latest"), mutators.h5),
+    "pytorch": Reader(_weights("input.pth"), seeds.pytorch, mutators.pytorch),
+    "pytorch-legacy": Reader(_weights("input.bin"), seeds.pytorch_legacy, mutators.pickle),
+    "onnx": Reader(_onnx, seeds.onnx, mutators.onnx),
+    "index": Reader(_index, seeds.index, mutators.json),
+    "manifest": Reader(_manifest, seeds.manifest, mutators.json),
+    "verification": Reader(_verification, seeds.verification, mutators.json),
+    "config-transformers": Reader(_config("transformers"), seeds.config("transformers"), mutators.json),
+    "config-timm": Reader(_config("timm"), seeds.config("timm"), mutators.json),
+    "config-bit": Reader(_own_config, seeds.own_config, mutators.json),
+    "preprocessor": Reader(_preprocessor, seeds.preprocessor, mutators.json),
+    "labels": Reader(_labels, seeds.labels, mutators.json),
+}
+"""By name; `make fuzz` runs all."""
