@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,8 @@ from convert.signing.signers import Signer, Trust
 MAX_BYTES = 8 << 20
 """Largest `model.sig`; it takes 150 bytes for each file."""
 PREDICATE = "https://model_signing/signature/v1.0"
+MISMATCH = re.compile(r"Hash mismatch for \\?'(.+?)\\?'")
+"""The name of a changed file in the words of model-signing, in which quotes may be escaped."""
 NOT_SIGNED = (".git", ".gitattributes")
 """What git and the Hub add to a repository; Model Signing leaves it out as well."""
 
@@ -129,7 +132,7 @@ def _hashing(linked: bool) -> Any:
 def _explained(error: Exception, trust: Trust) -> str:
     text = " ".join(str(error).split())
     if text.startswith("Signature mismatch"):
-        name = text.partition("Hash mismatch for '")[2].partition("'")[0]
-        return f"{shown(name)} was changed after it was signed" if name else "files differ from those that were signed"
+        name = MISMATCH.search(text)
+        return f"{shown(name[1])} was changed after it was signed" if name else "it differs from what was signed"
     reason = "" if not text or text.startswith("Key mismatch") else f" ({shown(text)})"
     return f"{SIGNATURE_NAME} is not a signature by {trust.name}{reason}"

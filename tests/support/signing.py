@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -47,3 +48,15 @@ def signed(folder: Path, private: Path, target: Path, repository: str | None = N
     """Copy a verified folder, and sign the copy."""
     shutil.copytree(folder, target)
     return sign_verified(target, signer(private), repository, silent)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Signed folders: `tiny`, and `timm`, another conversion; `old`, an older version of `tiny`; `foreign`, the
+    same signed with another key."""
+
+    place: Path
+    private: Path
+    public: Path
+    foreign: Path
+    """Another private key."""
