@@ -7,11 +7,12 @@ BiT is a pre-activation ResNet with group normalization and weight standardizati
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from bit.files import read_json, short, write_json
 
 DEPTHS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Units per stage by the number of weighted layers. 50, 101 and 152 are published."""
@@ -35,6 +36,27 @@ ACTIVATIONS = {
     "mish": "Mish",
 }
 """Classes of `torch.nn` by the values of `hidden_act`."""
+
+MAX_STAGES, MAX_UNITS = 8, 1024
+"""Most stages, and most units in all of them; R152x4 has 4 and 50. Each further stage may double the padding."""
+MAX_LABEL = 1000
+"""Most characters in the name of a class; the longest of ImageNet-21k has 175."""
+
+RANGES: Mapping[str, tuple[int, int]] = {
+    "num_channels": (1, 1 << 20),
+    "embedding_size": (1, 1 << 20),
+    "hidden_sizes": (1, 1 << 20),
+    "depths": (1, MAX_UNITS),
+    "num_groups": (1, 1 << 20),
+    "width_factor": (1, 1 << 20),
+    "num_labels": (0, 1 << 20),
+    "output_stride": (4, 32),
+}
+"""Least and largest value of each field of whole numbers, so that a hostile `config.json` costs no time or memory.
+The widest published stage has 8,192 channels, the largest head 21,843 classes."""
+
+LISTS = ("hidden_sizes", "depths")
+"""The fields with one number for each stage."""
 
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "layer_type": ("preactivation", "bottleneck"),
@@ -90,38 +112,59 @@ class BitConfig:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
+        self._check_values()
         factor = self.width_factor
-        if type(factor) is not int or factor < 1:
-            raise ValueError(f"width_factor is {factor!r}; expected a whole number of at least 1")
         set_field(self, "embedding_size", self.embedding_size * factor)
         set_field(self, "hidden_sizes", tuple(size * factor for size in self.hidden_sizes))
         set_field(self, "width_factor", 1)
         set_field(self, "depths", tuple(self.depths))
+        self._check_sizes()
         if isinstance(self.global_padding, str):
             set_field(self, "global_padding", self.global_padding.upper())
-        self._check_sizes()
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
-                raise ValueError(f"{field} is {getattr(self, field)!r}; expected one of {choices}")
-        if self.id2label is not None and (
-            sorted(self.id2label) != list(range(self.num_labels))
-            or not all(isinstance(label, str) for label in self.id2label.values())
-        ):
-            raise ValueError(f"id2label must give each of the classes 0 to {self.num_labels - 1} a name")
+                raise ValueError(f"{field} is {short(getattr(self, field))}; expected one of {choices}")
+        if self.id2label is not None:
+            _check_labels(self.id2label, self.num_labels)
         features = _aligned_features(self.stage_names, self.out_features, self.out_indices)
         set_field(self, "out_features", features)
         set_field(self, "out_indices", tuple(self.stage_names.index(name) for name in features))
 
+    def _check_values(self) -> None:
+        """Check the type and the range of every field by itself, before anything is computed from it."""
+        for field in LISTS:
+            value = getattr(self, field)
+            if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_STAGES:
+                raise ValueError(
+                    f"{field} is {short(value)}; expected one entry per stage, for 1 to {MAX_STAGES} stages"
+                )
+        for field, (least, most) in RANGES.items():
+            value = getattr(self, field)
+            for number in value if field in LISTS else (value,):
+                if type(number) is not int or not least <= number <= most:
+                    raise ValueError(f"{field} is {short(value)}; expected a whole number from {least} to {most}")
+        if type(self.drop_path_rate) not in (int, float) or not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate is {short(self.drop_path_rate)}; expected a number from 0 to below 1")
+        if type(self.ws_eps) is not float or not 0 < self.ws_eps < 1:
+            raise ValueError(f"ws_eps is {short(self.ws_eps)}; expected a number between 0 and 1, such as 1e-10")
+        if type(self.embedding_dynamic_padding) is not bool:
+            raise ValueError(
+                f"embedding_dynamic_padding is {short(self.embedding_dynamic_padding)}; expected true or false"
+            )
+
     def _check_sizes(self) -> None:
-        if len(self.depths) != len(self.hidden_sizes) or not self.depths:
+        if len(self.depths) != len(self.hidden_sizes):
             raise ValueError(f"depths {self.depths} and hidden_sizes {self.hidden_sizes} must have one entry per stage")
-        sizes = (*self.depths, *self.hidden_sizes, self.num_channels, self.embedding_size, self.num_groups)
-        if min(sizes) < 1 or self.num_labels < 0:
-            raise ValueError("depths, sizes, channels and groups must all be at least 1, num_labels not negative")
+        if sum(self.depths) > MAX_UNITS:
+            raise ValueError(f"depths {self.depths} are {sum(self.depths)} units; at most {MAX_UNITS} are accepted")
+        most = RANGES["hidden_sizes"][1]
+        for channels in (self.embedding_size, *self.hidden_sizes):
+            if channels > most:
+                raise ValueError(
+                    f"embedding_size and hidden_sizes reach {channels} channels; at most {most} are accepted"
+                )
         if any(size % 8 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes {self.hidden_sizes} must be multiples of 8")
-        if not 0 <= self.drop_path_rate < 1 or self.ws_eps < 0:
-            raise ValueError("drop_path_rate must be from 0 to below 1, ws_eps not negative")
         for channels in (self.embedding_size, *self.hidden_sizes, *map(self.bottleneck_size, range(len(self.depths)))):
             if channels % self.num_groups:
                 raise ValueError(f"{channels} channels cannot be divided into {self.num_groups} groups")
@@ -164,7 +207,9 @@ class BitConfig:
         match = re.fullmatch(r"R(\d+)x([1-9]\d?)", architecture)
         if match is None or int(match[1]) not in DEPTHS:
             known = ", ".join(f"R{layers}" for layers in DEPTHS)
-            raise ValueError(f"{architecture} is not a BiT architecture; expected one of {known}, then x and the width")
+            raise ValueError(
+                f"{short(architecture)} is not a BiT architecture; expected one of {known}, then x and the width"
+            )
         return cls(depths=DEPTHS[int(match[1])], width_factor=int(match[2]), **fields)
 
     def replace(self, **fields: Any) -> BitConfig:
@@ -200,55 +245,72 @@ class BitConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> BitConfig:
         """Return the configuration that `to_dict` gave. Raises `ValueError` for another model or invalid fields."""
         if values.get("model_type", "bit") != "bit":
-            raise ValueError(f"model_type is {values['model_type']!r}; expected 'bit'")
+            raise ValueError(f"model_type is {short(values['model_type'])}; expected 'bit'")
         fields = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
-        try:
-            if values.get("id2label"):
-                labels = {int(index): label for index, label in values["id2label"].items()}
-                # transformers makes these names up if there are none.
-                made_up = all(label == f"LABEL_{index}" for index, label in labels.items())
-                fields |= {"id2label": None if made_up else labels, "num_labels": len(labels)}
-            return cls(**fields)
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"a field has the wrong type ({error})") from None
+        if fields.get("id2label"):
+            labels = _numbered(fields["id2label"])
+            # transformers makes these names up if there are none.
+            made_up = all(label == f"LABEL_{index}" for index, label in labels.items())
+            fields |= {"id2label": None if made_up else labels, "num_labels": len(labels)}
+        return cls(**fields)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> BitConfig:
-        """Read `config.json` from `folder`. Raises `FileNotFoundError`, or `ValueError` if it is invalid."""
-        return cls.from_dict(read_json(Path(folder) / CONFIG_NAME))
+        """Read `config.json` from `folder`. Raises `OSError`, or `ValueError` if it is invalid."""
+        path = Path(folder) / CONFIG_NAME
+        values = read_json(path)
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` to an existing `folder`."""
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises `ValueError` if it holds anything else."""
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}")
-    return values
+def _numbered(id2label: Any) -> dict[int, Any]:
+    """Return labels by number; JSON has the numbers as text. Raises `ValueError` for another kind of value."""
+    if not isinstance(id2label, Mapping):
+        raise ValueError(f"id2label is {short(id2label)}; expected an object with a name for each class")
+    for index in id2label:
+        if type(index) is not int and not (isinstance(index, str) and re.fullmatch("0|[1-9][0-9]{0,6}", index)):
+            raise ValueError(f"id2label names a class {short(index)}; expected a number")
+    return {int(index): label for index, label in id2label.items()}
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write an object to a JSON file, indented by two spaces."""
-    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+def _check_labels(id2label: Any, count: int) -> None:
+    """Raise `ValueError` unless each class has a name."""
+    if not isinstance(id2label, Mapping) or id2label.keys() != set(range(count)):
+        raise ValueError(f"id2label must give each of the classes 0 to {count - 1} a name")
+    for index, label in id2label.items():
+        if not isinstance(label, str) or len(label) > MAX_LABEL:
+            raise ValueError(f"id2label[{index}] is {short(label)}; expected text of at most {MAX_LABEL} characters")
 
 
 def _aligned_features(
     names: Sequence[str], features: Sequence[str] | None, indices: Sequence[int] | None
 ) -> tuple[str, ...]:
     """Return the selected stage names. Raises `ValueError` unless both selections agree and are in order."""
+    for field, kind, values in (("out_features", str, features), ("out_indices", int, indices)):
+        valid = values is None or (isinstance(values, list | tuple) and all(type(value) is kind for value in values))
+        if not valid:
+            raise ValueError(
+                f"{field} is {short(values)}; expected a list of {'names' if kind is str else 'numbers'} of stages"
+            )
     if features is None and indices is None:
         return (names[-1],)
     if any(not -len(names) <= index < len(names) for index in indices or ()):
-        raise ValueError(f"out_indices are {list(indices or ())}; there are {len(names)} stages, {', '.join(names)}")
+        raise ValueError(
+            f"out_indices are {short(list(indices or ()))}; there are {len(names)} stages, {', '.join(names)}"
+        )
     selected = tuple(features or ()) if indices is None else tuple(names[index] for index in indices)
     if features is not None and tuple(features) != selected:
-        raise ValueError(f"out_features {list(features)} and out_indices {list(indices or ())} select different stages")
+        raise ValueError(
+            f"out_features {short(list(features))} and out_indices {short(list(indices or ()))} select different stages"
+        )
     if list(selected) != [name for name in names if name in selected]:
-        raise ValueError(f"out_features are {list(selected)}; expected some of {', '.join(names)}, in that order")
+        raise ValueError(
+            f"out_features are {short(list(selected))}; expected some of {', '.join(names)}, in that order"
+        )
     return selected

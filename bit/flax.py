@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
 from safetensors.flax import load_file
 
 from bit.config import NORM_EPS, WEIGHTS_NAME, BitConfig
-from bit.mismatch import mismatches
+from bit.files import check_regular, one_line
+from bit.mismatch import check_size, listed, mismatches
 
 Taps = dict[str, jax.Array]
 
@@ -148,14 +150,19 @@ class BiT(nn.Module):
 def load(folder: str | Path) -> tuple[BiT, dict[str, Any]]:
     """Return the model and the parameters from a folder that `bit convert --to flax` wrote.
 
-    Raises `FileNotFoundError`, or `ValueError` unless the file holds every parameter once with the right shape.
+    Raises `OSError`, or `ValueError` unless the file holds every parameter once with the right shape.
     """
     config = BitConfig.from_pretrained(folder)
     model = BiT(config)
-    stored = load_file(Path(folder) / WEIGHTS_NAME)
+    path = check_regular(Path(folder) / WEIGHTS_NAME)
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); download or convert it again") from None
+    check_size(config, stored)
     image = jax.ShapeDtypeStruct((1, 64, 64, config.num_channels), jnp.float32)
     expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image)["params"], sep="/")
     shapes = [{key: value.shape for key, value in state.items()} for state in (expected, stored)]
     if problems := mismatches(*shapes):
-        raise ValueError(f"{folder} does not hold this model: {'; '.join(problems)}")
+        raise ValueError(f"{folder} does not hold this model: {listed(problems)}")
     return model, unflatten_dict(stored, sep="/")

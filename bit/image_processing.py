@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bit.config import read_json, write_json
+from bit.files import read_json, short, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,12 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3
 """Pillow's numbers for these filters, which `preprocessor_config.json` stores."""
 CHANNELS = (1, 3, 4)
+MAX_EDGE = 2048
+"""Largest height and width, in pixels, of a stated size; the largest at which Google evaluates is 512."""
+MAX_AREA = MAX_EDGE * MAX_EDGE
+"""Most pixels of a prepared image: the first activations of R50x1 then take a gigabyte."""
+MAX_SCALE = 1e6
+"""Largest factor, mean and deviation, and the inverse of the smallest factor and deviation."""
 SMALL_AREA = 96 * 96
 """Images of fewer pixels count as small in Google's rule (big_transfer, `bit_hyperrule.py`)."""
 
@@ -78,15 +84,28 @@ class BitImageProcessorPil:
 
     def __post_init__(self) -> None:
         square, edge = ("height", "width"), ("shortest_edge",)
+        for field in dataclasses.fields(self):
+            if field.name.startswith("do_") and type(getattr(self, field.name)) is not bool:
+                raise ValueError(f"{field.name} is {short(getattr(self, field.name))}; expected true or false")
         self.size = _checked_size("size", self.size, edge, square)
         self.crop_size = _checked_size("crop_size", self.crop_size, square)
-        self.small_size = self.small_size and _checked_size("small_size", self.small_size, square, edge)
-        if self.resample not in (BILINEAR, BICUBIC):
-            raise ValueError(f"resample is {self.resample}; {BILINEAR} is bilinear, {BICUBIC} bicubic")
-        if not all(isinstance(values, list | tuple) for values in (self.image_mean, self.image_std)):
-            raise ValueError("image_mean and image_std must be lists with a number for each channel")
-        if len(self.image_mean) != len(self.image_std) or 0 in self.image_std:
-            raise ValueError(f"image_mean {self.image_mean} and image_std {self.image_std} do not fit each other")
+        if self.small_size is not None:
+            self.small_size = _checked_size("small_size", self.small_size, square, edge)
+        if not isinstance(self.resample, int) or self.resample not in (BILINEAR, BICUBIC):
+            raise ValueError(f"resample is {short(self.resample)}; {BILINEAR} is bilinear, {BICUBIC} bicubic")
+        if not _is_number(self.rescale_factor, 1 / MAX_SCALE):
+            raise ValueError(
+                f"rescale_factor is {short(self.rescale_factor)}; expected a positive number such as 1/255"
+            )
+        for name, least in (("image_mean", -MAX_SCALE), ("image_std", 1 / MAX_SCALE)):
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not all(_is_number(value, least) for value in values):
+                kind = "positive number" if least > 0 else "number"
+                raise ValueError(f"{name} is {short(values)}; expected a list with a {kind} for each channel")
+        if len(self.image_mean) != len(self.image_std):
+            raise ValueError(
+                f"image_mean {short(self.image_mean)} and image_std {short(self.image_std)} do not fit each other"
+            )
 
     @classmethod
     def from_profile(cls, name: str, **settings: Any) -> Self:
@@ -99,9 +118,14 @@ class BitImageProcessorPil:
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read `preprocessor_config.json`; missing settings are those of transformers, with CLIP's mean and deviation.
 
-        Raises `FileNotFoundError`, or `ValueError` for invalid settings.
+        Raises `OSError`, or `ValueError` for invalid settings.
         """
-        return cls.from_dict(read_json(Path(folder) / PREPROCESSOR_NAME))
+        path = Path(folder) / PREPROCESSOR_NAME
+        values = read_json(path)
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -152,12 +176,16 @@ class BitImageProcessorPil:
         return {"pixel_values": _stack(prepared, return_tensors)}
 
     def resized_to(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width, in pixels, to which an image of this size is resized before the crop."""
+        """Return height and width, in pixels, to which an image of this size is resized before the crop.
+
+        Raises `ValueError` for an image so long that they would be more than `MAX_AREA` pixels.
+        """
         size = self.small_size if self.small_size and height * width < SMALL_AREA else self.size
         if "shortest_edge" not in size:
             return size["height"], size["width"]
         short, long = sorted((height, width))
         edges = size["shortest_edge"], int(size["shortest_edge"] * long / short)
+        _check_area(*edges)
         return edges if height < width else edges[::-1]
 
     def _prepare(self, image: Any, input_data_format: str | None) -> Any:
@@ -170,6 +198,7 @@ class BitImageProcessorPil:
             x = self._resize(x, self.resized_to(*x.shape[1:]))
         if self.do_center_crop:
             x = self._center_crop(x)
+        _check_area(*x.shape[1:])
         if self.do_normalize and len(x) != len(self.image_mean):
             raise ValueError(f"the image has {len(x)} channels, but image_mean has {len(self.image_mean)} values")
         return self._scale(x)
@@ -280,11 +309,27 @@ class BitImageProcessor(BitImageProcessorPil):
 def _checked_size(name: str, size: Any, *allowed: tuple[str, ...]) -> Size:
     """Return a copy of `size`; a single number, as old files have it, stands for the first of the allowed names."""
     size = dict.fromkeys(allowed[0], size) if type(size) is int else size
-    valid = isinstance(size, Mapping) and all(type(number) is int and number > 0 for number in size.values())
+    valid = isinstance(size, Mapping) and all(
+        type(number) is int and 1 <= number <= MAX_EDGE for number in size.values()
+    )
     if not valid or set(size) not in map(set, allowed):
         expected = " or ".join(" and ".join(names) for names in allowed)
-        raise ValueError(f"{name} is {size!r}; expected {expected} in pixels")
+        raise ValueError(f"{name} is {short(size)}; expected {expected} in pixels, from 1 to {MAX_EDGE}")
     return dict(size)
+
+
+def _is_number(value: object, least: float) -> bool:
+    """Return whether a value is a number, not true or false, from `least` to `MAX_SCALE`."""
+    return type(value) in (int, float) and least <= value <= MAX_SCALE  # type: ignore[operator]
+
+
+def _check_area(height: int, width: int) -> None:
+    """Raise `ValueError` for more than `MAX_AREA` pixels."""
+    if height * width > MAX_AREA:
+        raise ValueError(
+            f"the image would be prepared as {height}×{width} pixels; at most {MAX_AREA} are accepted: crop the image, "
+            "or prepare it with another size"
+        )
 
 
 def _flatten(images: Any) -> list[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from bit.config import NORM_EPS, BitConfig
+from bit.files import check_regular, one_line
 
 WEIGHTS_NAME = "model.weights.h5"
 
@@ -182,8 +183,26 @@ class BiT(keras.Model):  # type: ignore[misc]
 def load(folder: str | Path) -> BiT:
     """Return the model from a folder that `bit convert --to keras` wrote.
 
-    Raises `FileNotFoundError`, or `ValueError` for weights of another network.
+    Raises `OSError`, or `ValueError` for weights of another network.
     """
-    model = BiT(BitConfig.from_pretrained(folder))
-    model.load_weights(Path(folder) / WEIGHTS_NAME)
+    config, path = BitConfig.from_pretrained(folder), check_regular(Path(folder) / WEIGHTS_NAME)
+    # Keras creates every weight before it reads one.
+    if path.stat().st_size < _least_bytes(config):
+        raise ValueError(f"{path} is too small for the network that config.json describes ({config.architecture})")
+    model = BiT(config)
+    try:
+        model.load_weights(path)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not hold this model ({one_line(error)})") from None
     return model
+
+
+def _least_bytes(config: BitConfig) -> int:
+    """Return the size of the kernels of all convolutions but the stem's, at the two bytes of the shortest dtype."""
+    weights, channels = 0, config.embedding_size
+    for stage, (units, size) in enumerate(zip(config.depths, config.hidden_sizes, strict=True)):
+        middle = config.bottleneck_size(stage)
+        weights += channels * size + channels * middle + (units - 1) * size * middle
+        weights += units * middle * (9 * middle + size)
+        channels = size
+    return 2 * (weights + channels * config.num_labels)

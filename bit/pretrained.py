@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import reduce
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,12 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bit.config import CONFIG_NAME, WEIGHTS_NAME, BitConfig, read_json, write_json
+from bit.config import CONFIG_NAME, WEIGHTS_NAME, BitConfig
+from bit.files import check_regular, one_line, read_json, short, write_json
 from bit.layers import StandardizedConv2d
-from bit.mismatch import mismatches
+from bit.mismatch import check_size, listed, mismatches
 from bit.timm_names import timm_to_transformers, to_timm
 
 HEAD = "classifier.1."
+DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+"""The dtypes of weights that PyTorch computes with on every device."""
 
 
 class PretrainedModel(nn.Module):
@@ -44,10 +48,11 @@ class PretrainedModel(nn.Module):
         `name` is a folder or `owner/name`; `revision` is a branch, tag or commit of the latter;
         `fields` replace fields of the configuration. Another `num_labels` than the stored one gives
         a new head with a warning: zeros, from which BiT is fine-tuned (arXiv 1912.11370, section
-        3.3). The model is in evaluation mode, in the stored dtype or in `dtype`.
+        3.3). The model is in evaluation mode, in `dtype`, by default in the stored dtype, or in the one that
+        holds the values of all if there are several.
 
-        Raises `FileNotFoundError`, or `ValueError` unless the files are intact and hold every other
-        parameter of the model once, with the right shape.
+        Raises `OSError`, or `ValueError` unless the files are intact and hold every other parameter of
+        the model once, as floating-point numbers with the right shape.
         """
         folder = Path(name) if Path(name).is_dir() else _download(str(name), revision)
         values, stored = read_json(folder / CONFIG_NAME), _load(folder)
@@ -57,6 +62,7 @@ class PretrainedModel(nn.Module):
                 timm_to_transformers(values, stored) if timm else (BitConfig.from_dict(values), stored)
             )
             config = stored_config.replace(**fields)
+            check_size(stored_config, stored)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         with torch.device("meta"):
@@ -80,9 +86,10 @@ class PretrainedModel(nn.Module):
             for state in (expected, stored)
         ]
         if problems := mismatches(*shapes):
-            raise ValueError(f"{name} does not hold this model: {'; '.join(problems)}")
+            raise ValueError(f"{name} does not hold this model: {listed(problems)}")
         model.load_state_dict({key.removeprefix(prefix): value for key, value in stored.items()}, assign=True)
-        return model.to(dtype).eval() if dtype is not None else model.eval()
+        # A convolution takes no mixture of dtypes.
+        return model.to(dtype or reduce(torch.promote_types, {value.dtype for value in stored.values()})).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, which transformers reads.
@@ -150,7 +157,10 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _load(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of one file or of shards. Raises `FileNotFoundError`, or `ValueError` if one is damaged."""
+    """Return the tensors of one file or of shards.
+
+    Raises `FileNotFoundError`, or `ValueError` if a file is damaged or a tensor is not of `DTYPES`.
+    """
     names, index = {WEIGHTS_NAME}, folder / f"{WEIGHTS_NAME}.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
@@ -159,10 +169,18 @@ def _load(folder: Path) -> dict[str, Tensor]:
         names = set(weight_map.values())
     state: dict[str, Tensor] = {}
     for name in sorted(names):
-        if Path(name).name != name:
-            raise ValueError(f"{index} names {name!r}, which is not a file in the same folder")
+        if Path(name).name != name or "\0" in name:
+            raise ValueError(f"{index} names {short(name)}, which is not a file in the same folder")
+        path = check_regular(folder / name)
         try:
-            state |= load_file(folder / name)
+            tensors = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged ({error}); download or convert it again") from None
+            raise ValueError(f"{path} is damaged ({one_line(error)}); download or convert it again") from None
+        if twice := state.keys() & tensors.keys():
+            raise ValueError(f"{path} holds {short(min(twice))}, which another shard holds too")
+        state |= tensors
+    for key, value in state.items():
+        if value.dtype not in DTYPES:
+            kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in DTYPES))
+            raise ValueError(f"{folder}: {short(key)} is {str(value.dtype).removeprefix('torch.')}; expected {kinds}")
     return state

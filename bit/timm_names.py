@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from bit.config import PUBLISHED, BitConfig
+from bit.files import short
 
 NAMES = (
     ("stem.conv.", "bit.embedder.convolution."),
@@ -17,7 +18,7 @@ NAMES = (
     ("head.fc.", "classifier.1."),
 )
 """The start of a name in timm, and of the same array's name in transformers."""
-UNIT = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
+UNIT = re.compile(r"stages\.([0-9]{1,9})\.blocks\.([0-9]{1,9})\.")
 
 
 def to_transformers(key: str) -> str:
@@ -49,12 +50,9 @@ def timm_to_transformers(
     known = f"resnetv2_{config.architecture[1:]}_bit" if config.architecture in PUBLISHED else "resnetv2"
     for field, implied in (("architecture", known), ("num_classes", config.num_labels)):
         if values.get(field, implied) != implied:
-            raise ValueError(f"config.json says {field} {values[field]!r}, but the arrays imply {implied!r}")
+            raise ValueError(f"config.json says {field} {short(values[field])}, but the arrays imply {implied!r}")
     # timm itself does not read ws_eps and problem_type.
-    ws_eps = values.get("ws_eps", config.ws_eps)
-    if type(ws_eps) is not float:
-        raise ValueError(f"ws_eps in config.json is {ws_eps!r}; expected a number such as 1e-10")
-    config = config.replace(ws_eps=ws_eps, problem_type=values.get("problem_type"))
+    config = config.replace(ws_eps=values.get("ws_eps", config.ws_eps), problem_type=values.get("problem_type"))
     labels = values.get("label_names")
     if labels is not None:
         if not isinstance(labels, list) or len(labels) != config.num_labels:
@@ -63,6 +61,8 @@ def timm_to_transformers(
     state = {to_transformers(key): value for key, value in stored.items()}
     if "head.fc.weight" in stored:  # a 1×1 convolution in timm
         state["classifier.1.weight"] = stored["head.fc.weight"].flatten(1)
+    if len(state) != len(stored):
+        raise ValueError("the file holds a tensor twice, under timm's name and under that of transformers")
     return config, state
 
 
@@ -72,9 +72,12 @@ def _sizes(stored: Mapping[str, Tensor]) -> BitConfig:
     for match in filter(None, map(UNIT.match, stored)):
         stage, layer = int(match[1]), int(match[2])
         depths[stage] = max(depths.get(stage, 0), layer + 1)
-    if len(depths) + sum(depths.values()) > len(stored):
-        raise ValueError(f"the names count {sum(depths.values())} units, but there are only {len(stored)} arrays")
     stages = range(max(depths, default=0) + 1)
+    if stages[-1] + sum(depths.values()) > len(stored):
+        raise ValueError(
+            f"the names count {len(stages)} stages and {sum(depths.values())} units, but there are only "
+            f"{len(stored)} arrays"
+        )
     needed = ["stem.conv.weight", *(f"stages.{stage}.blocks.0.conv3.weight" for stage in stages)]
     needed += ["head.fc.weight"] if stored.keys() & {"head.fc.weight", "head.fc.bias"} else []
     for key in needed:

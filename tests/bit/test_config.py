@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.odd import assert_one_line, odd_values
 from support.strategies import configs
 
 import bit
@@ -39,8 +42,8 @@ def test_labels_survive_and_are_read_by_transformers() -> None:
     [
         ({"depths": (3, 4)}, "one entry per stage"),
         ({"depths": (), "hidden_sizes": ()}, "one entry per stage"),
-        ({"num_labels": -1}, "not negative"),
-        ({"num_channels": 0}, "at least 1"),
+        ({"num_labels": -1}, "num_labels is -1"),
+        ({"num_channels": 0}, "num_channels is 0"),
         ({"embedding_size": 48}, "48 channels cannot be divided into 32 groups"),
         ({"hidden_sizes": (64, 512, 1024, 2048)}, "16 channels cannot be divided"),
         ({"hidden_sizes": (256, 516, 1024, 2048), "num_groups": 1}, "multiples of 8"),
@@ -55,11 +58,65 @@ def test_labels_survive_and_are_read_by_transformers() -> None:
         ({"out_indices": (7,)}, "there are 5 stages"),
         ({"out_indices": (1,), "out_features": ("stage2",)}, "select different stages"),
         ({"num_labels": 2, "id2label": {0: "cat"}}, "id2label"),
+        ({"hidden_sizes": ["A", "A"], "width_factor": 1_500_000_000}, "hidden_sizes is"),
+        ({"hidden_sizes": (True,) * 4}, "hidden_sizes is"),
+        ({"hidden_sizes": 256}, "hidden_sizes is 256"),
+        ({"hidden_sizes": (256,) * 9, "depths": (1,) * 9}, "1 to 8 stages"),
+        ({"depths": (10**400, 1, 1, 1)}, "depths is"),
+        ({"depths": (1000,) * 4}, "at most 1024"),
+        ({"num_channels": [3]}, r"num_channels is \[3\]"),
+        ({"num_channels": 1.5}, "num_channels is 1.5"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000"),
+        ({"width_factor": 1 << 20}, "at most 1048576"),
+        ({"output_stride": 8.0}, "output_stride is 8.0"),
+        ({"embedding_dynamic_padding": 1}, "expected true or false"),
+        ({"ws_eps": 1}, "ws_eps is 1;"),
+        ({"ws_eps": 0}, "ws_eps is 0;"),
+        ({"ws_eps": 2.0}, "ws_eps is 2.0"),
+        ({"ws_eps": 0.0}, "ws_eps is 0.0"),
+        ({"ws_eps": True}, "ws_eps is True"),
+        ({"ws_eps": float("nan")}, "ws_eps is nan"),
+        ({"ws_eps": 10**400}, "ws_eps is 1000"),
+        ({"drop_path_rate": float("nan")}, "drop_path_rate is nan"),
+        ({"out_features": 5}, "out_features is 5"),
+        ({"out_features": [["stem"]]}, "out_features is"),
+        ({"out_indices": [True]}, "out_indices is"),
+        ({"num_labels": 1, "id2label": {0: "x" * 1001}}, "at most 1000 characters"),
+        ({"num_labels": 1, "id2label": {0: ["cat"]}}, "id2label"),
+        ({"num_labels": 1, "id2label": ["cat"]}, "id2label"),
     ],
 )
 def test_invalid_fields_are_refused(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         BitConfig(**fields)  # type: ignore[arg-type]
+    assert_one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names", [["cat"], "cat", {"0": "a", "00": "b"}, {" 0": "a"}, {"-0": "a"}, {"٠": "a"}, {"": "a"}]
+)
+def test_labels_are_an_object_with_a_number_for_each(names: object) -> None:
+    with pytest.raises(ValueError, match="id2label"):
+        BitConfig.from_dict({"id2label": names})
+
+
+@settings(max_examples=1000)
+@given(
+    st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(BitConfig)]), odd_values, max_size=3)
+)
+def test_odd_values_give_a_config_or_one_line(values: dict[str, object]) -> None:
+    try:
+        config = BitConfig.from_dict(values)
+    except ValueError as error:
+        assert_one_line(error)
+    else:
+        assert BitConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+
+
+def test_an_invalid_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"ws_eps": 1}')
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config.json: ws_eps is 1; expected"):
+        BitConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["R50", "R51x1", "50x1", "R50x0", "R50x1 ", "ViT-B/16"])

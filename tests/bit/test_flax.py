@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +78,15 @@ def test_a_folder_that_lacks_a_parameter_is_refused(tiny_npz: Path, tmp_path: Pa
     save_file(state, path)
     with pytest.raises(ValueError, match="missing block1/unit01/gn2/bias"):
         bit_flax.load(path.parent)
+
+
+def test_a_damaged_file_and_a_hostile_config_are_refused(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "flax", tmp_path / "out")
+    path, config = folder / "model.safetensors", folder / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "depths": [500, 500]}))
+    with pytest.raises(ValueError, match="describes 1000 units"):
+        bit_flax.load(folder)
+    path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(ValueError, match="is damaged"):
+        bit_flax.load(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.odd import assert_one_line, odd_values
 from transformers.models.bit.image_processing_bit import BitImageProcessor as TheirTensor
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil as TheirPil
 
 from bit import BitImageProcessor, BitImageProcessorPil
+from bit.image_processing import MAX_AREA, PROFILES
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 
@@ -184,12 +187,70 @@ def test_pillow_refuses_values_that_do_not_fit_in_a_byte() -> None:
         ({"resample": 9}, "2 is bilinear, 3 bicubic"),
         ({"image_std": [0, 1, 1]}, "image_std"),
         ({"image_mean": [0.5]}, "do not fit"),
+        ({"size": 30_000}, "from 1 to 2048"),
+        ({"size": {"height": 2049, "width": 1}}, "size is"),
+        ({"size": 224.0}, "size is 224.0"),
+        ({"size": True}, "size is True"),
+        ({"size": float("nan")}, "size is nan"),
+        ({"size": {"shortest_edge": 10**400}}, "size is"),
+        ({"small_size": {}}, "small_size is {}"),
+        ({"small_size": 0}, "small_size is"),
+        ({"crop_size": -1}, "crop_size is"),
+        ({"crop_size": {"height": 1e9, "width": 1}}, "crop_size is"),
+        ({"resample": 2.0}, "resample is 2.0"),
+        ({"do_resize": 1}, "do_resize is 1"),
+        ({"rescale_factor": 0}, "rescale_factor is 0"),
+        ({"rescale_factor": float("nan")}, "rescale_factor is nan"),
+        ({"rescale_factor": 10**400}, "rescale_factor is 1000"),
+        ({"image_mean": [10**400] * 3}, "image_mean is"),
+        ({"image_mean": [float("nan")] * 3}, "image_mean is"),
+        ({"image_mean": ["0.5"] * 3}, "image_mean is"),
+        ({"image_std": [-1, 1, 1]}, "image_std is"),
+        ({"image_std": [1e-300, 1, 1]}, "image_std is"),
+        ({"image_std": 1}, "image_std is 1"),
     ],
 )
 def test_invalid_settings_are_refused(chosen: dict[str, Any], message: str) -> None:
     for kind in (BitImageProcessor, BitImageProcessorPil):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as caught:
             kind(**chosen)
+        assert_one_line(caught.value)
+
+
+@settings(max_examples=600)
+@given(
+    st.sampled_from(list(PROFILES)),
+    st.dictionaries(
+        st.sampled_from([field.name for field in dataclasses.fields(BitImageProcessor)]), odd_values, max_size=3
+    ),
+)
+def test_odd_settings_prepare_finite_pixels_or_give_one_line(profile: str, values: dict[str, Any]) -> None:
+    image = np.zeros((6, 9, 3), np.uint8)
+    for kind in (BitImageProcessor, BitImageProcessorPil):
+        try:
+            (pixels,) = kind.from_dict({**PROFILES[profile], **values})(image)["pixel_values"]
+        except ValueError as error:
+            assert_one_line(error)
+        else:
+            assert np.isfinite(np.asarray(pixels)).all()
+
+
+@pytest.mark.parametrize("kind", [BitImageProcessor, BitImageProcessorPil])
+def test_a_prepared_image_has_a_limit(kind: Any) -> None:
+    """A large image that is not resized, and a long one whose short edge is scaled up."""
+    assert MAX_AREA == 2048 * 2048
+    large = np.zeros((2049, 2048, 1), np.uint8)
+    with pytest.raises(ValueError, match="2049×2048 pixels"):
+        kind(do_resize=False)(large)
+    assert kind(do_resize=False, do_center_crop=True)(large)["pixel_values"][0].shape == (3, 224, 224)
+    with pytest.raises(ValueError, match="256×2560000 pixels"):
+        kind.from_profile("timm")(np.zeros((2, 20_000, 3), np.uint8))
+
+
+def test_an_invalid_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 30000}')
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/preprocessor_config.json: size is {{'shortest_edge': 30000}}"):
+        BitImageProcessor.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("kind", [BitImageProcessor, BitImageProcessorPil])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -117,4 +118,27 @@ def test_a_file_of_another_network_is_refused(tiny_npz: Path, tmp_path: Path, fa
         if fault == "misshapen":
             file[key] = np.zeros(7, np.float32)
     with pytest.raises(ValueError, match="group_norm"):
+        load(folder)
+
+
+def test_a_config_of_a_network_that_the_file_cannot_hold_is_refused_before_it_is_built(
+    tiny_npz: Path, tmp_path: Path
+) -> None:
+    """Keras creates every weight first: 70 GB for this one."""
+    folder = convert(tiny_npz, "keras", tmp_path / "keras")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "hidden_sizes": [1 << 17, 1 << 17]}))
+    with pytest.raises(ValueError, match="too small for the network"):
+        load(folder)
+
+
+def test_a_file_without_groups_is_refused(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "keras", tmp_path / "keras")
+    size = (folder / "model.weights.h5").stat().st_size
+    with h5py.File(folder / "model.weights.h5", "w") as file:
+        file["padding"] = np.zeros(size, np.uint8)
+    with pytest.raises(ValueError, match=r"model\.weights\.h5"):
+        load(folder)
+    (folder / "model.weights.h5").write_bytes(bytes(size))
+    with pytest.raises((ValueError, OSError)):
         load(folder)

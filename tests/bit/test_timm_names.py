@@ -167,7 +167,7 @@ def test_another_number_of_classes_gives_a_new_head(converted: Path) -> None:
         (lambda state: state.update({"stem.conv.weight": torch.zeros(32)}), r"misshapen stem.conv.weight, \[32\]"),
         (
             lambda state: state.update({"stages.0.blocks.999999999.norm1.bias": torch.zeros(1)}),
-            "names count 1000000001 units",
+            "names count 2 stages and 1000000001 units",
         ),
         (lambda state: state.update({"stages.9.blocks.0.norm1.bias": torch.zeros(1)}), "missing stages.2.blocks.0"),
     ],
@@ -184,8 +184,8 @@ def test_missing_and_misshapen_arrays_are_named_as_in_timm(
     [
         ({"architecture": "resnetv2_50x1_bit"}, "architecture 'resnetv2_50x1_bit', but the arrays imply 'resnetv2'"),
         ({"num_classes": 9}, "num_classes 9, but the arrays imply 5"),
-        ({"ws_eps": "1e-8"}, "ws_eps in config.json is '1e-8'"),
-        ({"ws_eps": True}, "ws_eps in config.json is True"),
+        ({"ws_eps": "1e-8"}, "ws_eps is '1e-8'"),
+        ({"ws_eps": True}, "ws_eps is True"),
         ({"label_names": LABELS[1:]}, "names of the 5 classes"),
         ({"label_names": "newts"}, "names of the 5 classes"),
         ({"label_names": [1, 2, 3, 4, 5]}, "id2label"),
