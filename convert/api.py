@@ -167,7 +167,8 @@ def verify(
     origin = user_path(source) if source is not None else path / manifest.source.path
     known = source is not None or origin.exists()
     with Checkpoint(origin, manifest.name) if known else contextlib.nullcontext() as opened:
-        if opened or signature is None or settings.replay or find_recordings(manifest.origin.sha256, settings.recordings):
+        needed = signature is None or settings.replay
+        if opened or needed or find_recordings(manifest.origin.sha256, settings.recordings):
             verification = _verify(path, manifest, opened, settings, progress)
         else:
             reason = f"nothing was compared again: there is no recording for {manifest.name}; name the source: --source"
@@ -237,13 +238,16 @@ def publish(
     """Push a verified folder to `repository`, `owner/name`, on the Hugging Face Hub, in one commit.
 
     `folder` may also be the name of the checkpoint that was converted, with `to` for the layout.
-    With `dry_run` nothing is sent, and neither a token nor a network is needed. Raises
-    `VerificationError` for a folder that is not exactly as it was verified, `HubError` for a
+    The quick verification is repeated first, unless `reverify=False`. With `dry_run` nothing is sent,
+    and neither a token nor a network is needed. Raises `VerificationError` for a folder that is not
+    exactly as it was verified, `CheckpointError` if the source is needed and missing, `HubError` for a
     request that fails, and `UsageError` for options that contradict each other.
     """
     check_names(options, PushOptions)
     path = converted_folder(folder, to)
-    chosen = PublishOptions(dry_run=dry_run, **signing_options(options))
+    named, folders = options.pop("source", None), (SHIPPED, _recordings(options.pop("recordings", None)))
+    source = user_path(named) if named is not None else None
+    chosen = PublishOptions(dry_run=dry_run, source=source, recordings=folders, **signing_options(options))
     return publish_folder(path, repository, chosen, progress)
 
 

@@ -71,6 +71,8 @@ class CheckOptions(VerifyOptions, TrustOptions, total=False):
 
     signature: Signature | None
     """A signature that `check_signature` has checked, in place of a key or an identity."""
+    replay: bool
+    """Convert again from the source, and compare the bytes of every file with the folder's."""
     report: StrPath | None
     """File for the new report: a page if the name ends with `.html`, else JSON."""
 
@@ -107,3 +109,9 @@ class PushOptions(TrustOptions, total=False):
     """Sign with sigstore, without a key."""
     require_signature: bool
     """Refuse a folder without a valid signature of `public_key` or `identity`."""
+    reverify: bool
+    """Repeat the quick verification before anything is sent; default True."""
+    source: StrPath | None
+    """The checkpoint that was converted, if it was moved; the repeated verification reads it."""
+    recordings: StrPath | None
+    """Folder of the recordings that the folder was compared with; default as for a verification."""

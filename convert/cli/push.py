@@ -10,7 +10,7 @@ from typing import Unpack
 import click
 
 import convert
-from convert.cli.common import json_option, layout_option
+from convert.cli.common import json_option, layout_option, recordings_option
 from convert.cli.sign import password_for, sigstore_option, trust_options
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar
 from convert.options import PushOptions
@@ -29,13 +29,17 @@ from convert.options import PushOptions
 @sigstore_option
 @click.option("--require-signature", is_flag=True, help="Refuse a folder not signed by --public-key or --identity.")
 @trust_options
+@click.option("--no-reverify", "reverify", is_flag=True, flag_value=False, default=True, help="Do not verify again.")
+@click.option("--source", metavar="PATH", help="The checkpoint that was converted, if it was moved.")
+@recordings_option
 @json_option
 def push_command(
     folder: str, repository: str, to: str, dry_run: bool, as_json: bool, **options: Unpack[PushOptions]
 ) -> None:
     """Push a verified folder to the Hugging Face Hub.
 
-    REPOSITORY is owner/name; it gets one commit with exactly these files. FOLDER may be the name of
+    First the quick verification is repeated, which takes seconds and needs the checkpoint that was
+    converted. REPOSITORY is owner/name; it gets one commit with exactly these files. FOLDER may be the name of
     the CHECKPOINT that was converted, with --to for the layout. The token is that of hf auth login,
     or HF_TOKEN in the environment. --dry-run needs neither token nor network.
     """
@@ -43,6 +47,8 @@ def push_command(
     with progress_bar() as progress:
         publication = convert.publish(folder, repository, to=to, dry_run=dry_run, progress=progress, **options)
     print_result(as_json, asdict(publication), _lines(publication))
+    if not publication.reverified:
+        print_warning("the verification was not repeated before (--no-reverify): the figures are those of the report")
     if publication.not_asked:
         print_warning(f"the Hub was not asked: {publication.not_asked}")
 
@@ -50,6 +56,8 @@ def push_command(
 def _lines(publication: convert.Publication) -> Iterator[str]:
     from convert.publishing.publish import IDENTICAL, PLANNED
 
+    if publication.reverified:
+        yield "[green]✓[/] the quick verification was repeated, and passed"
     where, commit = escape(publication.pull_request or publication.url), (publication.commit or "")[:12]
     if publication.state == IDENTICAL:
         yield f"{where} holds exactly these files already, at commit {commit}; nothing was sent"

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from bit.config import PUBLISHED
 from bit.image_processing import BitImageProcessorPil
-from convert.checkpoints.manifest import CARD_MARK, Manifest
+from convert.checkpoints.manifest import CARD_MARK, Manifest, Origin
 from convert.layouts import LAYOUTS
+from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME
-from convert.published.catalogue import BIT, CIFAR_10, ILSVRC, find
+from convert.published.catalogue import BIT, CIFAR_10, ILSVRC, Published, find, published
 from convert.published.preprocessing import evaluated_by, preprocessor
+from convert.publishing.gate import Checked
+from convert.references.recordings import SHIPPED, RecordedCheckpoint
 from convert.reporting.html import SignedBy
 from convert.reporting.templates import template
+from convert.sources.provenance import repository_of
 from convert.sources.resolve import SYNTHETIC
 
 if TYPE_CHECKING:
@@ -42,22 +46,30 @@ SOURCES = {
 }
 """Addresses of the sources of accuracies in the catalogue."""
 
-CACHED = re.compile(r"(?:^|/)models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/")
-"""Folder of a repository in huggingface_hub's cache; names of repositories never contain `--`."""
+NOTHING = Checked()
 
 
-def card(manifest: Manifest, verification: dict[str, Any], repository: str, signed: SignedBy | None = None) -> str:
+def card(
+    manifest: Manifest,
+    verification: dict[str, Any],
+    repository: str,
+    signed: SignedBy | None = None,
+    *,
+    checked: Checked = NOTHING,
+) -> str:
     """Return the card of a converted folder for `repository`, `owner/name`: YAML, then Markdown.
 
-    `verification` is the content of `verification.json`. The training data and accuracies are those
-    that the catalogue has for the name of the original checkpoint.
+    `verification` is the content of `verification.json`. What the catalogue has for the name of the original
+    checkpoint, such as training data and accuracies, is claimed only if `checked` shows that the source is that
+    file: a name shows nothing.
     """
-    layout, origin = LAYOUTS[manifest.layout], manifest.origin
-    item, profile = find(origin.name), manifest.options.profile or "google"
-    if item is not None and item.architecture != manifest.architecture:
-        item = None
-    checks, timm_name = verification["checks"], item.timm_name if item is not None else None
-    base = _source_repository(manifest) or (timm_name and f"timm/{timm_name}")
+    layout, origin, profile = LAYOUTS[manifest.layout], manifest.origin, manifest.options.profile or "google"
+    item, namesake = _fitting(_fetched(manifest, checked), manifest), _fitting(find(origin.name), manifest)
+    known = item or namesake
+    synthetic, base = _is_synthetic(origin), repository_of(checked.address)
+    if base is None and item is not None and item.timm_name is not None:
+        base = f"timm/{item.timm_name}"
+    checks = verification["checks"]
     shapes = {row["parameter"]: row["shape"] for row in manifest.tensors}
     return _template().render(
         manifest=manifest,
@@ -65,12 +77,16 @@ def card(manifest: Manifest, verification: dict[str, Any], repository: str, sign
         signed=signed,
         mark=CARD_MARK,
         layout=layout,
+        checked=checked,
         published=item,
+        namesake=namesake if item is None else None,
+        sigmoid=origin.head == "keep" and known is not None and known.problem_type is not None,
+        loading=_loading(layout, manifest.name, repository),
         base=base if base != repository else None,
         library=layout.name if layout.name in LIBRARIES else "bit-convert",
         datasets=DATASETS,
         head_kept=origin.head == "keep",
-        synthetic=origin.name in SYNTHETIC,
+        synthetic=synthetic,
         named=manifest.architecture in PUBLISHED,
         sources=SOURCES,
         citation=item.citation if item is not None else BIT,
@@ -81,7 +97,7 @@ def card(manifest: Manifest, verification: dict[str, Any], repository: str, sign
         roundoff=[(name, BY_NAME[name].roundoff) for name in origin.roundings],
         how=evaluated_by(profile, manifest.name),
         prepared=_settings(profile, manifest.name),
-        commands=_commands(manifest),
+        commands=_commands(manifest, checked, by_name=synthetic or item is not None),
         runs=_runs(checks),
         worst=max(checks, key=_usage),
         references=sorted({check["reference"] for check in checks}),
@@ -113,10 +129,39 @@ def _python(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | str) else repr(value)
 
 
-def _source_repository(manifest: Manifest) -> str | None:
-    """Return the repository on the Hub that was converted, if the source is in huggingface_hub's cache."""
-    match = CACHED.search(f"{manifest.source.path}/")
-    return f"{match['owner']}/{match['name']}" if match is not None else None
+def _fetched(manifest: Manifest, checked: Checked) -> Published | None:
+    """Return the published checkpoint that was converted, by the place from which it was fetched and not by the name.
+
+    A repository of timm counts, which holds the same weights. What came before the source of an earlier
+    conversion is not shown.
+    """
+    if manifest.origin.sha256 != manifest.source.sha256:
+        return None
+    repository = repository_of(checked.address) or ""
+    if repository.startswith("timm/"):
+        return find(repository)
+    return next((item for item in published().values() if item.url == checked.address), None)
+
+
+def _fitting(item: Published | None, manifest: Manifest) -> Published | None:
+    """Return a published checkpoint unless it has another architecture than the conversion."""
+    return item if item is not None and item.architecture == manifest.architecture else None
+
+
+def _is_synthetic(origin: Origin) -> bool:
+    """Return whether the original checkpoint is a seeded one, by the SHA-256 that is kept with the recordings."""
+    if origin.name not in SYNTHETIC:
+        return False
+    try:
+        return RecordedCheckpoint.read(SHIPPED / origin.name).sha256 == origin.sha256
+    except (OSError, ValueError):
+        return False
+
+
+def _loading(layout: Layout, name: str, repository: str) -> str:
+    """Return the layout's code that loads a folder of the repository's name; names become parts of string literals."""
+    folder, name = (json.dumps(value, ensure_ascii=False)[1:-1] for value in (repository.split("/")[-1], name))
+    return layout.export.loading.format(folder=folder, name=name)
 
 
 def _settings(profile: str, name: str) -> str:
@@ -125,12 +170,12 @@ def _settings(profile: str, name: str) -> str:
     return ", ".join(f"{key}={_python(value)}" for key, value in settings.items() if defaults.get(key) != value)
 
 
-def _commands(manifest: Manifest) -> list[str]:
-    """Return the commands that repeat the conversion and verify it in full."""
-    options, repository = manifest.options, _source_repository(manifest)
-    source = f"hf:{repository}" if repository is not None else manifest.name
-    if repository is None and manifest.name not in SYNTHETIC and find(manifest.name) is None:
-        source = Path(manifest.source.path).name
+def _commands(manifest: Manifest, checked: Checked, by_name: bool) -> list[str]:
+    """Return the commands that repeat the conversion, of the source `by_name` or of a file, and verify it in full."""
+    options, repository = manifest.options, repository_of(checked.address)
+    source = manifest.name if by_name else Path(manifest.source.path).name
+    if repository is not None:
+        source = f"hf:{repository}"
     values = {
         "--to": manifest.layout,
         "--head": None if options.head == "keep" else options.head,

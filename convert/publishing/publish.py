@@ -13,9 +13,10 @@ from convert.errors import HubError, UsageError, VerificationError
 from convert.files.base import File
 from convert.progress import Progress, silent
 from convert.publishing.card import card
-from convert.publishing.gate import CARD_NAME, Content, VerifiedFolder, check_folder
+from convert.publishing.gate import CARD_NAME, Content, Gate, VerifiedFolder, check_folder
 from convert.publishing.repository import ATTEMPTS, Hub, HubUnavailableError, Remote, check_name
 from convert.publishing.signature import check_signed_files, new_card, sign_verified
+from convert.references.recordings import SHIPPED
 from convert.signing.bundle import NOT_SIGNED
 from convert.signing.signers import KeySigner, Signer, Trust
 
@@ -46,6 +47,16 @@ class PublishOptions:
     """Sign the folder and the card before they are sent."""
     trust: Trust | None = None
     """Refuse a folder that this signer has not signed."""
+    reverify: bool = True
+    """Repeat the quick verification before anything is signed or sent."""
+    source: Path | None = None
+    """The checkpoint that was converted, if it was moved."""
+    recordings: tuple[Path, ...] = (SHIPPED,)
+    """Folders of the recordings that the folder was compared with."""
+
+    @property
+    def gate(self) -> Gate:
+        return Gate(self.reverify, self.source, self.recordings)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,8 @@ class Publication:
     """Files that the repository did not hold before."""
     deleted: tuple[str, ...] = ()
     """Files of an earlier commit that are deleted."""
+    reverified: bool = False
+    """True if the quick verification was repeated before, and passed."""
     not_asked: str | None = None
     """The reason why a dry run could not ask the Hub, so that `creates`, `sent` and `deleted` are not known."""
 
@@ -97,8 +110,10 @@ def publish(
     if options.signer is not None and not options.dry_run:
         if "/" not in repository:
             raise UsageError(f"a signed card names the repository in full: give it as owner/{repository}")
-        sign_verified(folder, options.signer, repository, progress)
-    verified = check_folder(folder, progress)
+        sign_verified(folder, options.signer, repository, progress, options.gate)
+        verified = check_folder(folder, progress, replace(options.gate, reverify=False))
+    else:
+        verified = check_folder(folder, progress, options.gate)
     if options.trust is not None:
         check_signed_files(folder, verified, options.trust, progress)
     try:
@@ -111,6 +126,7 @@ def publish(
             raise
         contents = _contents(verified, options, repository)
         planned = _publication(repository, api, contents, private=options.private, not_asked=str(error))
+    planned = replace(planned, reverified=options.reverify)
     if options.dry_run or planned.state == IDENTICAL:
         return planned
     message = options.message or f"Add {verified.manifest.name}, verified by bit-convert {__version__}"
@@ -130,7 +146,7 @@ def _contents(verified: VerifiedFolder, options: PublishOptions, repository: str
         if (text := new_card(verified, options.signer.trust, repository)) is not None:
             return {**verified.files, CARD_NAME: Content.of(text)}
     elif not signed and CARD_NAME not in verified.files and CARD_NAME not in more:
-        more[CARD_NAME] = card(verified.manifest, verified.verification, repository).encode()
+        more[CARD_NAME] = card(verified.manifest, verified.verification, repository, checked=verified.checked).encode()
     if taken := set(more) & set(verified.files):
         raise UsageError(f"the extra file {min(taken)} would replace a file of the folder; give it another name")
     return {**verified.files, **{name: Content.of(data) for name, data in more.items()}}

@@ -12,7 +12,7 @@ from convert.errors import UsageError, VerificationError, check_names
 from convert.options import CheckOptions, PushOptions, SignOptions, StrPath, TrustOptions
 from convert.progress import Progress, silent
 from convert.publishing.card import card
-from convert.publishing.gate import CARD_NAME, VerifiedFolder, check_folder
+from convert.publishing.gate import AS_STORED, CARD_NAME, Gate, VerifiedFolder, check_folder
 from convert.publishing.repository import check_name
 from convert.signing.check import Signature, check_folder_signature
 from convert.signing.keys import require_packages
@@ -86,14 +86,16 @@ def _signer(key: StrPath | None, password: str | None, sigstore: bool) -> Signer
     return signer_with(user_path(key) if key else None, password, sigstore)
 
 
-def sign_verified(folder: Path, signer: Signer, repository: str | None, progress: Progress) -> Signature:
+def sign_verified(
+    folder: Path, signer: Signer, repository: str | None, progress: Progress, gate: Gate = AS_STORED
+) -> Signature:
     """Sign a folder that is exactly as it was verified; with a `repository`, `owner/name`, add the card first.
 
     A card that somebody else wrote is kept, and signed. A folder that this signer has signed already, with
     that card, is left as it is. Raises `VerificationError` for a folder that was changed or not verified.
     """
     require_packages()
-    verified = check_folder(folder, progress)
+    verified = check_folder(folder, progress, gate)
     text = new_card(verified, signer.trust, repository)
     if text is None or (CARD_NAME in verified.files and verified.files[CARD_NAME].read() == text):
         try:
@@ -109,7 +111,7 @@ def new_card(verified: VerifiedFolder, trust: Trust | None, repository: str | No
     if repository is None or (CARD_NAME in verified.files and not is_own_card(verified.files[CARD_NAME].read())):
         return None
     signed = signed_by(trust, repository.partition("/")[2], f"hf:{repository}") if trust is not None else None
-    return card(verified.manifest, verified.verification, repository, signed).encode()
+    return card(verified.manifest, verified.verification, repository, signed, checked=verified.checked).encode()
 
 
 def check_signed_files(folder: Path, verified: VerifiedFolder, trust: Trust, progress: Progress) -> Signature:

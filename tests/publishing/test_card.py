@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -29,8 +30,10 @@ from convert.network.inputs import images
 from convert.published.catalogue import BIT, DISTILLATION, published
 from convert.publishing.card import SOURCES, card
 from convert.publishing.card import text as markdown
+from convert.publishing.gate import Checked
 
 REPOSITORY = "me/a-bit"
+NOTHING = Checked()
 Synthetic = Callable[[str], Path]
 Case = tuple[str, ConversionOptions]
 
@@ -49,7 +52,7 @@ json.dump(printed, open("printed.json", "w"))
 
 
 def test_the_metadata_has_every_field(made_up: Manifest) -> None:
-    data = metadata(published_manifest(made_up, "BiT-M-R101x1-ILSVRC2012"))
+    data = metadata(published_manifest(made_up, "BiT-M-R101x1-ILSVRC2012"), checked=fetched("BiT-M-R101x1-ILSVRC2012"))
     assert (data.license, data.library_name, data.pipeline_tag) == (
         "apache-2.0",
         "transformers",
@@ -70,18 +73,22 @@ def test_the_library_is_the_one_that_reads_the_layout(made_up: Manifest, layout:
     assert layout in data.tags
 
 
-def test_the_base_is_the_repository_that_was_converted(made_up: Manifest) -> None:
-    path = "../../.cache/huggingface/hub/models--timm--resnetv2_50x1_bit.goog_in21k/snapshots/0a1b"
-    manifest = dataclasses.replace(made_up, source=dataclasses.replace(made_up.source, path=path))
-    data = metadata(manifest)
-    assert data.base_model == "timm/resnetv2_50x1_bit.goog_in21k"
+def test_the_base_is_the_repository_from_which_the_source_was_fetched(made_up: Manifest) -> None:
+    name = "timm/resnetv2_50x1_bit.goog_in21k"
+    checked = Checked(True, f"hf:{name}@{'0a' * 20}")
+    data = metadata(made_up, checked=checked)
+    assert data.base_model == name
     assert "base_model_relation" not in data
-    rounded = dataclasses.replace(manifest, origin=dataclasses.replace(manifest.origin, roundings=("float16",)))
-    assert metadata(rounded)["base_model_relation"] == "quantized"
-    assert metadata(manifest, "timm/resnetv2_50x1_bit.goog_in21k").base_model is None, (
-        "a repository is not based on itself"
-    )
-    assert "$ bit convert hf:timm/resnetv2_50x1_bit.goog_in21k --to transformers\n" in text_of(manifest)
+    rounded = dataclasses.replace(made_up, origin=dataclasses.replace(made_up.origin, roundings=("float16",)))
+    assert metadata(rounded, checked=checked)["base_model_relation"] == "quantized"
+    assert metadata(made_up, name, checked).base_model is None, "a repository is not based on itself"
+    assert f"$ bit convert hf:{name} --to transformers\n" in text_of(made_up, checked=checked)
+
+
+def test_a_path_alone_shows_no_base(made_up: Manifest) -> None:
+    path = "../../.cache/huggingface/hub/models--google--bit-50/snapshots/" + "0a" * 20
+    manifest = dataclasses.replace(made_up, source=dataclasses.replace(made_up.source, path=path))
+    assert metadata(manifest, checked=Checked(True)).base_model is None
 
 
 @pytest.mark.parametrize(
@@ -111,19 +118,91 @@ def test_a_card_tells_what_is_published_about_the_checkpoint(
 ) -> None:
     manifest = published_manifest(made_up, name)
     assert manifest.classes == classes
-    text = text_of(manifest)
+    text = text_of(manifest, checked=fetched(name))
     assert [words for words in expected if words not in text] == []
     assert published()[name].url in text
     assert all(markdown(defect) in text for defect in published()[name].defects)
     assert (
-        ("## Accuracy\n\n| data" in text) == bool(published()[name].accuracies) == bool(metadata(manifest).eval_results)
+        ("## Accuracy\n\n| data" in text)
+        == bool(published()[name].accuracies)
+        == bool(metadata(manifest, checked=fetched(name)).eval_results)
     )
 
 
-def test_a_checkpoint_is_also_known_by_timms_name(made_up: Manifest) -> None:
-    manifest = published_manifest(made_up, "BiT-M-R50x1")
-    origin = dataclasses.replace(manifest.origin, name="resnetv2_50x1_bit.goog_in21k")
-    assert ".sigmoid()" in text_of(dataclasses.replace(manifest, origin=origin))
+def test_a_copy_of_timm_is_known_by_the_repository(made_up: Manifest) -> None:
+    manifest = published_manifest(made_up, "BiT-M-R50x1-ILSVRC2012")
+    checked = Checked(True, f"hf:timm/resnetv2_50x1_bit.goog_in21k_ft_in1k@{'0a' * 20}")
+    assert "80.39" in text_of(manifest, checked=checked)
+    assert "80.39" not in text_of(manifest, checked=Checked(True, f"hf:me/resnetv2_50x1_bit.goog_in21k@{'0a' * 20}"))
+
+
+@pytest.mark.parametrize(
+    "checked",
+    [
+        Checked(),
+        Checked(True),
+        Checked(True, "https://storage.googleapis.com/bit_models/BiT-M-R50x1.npz"),
+        Checked(True, f"hf:timm-x/resnetv2_50x1_bit.goog_in21k_ft_in1k@{'0a' * 20}"),
+    ],
+)
+@pytest.mark.parametrize("name", ["BiT-M-R50x1-ILSVRC2012", "resnetv2_50x1_bit.goog_in21k_ft_in1k"])
+def test_a_name_does_not_show_that_google_published_the_weights(made_up: Manifest, name: str, checked: Checked) -> None:
+    manifest = published_manifest(made_up, "BiT-M-R50x1-ILSVRC2012")
+    origin = dataclasses.replace(manifest.origin, name=name)
+    text, data = text_of(dataclasses.replace(manifest, origin=origin), checked=checked), metadata(manifest)
+    assert "80.39" not in text
+    assert "then on ILSVRC-2012" not in text
+    assert (data.base_model, data.eval_results, data.datasets, data.license) == (None, None, None, "unknown")
+    if checked.address is None:
+        assert "Google published the weights" not in text
+        assert f"The source is called `{name}`, like a checkpoint that Google published, but nothing shows" in text
+        assert "$ bit convert tiny.npz --to transformers\n" in text, "not the published file"
+
+
+def test_an_earlier_conversion_hides_where_the_first_file_came_from(made_up: Manifest) -> None:
+    manifest = published_manifest(made_up, "BiT-M-R50x1-ILSVRC2012")
+    manifest = dataclasses.replace(manifest, origin=dataclasses.replace(manifest.origin, sha256="0" * 64))
+    assert "Google published the weights" not in text_of(manifest, checked=fetched("BiT-M-R50x1-ILSVRC2012"))
+
+
+def test_an_address_that_only_the_manifest_states_is_called_a_statement(made_up: Manifest) -> None:
+    url = published()["BiT-M-R50x1"].url
+    manifest = dataclasses.replace(made_up, origin=dataclasses.replace(made_up.origin, address=url))
+    assert f"states that it was fetched from `{url}`; this was not checked again" in text_of(manifest)
+
+
+def test_trained_weights_with_the_name_of_seeded_ones_are_not_called_random(made_up: Manifest) -> None:
+    manifest = dataclasses.replace(made_up, origin=dataclasses.replace(made_up.origin, name="Synthetic-R50x1"))
+    assert "random" not in text_of(manifest)
+
+
+def test_the_card_says_whether_the_verification_was_repeated(made_up: Manifest) -> None:
+    assert "was repeated, and passed" in text_of(made_up, checked=Checked(True))
+    assert "The verification was not repeated" in text_of(made_up)
+
+
+def test_the_code_of_another_layout_is_that_of_the_layout(made_up: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = 'import newlib\nmodel = newlib.load("{folder}/{name}.new")'
+    export = dataclasses.replace(LAYOUTS["flax"].export, library="newlib", loading=loading)
+    monkeypatch.setitem(LAYOUTS, "newlib", dataclasses.replace(LAYOUTS["flax"], name="newlib", export=export))
+    text = text_of(dataclasses.replace(made_up, layout="newlib", name='a"b'))
+    assert '```python\nimport newlib\nmodel = newlib.load("a-bit/a\\"b.new")\n```' in text
+    assert "$ hf download me/a-bit --local-dir a-bit" in text
+    assert "big_transfer" not in text.split("## How it was converted")[0]
+    assert "NumPy" not in text.split("## How it was converted")[0]
+
+
+@pytest.mark.parametrize(
+    "hostile", ["<img src=x onerror=alert(1)>", "[x](javascript:alert(1))", "a\n---\nlicense: mit"]
+)
+def test_hostile_statements_of_a_manifest_stay_text(made_up: Manifest, hostile: str) -> None:
+    manifest = copy.deepcopy(made_up)
+    for owner, field in ((manifest, "converter"), (manifest, "architecture"), (manifest.source, "path")):
+        object.__setattr__(owner, field, hostile)  # past the checks of a manifest that is read
+    text = text_of(manifest)
+    assert ModelCard(text).data.license == "unknown"
+    prose = re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert re.search(r"(?<!\\)<img|(?<!\\)\[x\](?!\\)|^license: mit", prose, re.MULTILINE) is None
 
 
 def test_every_source_of_an_accuracy_can_be_looked_up() -> None:
@@ -131,18 +210,19 @@ def test_every_source_of_an_accuracy_can_be_looked_up() -> None:
 
 
 def test_accuracies_of_other_weights_are_not_claimed(made_up: Manifest) -> None:
-    manifest = published_manifest(made_up, "BiT-M-R50x1-ILSVRC2012")
+    manifest, checked = published_manifest(made_up, "BiT-M-R50x1-ILSVRC2012"), fetched("BiT-M-R50x1-ILSVRC2012")
+    assert "80.39" in text_of(manifest, checked=checked)
     for changes in ({"head": "new:10"}, {"head": "drop"}):
         changed = dataclasses.replace(manifest, origin=dataclasses.replace(manifest.origin, **changes))
-        assert "80.39" not in text_of(changed)
+        assert "80.39" not in text_of(changed, checked=checked)
     assert "all zeros" in text_of(
         dataclasses.replace(manifest, origin=dataclasses.replace(manifest.origin, head="new:10"))
     )
     rounded = dataclasses.replace(manifest, origin=dataclasses.replace(manifest.origin, roundings=("bfloat16",)))
-    assert metadata(rounded).eval_results is None
+    assert metadata(rounded, checked=checked).eval_results is None
     assert "rounded to bfloat16, each with a relative error of up to 3.9e-03" in text_of(rounded)
     other = dataclasses.replace(manifest, architecture="R26x1")
-    assert "80.39" not in text_of(other), "the name belongs to another architecture"
+    assert "80.39" not in text_of(other, checked=checked), "the name belongs to another architecture"
 
 
 def test_random_weights_are_called_random(synthetic: Synthetic, tmp_path: Path) -> None:
@@ -157,10 +237,10 @@ def test_random_weights_are_called_random(synthetic: Synthetic, tmp_path: Path) 
 def test_a_hostile_name_stays_a_name(made_up: Manifest, name: str) -> None:
     origin = dataclasses.replace(made_up.origin, name=name)
     manifest = dataclasses.replace(published_manifest(made_up, "BiT-M-R50x1-ILSVRC2012"), name=name)
-    assert metadata(manifest).model_name == name
+    assert metadata(manifest, checked=fetched("BiT-M-R50x1-ILSVRC2012")).model_name == name
     for layout in LAYOUTS:
         text = text_of(dataclasses.replace(made_up, name=name, origin=origin, layout=layout))
-        assert ModelCard(text).data.license == "apache-2.0"
+        assert ModelCard(text).data.license == "unknown"
         for block in blocks(text, "python"):
             compile(block, "README.md", "exec")
         assert len(re.findall("^```", text, re.MULTILINE)) % 2 == 0
@@ -298,12 +378,17 @@ def made_up(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifes
 
 
 def published_manifest(manifest: Manifest, name: str) -> Manifest:
-    """Return the manifest as if a published checkpoint had been converted."""
+    """Return the manifest as if a file with the name of a published checkpoint had been converted."""
     item, origin = published()[name], dataclasses.replace(manifest.origin, name=name)
     return dataclasses.replace(manifest, name=name, architecture=item.architecture, classes=item.classes, origin=origin)
 
 
-def text_of(manifest: Manifest, repository: str = REPOSITORY) -> str:
+def fetched(name: str) -> Checked:
+    """Return what the gate finds if the source was fetched from Google's bucket."""
+    return Checked(True, published()[name].url)
+
+
+def text_of(manifest: Manifest, repository: str = REPOSITORY, checked: Checked = NOTHING) -> str:
     run = {"reference": "recordings", "implementation": "oracle", "side": "converted", "dtype": "float64"}
     other = {**run, "implementation": "timm", "side": "source", "dtype": "float32"}
     mode, agreement = {"mode": "end-to-end", "input": "square"}, {"images": 3, "top1": 3, "top5": 2}
@@ -314,11 +399,11 @@ def text_of(manifest: Manifest, repository: str = REPOSITORY) -> str:
         {**other, **mode, "tap": "stem", "error": 1e-6, "tolerance": 4e-6},
     ]
     results = {"tensors_exact": 7, "epsilon": epsilon, "not_run": {"flax": "jax is not installed"}}
-    return card(manifest, {"checks": checks, "agreements": [agreement], **results}, repository)
+    return card(manifest, {"checks": checks, "agreements": [agreement], **results}, repository, checked=checked)
 
 
-def metadata(manifest: Manifest, repository: str = REPOSITORY) -> ModelCardData:
-    data = ModelCard(text_of(manifest, repository)).data
+def metadata(manifest: Manifest, repository: str = REPOSITORY, checked: Checked = NOTHING) -> ModelCardData:
+    data = ModelCard(text_of(manifest, repository, checked)).data
     assert isinstance(data, ModelCardData)
     return data
 

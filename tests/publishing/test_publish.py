@@ -24,14 +24,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
 ]
 
-DRY_RUN = PublishOptions(dry_run=True)
+DRY_RUN = PublishOptions(dry_run=True, reverify=False)
 
 
 def test_a_push_makes_the_repository_hold_the_folder_and_a_card(server: HubServer, folder: Path) -> None:
     result = push(server, folder)
     repository = server.repositories[REPOSITORY]
     found = content(repository)
-    assert found.pop("README.md").startswith(b"---\nlicense: apache-2.0\n")
+    assert found.pop("README.md").startswith(b"---\nlicense: unknown\n")
     assert found == local(folder)
     assert repository.files["model.safetensors"].large
     assert result.state == "pushed"
@@ -91,7 +91,7 @@ def assert_not_asked(result: Publication, folder: Path, reason: str) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     assert result.files["model.safetensors"].bytes == len(weights)
     assert result.files["model.safetensors"].sha256 == hashlib.sha256(weights).hexdigest()
-    assert result.card.startswith("---\nlicense: apache-2.0\n")
+    assert result.card.startswith("---\nlicense: unknown\n")
     assert result.files[CARD_NAME].sha256 == hashlib.sha256(result.card.encode()).hexdigest()
 
 
@@ -111,7 +111,7 @@ def test_a_dry_run_needs_no_network(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert_not_asked(publish(folder, REPOSITORY, DRY_RUN, api=nowhere), folder, "could not be reached")
     assert slept == [], "it asks once"
     with pytest.raises(HubError, match="could not be reached"):
-        publish(folder, REPOSITORY, api=nowhere)
+        publish(folder, REPOSITORY, PublishOptions(reverify=False), api=nowhere)
     assert slept == [1, 2, 4]
 
 

@@ -26,6 +26,8 @@ def account(role: str = "write", **token: Any) -> dict[str, Any]:
 
 
 def push(server: HubServer, folder: Path, repository: str = REPOSITORY, **options: Any) -> Publication:
+    """Push without repeating the verification, which takes longer than the rest, unless `reverify` is given."""
+    options = {"reverify": False, **options}
     api = HfApi(endpoint=server.endpoint, token=TOKEN)
     return publish(folder, repository, PublishOptions(**options), silent, api)
 
