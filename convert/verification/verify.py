@@ -23,7 +23,6 @@ from convert.checkpoints.manifest import (
     REPORT_NAMES,
     SIGNING_NAMES,
     Manifest,
-    is_signed,
 )
 from convert.conversion.plan import Plan, Step
 from convert.conversion.plan import plan as make_plan
@@ -82,7 +81,7 @@ def verify(
             f"{folder} cannot be verified: there is no recording for {manifest.name}, and the source "
             f"{manifest.source.path} (relative to {folder}) is missing; name it with --source"
         )
-    later = {*REPORT_NAMES, *SIGNING_NAMES, *([CARD_NAME] if is_signed(folder) else [])}
+    later = {*REPORT_NAMES, *SIGNING_NAMES, CARD_NAME}
     paths = (path for path in sorted(folder.iterdir()) if path.name not in later and path.is_file())
     files = {path.name: file_sha256(path) for path in paths}
     problems, warnings = compare_files(folder, manifest, files)

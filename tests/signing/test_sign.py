@@ -16,7 +16,7 @@ from in_toto.models.metadata import Metadata
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 from support.pushing import local
-from support.signing import PASSWORD, signed, signer, trust, write_key
+from support.signing import PASSWORD, signed, signer, stock, trust, write_key
 
 import convert
 from convert.errors import UsageError, VerificationError
@@ -26,13 +26,6 @@ from convert.signing.check import check_folder_signature
 from convert.signing.keys import PublicKey
 
 CURVES = [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()]
-
-
-def stock(folder: Path, public: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command of the package model-signing."""
-    command = [sys.executable, "-m", "model_signing", "verify", "key", str(folder)]
-    options = ["--signature", str(folder / "model.sig"), "--public_key", str(public)]
-    return subprocess.run([*command, *options], capture_output=True, text=True)
 
 
 def envelopes(folder: Path) -> list[dict[str, object]]:

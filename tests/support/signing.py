@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,13 @@ def write_key(
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return private, public
+
+
+def stock(folder: Path, public: Path) -> subprocess.CompletedProcess[str]:
+    """Check a signature with the command of the package model-signing."""
+    command = [sys.executable, "-m", "model_signing", "verify", "key", str(folder)]
+    options = ["--signature", str(folder / "model.sig"), "--public_key", str(public)]
+    return subprocess.run([*command, *options], capture_output=True, text=True)
 
 
 def signer(private: Path) -> KeySigner:
