@@ -24,11 +24,12 @@ PAGES = (
     "convert/README.md",
     "convert/SECURITY.md",
     "convert/publishing/README.md",
+    "convert/signing/README.md",
     "convert/verification/README.md",
     "reference_outputs/README.md",
     "tests/README.md",
 )
-OTHER_COMMANDS = {"cd", "git", "hf", "pip", "pre-commit", "python"}
+OTHER_COMMANDS = {"cd", "git", "hf", "model_signing", "openssl", "pip", "pre-commit", "python"}
 """Commands in console blocks that are not ours."""
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
