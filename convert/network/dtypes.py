@@ -41,13 +41,14 @@ class DType:
             total = np.add.reduce(bits, axis=None)
         return bool(np.isfinite(total)) or bool(np.isfinite(bits).all())
 
+    @np.errstate(invalid="ignore")  # of a NaN that signals
     def to_float64(self, bits: NDArray[np.generic]) -> NDArray[np.float64]:
         """Return the exact values: float64 represents every element of these types."""
         if self is BFLOAT16:
             bits = (bits.astype(np.uint32) << 16).view(np.float32)
         return bits.astype(np.float64)
 
-    @np.errstate(over="ignore")
+    @np.errstate(over="ignore", invalid="ignore")
     def from_float64(self, values: NDArray[np.float64]) -> NDArray[np.generic]:
         """Return the bits of the nearest numbers, ties to even; infinity beyond the largest."""
         return _bfloat16_bits(values) if self is BFLOAT16 else values.astype(self.bits)

@@ -59,5 +59,14 @@ def test_rounding_to_bfloat16_takes_the_nearest_number_and_ties_to_even(values: 
         assert rounded >> 15 == (math.copysign(1, value) < 0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+def test_a_nan_that_signals_is_converted_without_a_warning(dtype: DType) -> None:
+    signalling = {2: 0x7F81 if dtype is BFLOAT16 else 0x7D00, 4: 0x7FA00000, 8: 0x7FF4 << 48}[dtype.itemsize]
+    stored = np.array([signalling], f"u{dtype.itemsize}").view(dtype.bits)
+    assert np.isnan(dtype.to_float64(stored)).all()
+    for target in DTYPES:
+        assert not target.all_finite(target.from_float64(np.array([0x7FF4 << 48], np.uint64).view(np.float64)))
+
+
 def test_nan_stays_nan_in_bfloat16() -> None:
     assert np.isnan(BFLOAT16.to_float64(BFLOAT16.from_float64(np.array([np.nan, -np.nan])))).all()
