@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urljoin
@@ -25,8 +26,8 @@ SILENCE = 15.0
 """Seconds without a byte after which the Hub does not answer."""
 SECONDS = 60.0
 """Seconds for one answer; a file has `SLOWEST` in addition."""
-PATIENCE = 3.0
-"""Seconds after which a failed look-up is not repeated: a machine without a network should fail at once."""
+ATTEMPTS, PATIENCE = 4, 3.0
+"""Attempts at a look-up, and seconds after which none is begun: a machine without a network should fail at once."""
 BUSY = (408, 429, 500, 502, 503, 504)
 """HTTP statuses after which another attempt may succeed."""
 HIDDEN = (401, 403, 404)
@@ -105,24 +106,28 @@ def fetch(
 
 def explained(error: Exception) -> str:
     """Return why a request to the Hub failed, with the server's words, which may repeat the token."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import errors
 
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return explained(error.__cause__)
     match error:
         case AnswerError():
             return f"the Hub {error}"
-        case HfHubHTTPError():
+        case errors.HfHubHTTPError():
             status = error.response.status_code
             hint = "; check the name, and log in with hf auth login if it is private" if status in HIDDEN else ""
             return f"the Hub answers {status} ({_words(error)}){hint}"
-        case OfflineModeIsEnabled() | HFValidationError():
-            return _first_line(error)
         case _ if isinstance(error, http_library().HTTPError):
-            return f"the Hub could not be reached ({_first_line(error)}); check the network"
-        case OSError():
+            return f"the Hub could not be reached ({_first_line(error).rstrip('.')}); check the network"
+        case errors.FileMetadataError():
+            trouble = "no metadata"
+        case OSError() | errors.HFValidationError():
             return _first_line(error)
-    return f"the answer is not one of a Hub ({type(error).__name__}); check HF_ENDPOINT and the network"
+        case msgspec.ValidationError():
+            trouble = _first_line(error)
+        case _:
+            trouble = type(error).__name__
+    return f"the answer is not one of a Hub ({trouble}); check HF_ENDPOINT and the network"
 
 
 def _words(error: Any) -> str:
@@ -163,7 +168,6 @@ def _ask(address: str, answer: type[T], limits: Limits) -> tuple[T, str | None]:
         get_session,
         hf_raise_for_status,
     )
-    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
     url = urljoin(f"{constants.ENDPOINT}/", address)
 
@@ -176,8 +180,16 @@ def _ask(address: str, answer: type[T], limits: Limits) -> tuple[T, str | None]:
             raise AnswerError("continues the list of files at another address")
         return msgspec.json.decode(response.content, type=answer), following
 
+    return _retried(attempt)
+
+
+def _retried(attempt: Callable[[], T]) -> T:
+    """Return what the attempt returns; repeat it after errors that may pass."""
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential
+
     retry, wait = retry_if_exception(_is_transient), wait_exponential(0.5)
-    return Retrying(stop=stop_after_delay(PATIENCE), wait=wait, retry=retry, reraise=True)(attempt)
+    stop = stop_after_attempt(ATTEMPTS) | stop_after_delay(PATIENCE)
+    return Retrying(stop=stop, wait=wait, retry=retry, reraise=True)(attempt)
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -200,8 +212,8 @@ def _snapshot(repository: str, commit: str, sizes: dict[str, int]) -> Path:
     if missing > (available := shutil.disk_usage(cache).free):
         raise AnswerError(f"lists {missing / 1e9:.2f} GB, but {available / 1e9:.2f} GB are available in {cache}")
     for name, size in sizes.items():
-        with limited(_limits(SECONDS + size / SLOWEST, max(size, LARGEST_ANSWER))):
-            path = Path(hf_hub_download(repository, name, revision=commit))
+        with limited(_limits(SECONDS + size / SLOWEST, size)):
+            path = Path(_retried(partial(hf_hub_download, repository, name, revision=commit)))
         if path.parent.name != commit or path.stat().st_size != size:
             raise AnswerError(f"sends another {name} than it lists; delete {path} and fetch it again")
     return path.parent

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from support.hostile import Answer
 from support.hub_repositories import Blob, Files, Repository
 from support.hub_xet import restore
 
@@ -28,14 +29,14 @@ PART = 1 << 22
 
 @dataclass
 class Fault:
-    """A failure of the requests that match `request`: an HTTP status, or the end of the connection.
+    """A failure of the requests that match `request`: an HTTP status, the end of the connection, or another answer.
 
     `drop`: before anything is done; `cut`: after half of the body was read; `lose`: after everything
     was done, but before the answer; `none`: no failure. `first` is called before.
     """
 
     request: str
-    does: int | str
+    does: int | str | Answer
     times: int = 1
     first: Callable[[], None] | None = None
     message: str = "out of order"
@@ -59,7 +60,8 @@ class HubServer(ThreadingHTTPServer):
         self.tokens: dict[str, dict[str, Any]] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
-        self.lock = threading.Lock()
+        self.lock, self.closing = threading.Lock(), threading.Event()
+        self.outside, self.count = storage / "outside", 0
 
     def handle_error(self, request: object, address: object) -> None:
         """Ignore clients that close the connection."""
@@ -88,6 +90,7 @@ def hub(folders: dict[str, Path] | None = None) -> Iterator[HubServer]:
         try:
             yield server
         finally:
+            server.closing.set()
             server.shutdown()
             server.server_close()
             thread.join()
@@ -119,7 +122,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._left = int(self.headers.get("Content-Length", 0))
         if does == "cut":
             self.rfile.read(self._left // 2)
-        if does in ("drop", "cut"):
+        if callable(does):
+            self._read(self._left)
+            does(self)
+        if does in ("drop", "cut") or callable(does):
             self._hang_up()
             return
         try:
@@ -266,13 +272,8 @@ class _Handler(BaseHTTPRequestHandler):
         answers = []
         for file in self._json()["files"]:
             large = file["path"].endswith((".safetensors", ".h5", ".npz", ".onnx", ".data")) or file["size"] > 10 << 20
-            answers.append(
-                {
-                    "path": file["path"],
-                    "uploadMode": "lfs" if large else "regular",
-                    "shouldIgnore": file["path"] in ignored,
-                }
-            )
+            mode = {"uploadMode": "lfs" if large else "regular", "shouldIgnore": file["path"] in ignored}
+            answers.append({"path": file["path"], **mode})
         return {"files": answers}
 
     def batch(self, name: str) -> Any:
@@ -363,11 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def discussions(self, name: str) -> Any:
         author = self.query.get("author", [None])[0]
-        about = {
-            "isPullRequest": True,
-            "createdAt": "2025-01-01T00:00:00.000Z",
-            "repo": {"name": name, "type": "model"},
-        }
+        about = {"isPullRequest": True, "createdAt": "2025-01-01T00:00:00.000Z"}
         found = [
             {**each, **about, "repo": {"name": name, "type": "model"}}
             for each in self._repository(name).pull_requests
