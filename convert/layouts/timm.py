@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bit.config import CONFIG_NAME, PUBLISHED, BitConfig
+from bit.files import short
 from convert.layouts.layout import Export, Layout, Row
 from convert.published.catalogue import evaluation, timm_architecture
 from convert.published.preprocessing import evaluated_by
@@ -58,13 +59,10 @@ def _companions(config: BitConfig, dtype: str, name: str, profile: str) -> dict[
 def _stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
     known = MODELS.get(config.architecture, OTHER_MODEL)
     if values.get("architecture", known) != known:
-        raise ValueError(f"architecture is {values['architecture']!r}, expected {known} for these tensors")
+        raise ValueError(f"architecture is {short(values['architecture'])}, expected {known} for these tensors")
     if values.get("num_classes", config.num_labels) != config.num_labels:
-        raise ValueError(f"num_classes is {values['num_classes']}, but the head has {config.num_labels} classes")
-    epsilon = values.get(WS_EPS, config.ws_eps)
-    if type(epsilon) is not float:
-        raise ValueError(f"{WS_EPS} is {epsilon!r}, not a number")
-    stated = {"ws_eps": epsilon, "problem_type": values.get("problem_type")}
+        raise ValueError(f"num_classes is {short(values['num_classes'])}, but the head has {config.num_labels} classes")
+    stated = {"ws_eps": values.get(WS_EPS, config.ws_eps), "problem_type": values.get("problem_type")}
     if (labels := values.get("label_names")) is not None:
         if not isinstance(labels, list) or len(labels) != config.num_labels:
             raise ValueError(f"label_names must be a list of the head's {config.num_labels} classes")
