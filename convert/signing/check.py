@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from bit import __version__
 from convert.checkpoints.manifest import (
     ATTESTATION_NAME,
     MANIFEST_NAME,
@@ -16,14 +20,16 @@ from convert.checkpoints.manifest import (
     Manifest,
     is_signed,
 )
-from convert.errors import CheckpointError, ConvertError, VerificationError
-from convert.files.base import file_sha256, shown
+from convert.errors import ConvertError, VerificationError
+from convert.files.base import shown
 from convert.progress import Progress
 from convert.signing.bundle import MAX_BYTES, check_signature, file_names, signed_files
 from convert.signing.keys import require_packages
 from convert.signing.signers import Trust
-from convert.signing.statements import EQUIVALENCE, statements
+from convert.signing.statements import EQUIVALENCE, PROVENANCE, STATEMENT, Equivalence, named, statements
 
+VERIFIER = f"bit-convert {__version__}"
+"""Statements of this version are made again and compared; those of another may have further fields."""
 MAX_ATTESTATION = 64 << 20
 """Largest `conversion.intoto.json`; R152x4 verified by every reference implementation takes 2 MB."""
 
@@ -84,13 +90,11 @@ def _checked(folder: Path, trust: Trust, linked: bool) -> Signature:
     lines = _read(folder / ATTESTATION_NAME, MAX_ATTESTATION, linked).split(b"\n")
     if len(lines) != 3 or lines[2]:
         raise VerificationError(f"{ATTESTATION_NAME} does not hold two lines")
-    found = [_statement(line, trust) for line in lines[:2]]
-    expected = _expected(folder, {name: digest for name, digest in files.items() if name != ATTESTATION_NAME})
-    for right in expected:
-        _compare(right, found)
-    predicate = next(item["predicate"] for item in found if item["predicateType"] == EQUIVALENCE)
-    count = sum(len(run["taps"]) for run in predicate["runs"])
-    return Signature(folder, trust.name, files, predicate["verifiedOn"], count)
+    found = dict(_statement(line, trust) for line in lines[:2])
+    evidence = _attested(found, {name: sha256 for name, sha256 in files.items() if name != ATTESTATION_NAME})
+    if evidence.verifier == VERIFIER:
+        _compare(folder, found, files)
+    return Signature(folder, trust.name, files, evidence.verified_on, sum(len(run.taps) for run in evidence.runs))
 
 
 def _read(path: Path, most: int, linked: bool) -> bytes:
@@ -103,35 +107,51 @@ def _read(path: Path, most: int, linked: bool) -> bytes:
     return data
 
 
-def _statement(line: bytes, trust: Trust) -> dict[str, Any]:
+def _statement(line: bytes, trust: Trust) -> tuple[str, dict[str, Any]]:
+    """Return the type of a statement, and the statement."""
     try:
-        return dict(json.loads(trust.opened(line)))
+        statement = dict(json.loads(trust.opened(line)))
+        return str(statement["predicateType"]), statement
     except VerificationError as error:
         raise VerificationError(f"{ATTESTATION_NAME}: {error}") from None
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise VerificationError(f"{ATTESTATION_NAME} holds something other than a statement ({shown(error)})") from None
 
 
-def _expected(folder: Path, digests: dict[str, str]) -> list[dict[str, Any]]:
-    """Make the statements about the files as they are."""
+def _attested(found: Mapping[str, dict[str, Any]], digests: Mapping[str, str]) -> Equivalence:
+    """Return the evidence, if both statements are there and are about exactly these files."""
+    for kind in (PROVENANCE, EQUIVALENCE):
+        if kind not in found:
+            raise VerificationError(f"{ATTESTATION_NAME} has no statement of the type {kind}")
+        if (found[kind].get("_type"), found[kind].get("subject")) != (STATEMENT, named(digests)):
+            raise VerificationError(f"{ATTESTATION_NAME}: {kind} is about other files or other bytes")
     try:
-        manifest = Manifest.read(folder)
-        assert manifest is not None, "it is one of the files"
-        for name in (MANIFEST_NAME, VERIFICATION_NAME):
-            if file_sha256(folder / name) != digests[name]:
+        evidence = msgspec.convert(found[EQUIVALENCE]["predicate"], Equivalence)
+    except (ValueError, LookupError) as error:
+        raise VerificationError(f"{ATTESTATION_NAME}: {EQUIVALENCE} is not as described ({shown(error)})") from None
+    if evidence.verification.digest.sha256 != digests[VERIFICATION_NAME]:
+        raise VerificationError(f"{ATTESTATION_NAME}: {EQUIVALENCE} is about another {VERIFICATION_NAME}")
+    return evidence
+
+
+def _compare(folder: Path, found: Mapping[str, dict[str, Any]], files: Mapping[str, str]) -> None:
+    """Make the statements of this version once more, and compare every field."""
+    try:
+        contents = {name: (folder / name).read_bytes() for name in (MANIFEST_NAME, VERIFICATION_NAME)}
+        for name, data in contents.items():
+            if hashlib.sha256(data).hexdigest() != files[name]:
                 raise VerificationError(f"{name} changed while it was checked")
-        return statements(manifest, (folder / VERIFICATION_NAME).read_bytes(), digests)
-    except CheckpointError as error:
-        raise VerificationError(str(error)) from None
+        manifest = Manifest.decode(contents[MANIFEST_NAME], folder / MANIFEST_NAME)
+        digests = {name: sha256 for name, sha256 in files.items() if name != ATTESTATION_NAME}
+        made = statements(manifest, contents[VERIFICATION_NAME], digests)
+    except VerificationError:
+        raise
     except (KeyError, ConvertError) as error:
         raise VerificationError(f"{MANIFEST_NAME} and {VERIFICATION_NAME} do not fit: {shown(error)}") from None
-
-
-def _compare(expected: dict[str, Any], found: list[dict[str, Any]]) -> None:
-    kind = expected["predicateType"]
-    statement = next((item for item in found if item.get("predicateType") == kind), None)
-    if statement is None:
-        raise VerificationError(f"{ATTESTATION_NAME} has no statement of the type {kind}")
-    if statement != expected:
-        part = next((key for key in expected if statement.get(key) != expected[key]), "a field")
-        raise VerificationError(f"{ATTESTATION_NAME}: {part} of {kind} is not that of this folder")
+    for expected in made:
+        statement = found[expected["predicateType"]]
+        if statement != expected:
+            part = next((name for name in expected if statement.get(name) != expected[name]), "a field")
+            raise VerificationError(
+                f"{ATTESTATION_NAME}: {part} of {expected['predicateType']} is not that of this folder"
+            )

@@ -123,13 +123,9 @@ class IdentityTrust:
     def opened(self, line: bytes) -> bytes:
         from sigstore import errors
         from sigstore.models import Bundle, InvalidBundle
-        from sigstore.verify import Verifier, policy
+        from sigstore.verify import policy
 
-        who = policy.Identity(identity=self.identity, issuer=self.provider)
-        try:
-            verifier = Verifier.production()
-        except Exception as error:
-            raise unavailable(error) from None
+        who, verifier = policy.Identity(identity=self.identity, issuer=self.provider), self._verifier
         try:
             kind, payload = verifier.verify_dsse(Bundle.from_json(line), who)
         except (errors.VerificationError, InvalidBundle, ValueError) as error:
@@ -137,6 +133,15 @@ class IdentityTrust:
         if kind != PAYLOAD_TYPE:
             raise VerificationError(f"the payload has the type {kind!r}, expected {PAYLOAD_TYPE}")
         return bytes(payload)
+
+    @cached_property
+    def _verifier(self) -> Any:
+        from sigstore.verify import Verifier
+
+        try:
+            return Verifier.production()
+        except Exception as error:
+            raise unavailable(error) from None
 
     def configure(self, config: Any, folder: Path) -> None:
         try:

@@ -116,13 +116,18 @@ def statements(manifest: Manifest, report: bytes, digests: Mapping[str, str]) ->
     made = [
         {
             "_type": STATEMENT,
-            "subject": [{"name": name, "digest": {"sha256": sha256}} for name, sha256 in sorted(digests.items())],
+            "subject": named(digests),
             "predicateType": kind,
             "predicate": predicate,
         }
         for kind, predicate in predicates.items()
     ]
     return list(msgspec.json.decode(msgspec.json.encode(made)))
+
+
+def named(digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return files as a statement names them, sorted by name."""
+    return [{"name": name, "digest": {"sha256": sha256}} for name, sha256 in sorted(digests.items())]
 
 
 def schema() -> dict[str, Any]:

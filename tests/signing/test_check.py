@@ -84,3 +84,9 @@ def test_nothing_is_read_of_a_folder_before_the_signature_is_checked(
     monkeypatch.setattr("convert.checkpoints.manifest.Manifest.read", lambda *values: pytest.fail("it was read"))
     with pytest.raises(VerificationError, match=r"conversion\.json was changed after it was signed"):
         check_folder_signature(tmp_path / "tiny", trust(folders.public), silent)
+
+
+def test_a_folder_that_another_version_signed_still_passes(folders: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convert.signing.check.VERIFIER", "bit-convert 9")
+    monkeypatch.setattr("convert.signing.check.statements", lambda *values: pytest.fail("it makes other statements"))
+    assert check_folder_signature(folders.place / "tiny", trust(folders.public), silent).comparisons == 16
