@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
@@ -14,8 +14,9 @@ from bit import __version__
 from convert.checkpoints.options import HEAD, ConversionOptions
 from convert.checkpoints.records import MAX_BYTES, Count, Name, Sha256, parse_record
 from convert.errors import CheckpointError
-from convert.files.atomic import write_json
+from convert.files.atomic import json_text, write_json
 from convert.files.base import MAX_AXES, MAX_TENSORS, File, combined_sha256, shown
+from convert.files.sharded import SIZE
 from convert.layouts import LAYOUTS
 from convert.network.dtypes import BY_NAME
 
@@ -119,6 +120,10 @@ class Manifest:
     files: dict[str, File]
     """Every file that was written, by name, except the manifest itself."""
     tensors: list[TensorRow]
+    max_shard_size: str | None = None
+    """Largest size of one weights file, such as `5GB`; None if one file holds all weights."""
+    reproducible: bool = False
+    """True if a conversion of the same source, with the same options and by the same version, writes the same bytes."""
     converter: str = field(default=f"{CONVERTER} {__version__}")
     schema: int = SCHEMA
 
@@ -155,6 +160,8 @@ class Manifest:
             faults.append(f"origin.roundings must list at most {MAX_ROUNDINGS} of {', '.join(BY_NAME)}")
         if len(self.tensors) > MAX_TENSORS or not all(row["dtype"] in BY_NAME for row in self.tensors):
             faults.append(f"tensors must have at most {MAX_TENSORS} rows, each with a dtype of {', '.join(BY_NAME)}")
+        if self.max_shard_size is not None and not SIZE.fullmatch(self.max_shard_size):
+            faults.append("max_shard_size is not a size such as 5GB")
         for column in ("parameter", "target"):
             if len({str(row[column]) for row in self.tensors}) != len(self.tensors):
                 faults.append(f"tensors names a {column} twice")
@@ -162,8 +169,24 @@ class Manifest:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
             raise ValueError(f"{faults[0]}{more}")
 
+    def text(self) -> str:
+        """Return the content of `conversion.json`."""
+        return json_text(asdict(self))
+
     def write(self, folder: Path) -> None:
         write_json(folder / MANIFEST_NAME, asdict(self))
+
+    def in_place_of(self, other: Manifest) -> Manifest:
+        """Return this manifest with the places of `other`: path and addresses of the source, and the file's name.
+
+        These say where the source was, not what was converted: they alone differ if a conversion is repeated
+        elsewhere, or from a copy.
+        """
+        origin = replace(self.origin, address=other.origin.address)
+        source = replace(self.source, path=other.source.path, address=other.source.address)
+        if source.sha256 == other.source.sha256:
+            source = replace(source, files=other.source.files)
+        return replace(self, origin=origin, source=source)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:

@@ -18,6 +18,11 @@ from convert.options import CheckOptions, TrustOptions
 @layout_option
 @click.option("--source", metavar="PATH", help="The checkpoint that was converted, if it was moved.")
 @reference_options(full=True)
+@click.option(
+    "--replay",
+    is_flag=True,
+    help="Convert again from the source, into a temporary folder, and compare the bytes of every file.",
+)
 @trust_options
 @click.option("--report", metavar="FILE", help="Write the report to FILE: a page if it ends with .html, else JSON.")
 @json_option

@@ -31,7 +31,6 @@ def existing_conversion(target: Path, layout: Layout, changes: ConversionOptions
     if manifest.layout != layout.name:
         raise occupied(target, f"and holds the layout {manifest.layout}")
     there, asked = msgspec.to_builtins(manifest.options), msgspec.to_builtins(changes)
-    asked["max_shard_size"] = there["max_shard_size"]  # sizes that split the weights alike are told by the index
     differing = [f"{name} {value or 'unchanged'}" for name, value in there.items() if value != asked[name]]
     if differing:
         raise occupied(target, f"and was converted with {', '.join(differing)}")

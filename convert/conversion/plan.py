@@ -128,6 +128,8 @@ class Plan:
     """The steps by the weights file that they write, in the order of that file."""
     companions: Mapping[str, dict[str, Any]]
     """The content of the JSON files beside the weights, by name."""
+    max_shard_size: str | None = None
+    """The size by which the weights are split; None if one file holds all."""
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -177,6 +179,7 @@ def plan(
         steps=tuple(steps[tensor.key] for tensor in tensors),
         parts={part: tuple(steps[key] for key in keys) for part, keys in names.items()},
         companions=companions,
+        max_shard_size=max_shard_size if len(names) > 1 else None,
     )
 
 

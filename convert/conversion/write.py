@@ -78,6 +78,8 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
             for file in sorted(output.path.iterdir())
         },
         tensors=[step.row for step in plan.steps],
+        max_shard_size=plan.max_shard_size,
+        reproducible=True,
     )
     manifest.write(output.path)
     return manifest

@@ -97,10 +97,31 @@ class Oracle:
 
 
 def standardize(kernel: Array, eps: float) -> Array:
-    """Return a kernel `[h, w, i, o]` with mean 0 and variance 1 (biased) of each filter, `eps` inside the root."""
-    centered: Array = kernel - kernel.mean(axis=(0, 1, 2))
-    centered /= np.sqrt(np.einsum("hwio,hwio->o", centered, centered) / (centered.size / centered.shape[3]) + eps)
+    """Return a kernel `[h, w, i, o]` with mean 0 and variance 1 (biased) of each filter, `eps` inside the root.
+
+    Equal kernels give equal bits with every version of NumPy and on every processor, see `_sum`.
+    """
+    count = kernel.size / kernel.shape[3]
+    centered: Array = kernel - _sum(kernel, np.positive) / count
+    centered /= np.sqrt(_sum(centered, np.square) / count + eps)
     return centered
+
+
+def _sum(kernel: Array, function: np.ufunc) -> Array:
+    """Sum a function of the elements of each filter, by halves.
+
+    NumPy's own sums depend on the version, on the order in memory and on the vector instructions; an addition of
+    two arrays does not.
+    """
+    total: Array = np.zeros(kernel.shape[3], kernel.dtype)
+    for plane in kernel.reshape(-1, *kernel.shape[2:]):
+        terms = function(plane)
+        while len(terms) > 1:
+            half = len(terms) // 2
+            terms[:half] += terms[-half:]
+            terms = terms[: len(terms) - half]
+        total += terms[0]
+    return total
 
 
 def convolve(x: Array, kernel: Array, stride: int) -> Array:

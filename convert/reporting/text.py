@@ -49,6 +49,9 @@ def summary(verification: Verification) -> list[str]:
     network = verification.network
     lines = [f"{FAIL} {escape(problem)}" for problem in verification.problems]
     lines += _byte_lines(verification)
+    if verification.replay is not None and verification.replay.passed:
+        files = len(verification.replay.identical)
+        lines.append(f"{PASS} replay: converting again from the source writes the same bytes of all {files} files")
     lines += [_run_line(run, checks) for run, checks in grouped(verification.checks, "run").items()]
     lines += [f"{FAIL} {escape(f'{found.implementation}: {found.words}')}" for found in network.findings]
     if network.agreements:
@@ -58,12 +61,12 @@ def summary(verification: Verification) -> list[str]:
         lines.append(f"{GAP}tolerances include the rounding of the weights to {' and '.join(verification.roundings)}")
     if verification.checks:
         lines.append(f"{GAP}reference: {escape(network.reference)}")
-    lines += [f"{GAP}not run: {name}, {escape(reason)}" for name, reason in network.not_run.items()]
+    lines += [f"{GAP}not run: {escape(f'{name}, {reason}')}" for name, reason in network.not_run.items()]
     if (effect := network.epsilon) and effect.relative_l2 is not None:
         lines.append(
-            f"{GAP}{effect.library} standardizes weights with epsilon {effect.epsilon:g}, this checkpoint expects "
-            f"{effect.original:g}: {effect.tap} computed there differ by {number(effect.relative_l2)} "
-            f"({input_label(effect.input)})"
+            f"{GAP}{escape(effect.library)} standardizes weights with epsilon {effect.epsilon:g}, this checkpoint expects "
+            f"{effect.original:g}: {escape(effect.tap)} computed there differ by {number(effect.relative_l2)} "
+            f"({escape(input_label(effect.input))})"
         )
     return lines
 
@@ -137,13 +140,13 @@ def _run_line(run: str, checks: Sequence[Check]) -> str:
     if failed:
         first = failed[0]
         return (
-            f"{FAIL} {run}: {len(failed)} of {len(checks)} taps differ, first at {first.tap} "
-            f"({input_label(first.input)}): error {number(first.error)} (up to {number(first.tolerance)} allowed)"
+            f"{FAIL} {escape(run)}: {len(failed)} of {len(checks)} taps differ, first at {escape(first.tap)} "
+            f"({escape(input_label(first.input))}): error {number(first.error)} (up to {number(first.tolerance)} allowed)"
         )
     most, inputs = max(checks, key=lambda check: check.error), len({check.input for check in checks})
     return (
-        f"{PASS} {run}: {len(checks) // inputs} taps of {inputs} input{'s' if inputs > 1 else ''} agree, "
-        f"greatest error {number(most.error)} at {most.tap} (up to {number(most.tolerance)} allowed)"
+        f"{PASS} {escape(run)}: {len(checks) // inputs} taps of {inputs} input{'s' if inputs > 1 else ''} agree, "
+        f"greatest error {number(most.error)} at {escape(most.tap)} (up to {number(most.tolerance)} allowed)"
     )
 
 
@@ -161,6 +164,6 @@ def _agreement_line(agreements: Sequence[Agreement]) -> str:
 def _pixel_line(check: PixelCheck) -> str:
     why = f": {escape(check.explanation)}" if check.explanation else "; no known mistake explains it"
     return (
-        f"{PASS if check.passed else FAIL} preprocessing: {check.input} image, greatest difference "
+        f"{PASS if check.passed else FAIL} preprocessing: {escape(check.input)} image, greatest difference "
         f"{number(check.error, '.3g')} of 255 levels (up to {check.tolerance:g} allowed){'' if check.passed else why}"
     )
