@@ -6,6 +6,7 @@ What it cannot take apart it changes blindly.
 
 from __future__ import annotations
 
+import base64
 import copy
 import io
 import json as json_package
@@ -30,7 +31,8 @@ RAW = {
     "@raw5@": "-" + "9" * 5000,
     "@raw6@": "[" * 100_000 + "]" * 100_000,
     "@raw7@": '{"a":' * 30_000 + "1" + "}" * 30_000,
-    "@raw8@": "-0",
+    "@raw8@": "[" * 800 + "]" * 800,
+    "@raw9@": "-0",
 }
 """JSON that Python's encoder would not write, by the text that stands for it until the end."""
 NUMBERS = (0, -1, 1, 2, 0.0, 0.5, 1e-320, 1e300, 255, 30_000, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63))
@@ -95,6 +97,19 @@ def json(data: bytes, rng: random.Random, native: Native) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def envelope(data: bytes, rng: random.Random, native: Native) -> bytes:
+    """Change one line of JSON, or the JSON that it holds in base 64."""
+    lines = data.split(b"\n")
+    index = rng.randrange(len(lines))
+    found = re.search(rb'"payload": ?"([A-Za-z0-9+/=]+)"', lines[index])
+    if found is None or rng.random() < 0.5:
+        lines[index] = json(lines[index], rng, native)
+    else:
+        inner = base64.b64encode(json(base64.b64decode(found[1] + b"=="), rng, native))
+        lines[index] = lines[index].replace(found[1], inner)
+    return b"\n".join(lines)
+
+
 def npz(data: bytes, rng: random.Random, native: Native) -> bytes:
     return _archive(data, rng, native, _changed_array, _zip)
 
@@ -109,7 +124,6 @@ def pickle(data: bytes, rng: random.Random, native: Native) -> bytes:
     if len(parts) < 3 or rng.random() < 0.1:
         return native(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
-        # The first three pickles of an old file are numbers that never change.
         first, second = rng.randrange(len(parts)), rng.randrange(len(parts))
         match rng.randrange(6):
             case 0:

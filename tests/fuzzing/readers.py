@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import resource
+import shutil
 import time
 import traceback
 import warnings
@@ -24,16 +25,18 @@ from fuzzing.mutators import Mutator
 from PIL import Image
 from support.conversions import convert as converted
 from support.conversions import verified
+from support.signing import signed, trust, write_key
 
 import convert
 from bit.config import CONFIG_NAME, BitConfig
 from bit.image_processing import PREPROCESSOR_NAME, BitImageProcessor, BitImageProcessorPil
-from convert.checkpoints.manifest import MANIFEST_NAME, VERIFICATION_NAME, Manifest
+from convert.checkpoints.manifest import ATTESTATION_NAME, MANIFEST_NAME, SIGNATURE_NAME, VERIFICATION_NAME, Manifest
 from convert.errors import ConvertError
 from convert.files.containers import open_weights
 from convert.progress import silent
 from convert.publishing.card import card
 from convert.publishing.gate import check_folder
+from convert.signing.check import check_folder_signature
 from convert.sources.synthetic import write_npz
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -78,18 +81,26 @@ class Workplace:
 
     @cached_property
     def verified(self) -> Path:
-        """A verified conversion."""
+        """A verified conversion, not to be changed."""
         folder = converted(self.source, "transformers", self.folder / "verified")
         assert verified(folder, self.source).passed
         return folder
 
     @cached_property
-    def manifest(self) -> bytes:
-        return (self.verified / MANIFEST_NAME).read_bytes()
+    def signed(self) -> Path:
+        """The same with a signature, not to be changed."""
+        signed(self.verified, self.keys[0], self.folder / "signed", "me/tiny")
+        return self.folder / "signed"
 
     @cached_property
-    def report(self) -> bytes:
-        return (self.verified / VERIFICATION_NAME).read_bytes()
+    def keys(self) -> tuple[Path, Path]:
+        """A private and a public key."""
+        return write_key(self.folder)
+
+    @cache  # noqa: B019
+    def copy(self, folder: Path) -> Path:
+        """Return a copy of one of these folders, beside it, for files to be replaced in."""
+        return shutil.copytree(folder, folder.with_name(f"{folder.name}-copy"))
 
     @cached_property
     def onnx(self) -> bytes:
@@ -215,24 +226,46 @@ def _labels(place: Workplace, data: bytes) -> None:
 
 def _manifest(place: Workplace, data: bytes) -> None:
     """Read a manifest with a report that vouches for it, as a forger would write."""
-    report = json.loads(place.report)
+    report = json.loads((place.verified / VERIFICATION_NAME).read_bytes())
     report["files"][MANIFEST_NAME] = hashlib.sha256(data).hexdigest()
-    _gate(place, data, json.dumps(report).encode())
+    folder = _with_files(place, place.verified, {MANIFEST_NAME: data, VERIFICATION_NAME: json.dumps(report).encode()})
+    Manifest.read(folder)
+    with contextlib.suppress(ConvertError):
+        convert.convert(place.source, out=folder)
+    _push(folder)
 
 
 def _verification(place: Workplace, data: bytes) -> None:
-    _gate(place, place.manifest, data)
+    """Read a report as a push does; one that is accepted, also as a conversion to the same folder does."""
+    manifest = (place.verified / MANIFEST_NAME).read_bytes()
+    folder = _with_files(place, place.verified, {MANIFEST_NAME: manifest, VERIFICATION_NAME: data})
+    _push(folder)
+    convert.convert(place.source, out=folder)
 
 
-def _gate(place: Workplace, manifest: bytes, report: bytes) -> None:
-    """Convert to the folder again, which finds what is there, and prepare a push."""
-    (place.verified / MANIFEST_NAME).write_bytes(manifest)
-    (place.verified / VERIFICATION_NAME).write_bytes(report)
-    Manifest.read(place.verified)
-    with contextlib.suppress(ConvertError):
-        convert.convert(place.source, out=place.verified)
-    found = check_folder(place.verified, silent)
-    card(found.manifest, found.verification, "me/tiny")
+def _signed(name: str) -> Callable[[Workplace, bytes], None]:
+    """Return a function that reads that file of a signed folder."""
+
+    def read(place: Workplace, data: bytes) -> None:
+        right = {other: (place.signed / other).read_bytes() for other in (SIGNATURE_NAME, ATTESTATION_NAME)}
+        folder = _with_files(place, place.signed, {**right, name: data})
+        check_folder_signature(folder, trust(place.keys[1]), silent)
+
+    return read
+
+
+def _with_files(place: Workplace, folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Return the copy of a folder with these files in it."""
+    copy = place.copy(folder)
+    for name, data in files.items():
+        (copy / name).write_bytes(data)
+    return copy
+
+
+def _push(folder: Path) -> None:
+    """Check a folder and write the card, without what a push sends."""
+    found = check_folder(folder, silent)
+    card(found.manifest, found.verification, "me/tiny", checked=found.checked)
 
 
 def _config(layout: str) -> Callable[[Workplace, bytes], None]:
@@ -276,6 +309,8 @@ READERS = {
     "index": Reader(_index, seeds.index, mutators.json),
     "manifest": Reader(_manifest, seeds.manifest, mutators.json),
     "verification": Reader(_verification, seeds.verification, mutators.json),
+    "signature": Reader(_signed(SIGNATURE_NAME), seeds.signed(SIGNATURE_NAME), mutators.envelope),
+    "attestation": Reader(_signed(ATTESTATION_NAME), seeds.signed(ATTESTATION_NAME), mutators.envelope),
     "config-transformers": Reader(_config("transformers"), seeds.config("transformers"), mutators.json),
     "config-timm": Reader(_config("timm"), seeds.config("timm"), mutators.json),
     "config-bit": Reader(_own_config, seeds.own_config, mutators.json),

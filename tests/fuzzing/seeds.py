@@ -24,6 +24,7 @@ from support.reading import load_all
 
 from bit.config import CONFIG_NAME, BitConfig
 from bit.image_processing import BitImageProcessorPil
+from convert.checkpoints.manifest import MANIFEST_NAME, VERIFICATION_NAME
 from convert.layouts import LAYOUTS
 
 if TYPE_CHECKING:
@@ -110,11 +111,16 @@ def index(place: Workplace) -> Seeds:
 
 
 def manifest(place: Workplace) -> Seeds:
-    return {"conversion.json": place.manifest}
+    return {MANIFEST_NAME: (place.verified / MANIFEST_NAME).read_bytes()}
 
 
 def verification(place: Workplace) -> Seeds:
-    return {"verification.json": place.report}
+    return {VERIFICATION_NAME: (place.verified / VERIFICATION_NAME).read_bytes()}
+
+
+def signed(name: str) -> Callable[[Workplace], Seeds]:
+    """Return a function that gives that file of a signed folder."""
+    return lambda place: {name: (place.signed / name).read_bytes()}
 
 
 def config(layout: str) -> Callable[[Workplace], Seeds]:
