@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit.config import CONFIG_NAME, BitConfig
+from bit.files import read_json
 from convert.checkpoints.architecture import bind, check_name, found_in_words, infer
 from convert.checkpoints.manifest import Manifest
 from convert.errors import CheckpointError
@@ -155,15 +155,15 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
         """Add to the configuration what the manifest, `config.json` and the file state beyond the tensors."""
         file, values = self.file.path.with_name(CONFIG_NAME), {}
         try:
-            if file.is_file() and (values := dict(json.loads(file.read_text("utf-8")))):
+            if file.is_file() and (values := read_json(file)):
                 self.config = self.layout.export.stated(self.config, values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             message = f"{CONFIG_NAME} in the same folder does not fit the weights"
             if self.path.is_dir() or self.manifest is not None:
                 raise CheckpointError(f"{message}: {error}") from None
             self.notes.append(f"{message} and is ignored ({error})")
-        if labels := self.file.labels:
-            self.config = self.config.replace(id2label=dict(enumerate(labels)))
+        if self.file.labels:
+            self.config = self._with_stored_labels()
         self.config = self._with_published_labels()
         if self.manifest is not None:
             self.config = self.config.replace(ws_eps=self.manifest.ws_eps)
@@ -172,6 +172,16 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
                 f"the file does not state the weight-standardization epsilon: assuming Google's "
                 f"{self.config.ws_eps:g}, not {self.layout.ws_eps:g} as in {self.layout.export.library}"
             )
+
+    def _with_stored_labels(self) -> BitConfig:
+        """Return the configuration with the labels in the file. Raises `CheckpointError` if these do not fit."""
+        stored = dict(enumerate(self.file.labels))
+        if len(stored) != self.config.num_labels:
+            raise CheckpointError(f"has labels for {len(stored)} classes, but a head for {self.config.num_labels}")
+        try:
+            return self.config.replace(id2label=stored)
+        except ValueError as error:
+            raise CheckpointError(f"has invalid labels ({error})") from None
 
     def _with_published_labels(self) -> BitConfig:
         """Return the configuration with the published labels and loss of the checkpoint, where none are stated.
@@ -200,7 +210,9 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
         if ignored and all(key.startswith("params/") for key in weights):
             self.notes.append(f"{ignored} arrays of the training state ({' and '.join(TRAINING)}) are ignored")
             stored = weights
-        while found := [prefix for prefix in PREFIXES if stored and all(key.startswith(prefix) for key in stored)]:
-            self.notes.append(f"the prefix {found[0]} of every name is ignored")
-            stored = {key.removeprefix(found[0]): name for key, name in stored.items()}
-        return stored
+        # What the first and the last name in alphabetical order begin with, all begin with.
+        ends, start = [min(stored, default=""), max(stored, default="")], 0
+        while found := next((prefix for prefix in PREFIXES if all(key.startswith(prefix, start) for key in ends)), ""):
+            self.notes.append(f"the prefix {found} of every name is ignored")
+            start += len(found)
+        return {key[start:]: name for key, name in stored.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import stat
@@ -320,15 +319,3 @@ def shown(value: object, most: int = 100) -> str:
     start = text[: most + 1]
     escaped = start if start.isprintable() else repr(start)[1:-1]
     return escaped if len(escaped) <= most else escaped[: most - 1] + "…"
-
-
-def parse_json(text: bytes | bytearray) -> Any:
-    """Parse JSON in which no object holds the same name twice. Raises `ValueError` or `RecursionError`."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("it holds a name twice")
-        return found
-
-    return json.loads(text.decode("utf-8"), object_pairs_hook=unique)

@@ -14,14 +14,22 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from bit.files import parse_json
 from convert.errors import CheckpointError
-from convert.files.base import NO_METADATA, Metadata, StoredTensor, Tensor, TensorFile, Writer, parse_json
+from convert.files.base import (
+    MAX_DIRECTORY,
+    MAX_LENGTH,
+    NO_METADATA,
+    Metadata,
+    StoredTensor,
+    Tensor,
+    TensorFile,
+    Writer,
+    shown,
+)
 from convert.network.dtypes import BY_SAFETENSORS
 
-MAX_HEADER = 100_000_000
-"""Largest header in bytes, the limit of the safetensors library."""
-
-Natural = Annotated[int, msgspec.Meta(ge=0)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=MAX_LENGTH)]
 
 
 class Entry(msgspec.Struct):
@@ -43,17 +51,18 @@ class SafetensorsFile(TensorFile):
             raise CheckpointError(f"{self.path} is too short for a safetensors file; it is truncated")
         self._pread(memoryview(length), 0)
         size = int.from_bytes(length, "little")
-        if size > min(self.nbytes - 8, MAX_HEADER):
+        if size > min(self.nbytes - 8, MAX_DIRECTORY):
             raise CheckpointError(f"{self.path} states a header of {size} bytes, which is too long; it is damaged")
         text = bytearray(size)
         self._pread(memoryview(text), 8)
         try:
-            header = parse_json(text)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.path} has a damaged header ({error})") from None
+            header = parse_json(bytes(text))
+        except ValueError as error:
+            raise CheckpointError(f"{self.path} has a damaged header ({shown(error)})") from None
         if not isinstance(header, dict):
             raise CheckpointError(f"{self.path} has a damaged header (not an object)")
         header.pop("__metadata__", None)
+        self._check_names(list(header))
         self.tensors = {key: self._tensor(key, entry, 8 + size) for key, entry in header.items()}
         spans = [(tensor.offset, tensor.offset + tensor.nbytes, key) for key, tensor in self.tensors.items()]
         self._check_disjoint(spans, self.nbytes)

@@ -12,11 +12,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from bit.files import parse_json
 from convert.errors import CheckpointError, UsageError
-from convert.files.base import File, StoredTensor, Tensor, TensorFile, parse_json
+from convert.files.base import MAX_DIRECTORY, MAX_NAME, File, StoredTensor, Tensor, TensorFile, shown
 
 INDEX_SUFFIX = ".index.json"
-SIZE = re.compile(r"(?=[0-9.]*[1-9])[0-9]*\.?[0-9]+\s*[KMGT]B", re.IGNORECASE)
+MAX_FILES = 500
+"""Most files of one checkpoint, all of which are open: half of what Linux allows a process by default."""
+SIZE = re.compile(r"(?=[0-9.]*[1-9])[0-9]{0,9}\.?[0-9]{1,9}\s?[KMGT]B", re.IGNORECASE)
 """Sizes that huggingface_hub reads, as far as they are finite and above zero."""
 
 
@@ -50,9 +53,14 @@ class ShardedFile(TensorFile):
 
     def _open_directory(self) -> None:
         weight_map = self._weight_map()
-        for name in sorted(set(weight_map.values())):
-            if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-                raise CheckpointError(f"{self.path} lists {name!r}, which is not the name of a file in this folder")
+        names = sorted(set(weight_map.values()))
+        if len(names) > MAX_FILES:
+            raise CheckpointError(f"{self.path} lists {len(names)} files; at most {MAX_FILES} are read")
+        for name in names:
+            if Path(name).name != name or name in ("", ".", "..") or "\\" in name or shown(name, MAX_NAME) != name:
+                raise CheckpointError(
+                    f"{self.path} lists '{shown(name)}', which is not the name of a file in this folder"
+                )
             shard = self.path.with_name(name)
             if not shard.is_file():
                 raise CheckpointError(f"{self.path} lists {name}, which is missing")
@@ -71,12 +79,17 @@ class ShardedFile(TensorFile):
                 raise CheckpointError(f"{self.path} lists {key} in {name}, which does not hold it")
 
     def _weight_map(self) -> dict[str, str]:
+        if self.nbytes > MAX_DIRECTORY:
+            raise CheckpointError(f"{self.path} is larger than {MAX_DIRECTORY} bytes; it is not an index")
+        content = bytearray(self.nbytes)
+        self._pread(memoryview(content), 0)
         try:
-            index = msgspec.convert(parse_json(self.path.read_bytes()), Index)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.path} is a damaged index ({error})") from None
+            index = msgspec.convert(parse_json(bytes(content)), Index)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path} is a damaged index ({shown(error)})") from None
         if not index.weight_map:
             raise CheckpointError(f"{self.path} is a damaged index (weight_map lists no files)")
+        self._check_names(list(index.weight_map))
         return index.weight_map
 
 

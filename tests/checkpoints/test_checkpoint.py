@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,19 @@ def test_axes_and_dtype_are_as_asked_for(tiny_npz: Path) -> None:
     assert kernel.dtype == np.float32
     assert kernel.flags.c_contiguous
     np.testing.assert_array_equal(kernel, whole.transpose(3, 2, 0, 1)[2:])
+
+
+def test_a_prefix_of_many_parts_is_removed_and_a_name_that_is_one_stays(tiny_npz: Path, tmp_path: Path) -> None:
+    with np.load(tiny_npz) as arrays:
+        np.savez(tmp_path / "a.npz", **{"module._orig_mod." * 10 + name: array for name, array in arrays.items()})
+    with Checkpoint(tmp_path / "a.npz") as checkpoint, Checkpoint(tiny_npz) as expected:
+        assert checkpoint.config == expected.config
+        assert len(checkpoint.notes) == 20
+
+
+def test_a_pipe_for_a_configuration_is_not_waited_for(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "timm", tmp_path / "out")
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with Checkpoint(folder / "model.safetensors") as checkpoint:
+        assert checkpoint.layout.name == "timm"

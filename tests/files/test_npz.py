@@ -12,6 +12,7 @@ from support.reading import load
 
 from convert.errors import CheckpointError
 from convert.files.base import Tensor, file_sha256
+from convert.files.containers import open_weights
 from convert.files.npz import NpzFile, NpzWriter
 from convert.network.dtypes import FLOAT32
 
@@ -105,6 +106,23 @@ def test_a_member_that_is_not_a_plain_array_is_refused_by_name(
     with pytest.raises(CheckpointError) as raised:
         NpzFile(save(tmp_path / "a.npz", members, method))
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["\x1b[2J.npy"], r"\\x1b\[2J\.npy is not the name of an array"),
+        (["module." * 1000 + ".npy"], "is not the name of an array"),
+        ([f"{number}.npy" for number in range(10_001)], "holds more than 10000 arrays"),
+        ([f"{number}{'x' * 60_000}" for number in range(140)], "a directory of more than 8388608 bytes"),
+    ],
+    ids="escape-sequence long many large-directory".split(),
+)
+def test_names_that_no_checkpoint_has_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as raised:
+        open_weights(save(tmp_path / "a.npz", dict.fromkeys(names, b"")))
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 500
 
 
 def test_integers_are_listed_apart_from_the_weights(tmp_path: Path) -> None:
