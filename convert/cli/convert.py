@@ -85,7 +85,7 @@ def _lines(result: convert.ConversionResult, verified: convert.Verification | No
     classes = f"{manifest.classes} classes" if manifest.classes else "no head"
     size = sum(file.bytes for file in manifest.files.values()) / 1e6
     yield (
-        f"{escape(result.folder)}: {manifest.architecture}, {classes}, {len(manifest.tensors)} tensors, "
+        f"{escape(result.folder)}: {escape(manifest.architecture)}, {classes}, {len(manifest.tensors)} tensors, "
         f"{size:.1f} MB, from {escape(result.source)}"
     )
     if not result.created:

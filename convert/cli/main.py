@@ -12,7 +12,7 @@ import click
 
 import convert
 from convert.cli.common import FAILED
-from convert.cli.terminal import print_json, write
+from convert.cli.terminal import print_json, print_remark, write
 from convert.errors import ConvertError, VerificationError
 
 BAD_INPUT = 2
@@ -58,7 +58,7 @@ def _terminate(number: int, frame: object) -> NoReturn:
 def _refuse(message: str, as_json: bool, problems: Sequence[str] = (), status: int = BAD_INPUT) -> NoReturn:
     if as_json:
         print_json({"error": message, "problems": problems})
-    write("error: " + " ".join(message.split()) + "\n", sys.stderr)
+    print_remark("error", message)
     sys.exit(status)
 
 

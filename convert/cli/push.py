@@ -65,7 +65,7 @@ def _lines(publication: convert.Publication) -> Iterator[str]:
     kind = "private" if publication.private else "public"
     if publication.state == PLANNED:
         if publication.card:
-            yield f"README.md:\n\n{escape(publication.card)}"
+            yield from ("README.md:", "", *map(escape, publication.card.splitlines()))
         if publication.creates:
             yield f"{escape(publication.repository)} would be created, {kind}"
     for name in publication.files if publication.not_asked else publication.sent:

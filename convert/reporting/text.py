@@ -64,8 +64,8 @@ def summary(verification: Verification) -> list[str]:
     lines += [f"{GAP}not run: {escape(f'{name}, {reason}')}" for name, reason in network.not_run.items()]
     if (effect := network.epsilon) and effect.relative_l2 is not None:
         lines.append(
-            f"{GAP}{escape(effect.library)} standardizes weights with epsilon {effect.epsilon:g}, this checkpoint expects "
-            f"{effect.original:g}: {escape(effect.tap)} computed there differ by {number(effect.relative_l2)} "
+            f"{GAP}{escape(effect.library)} standardizes weights with epsilon {effect.epsilon:g}, this checkpoint "
+            f"expects {effect.original:g}: {escape(effect.tap)} computed there differ by {number(effect.relative_l2)} "
             f"({escape(input_label(effect.input))})"
         )
     return lines
@@ -141,7 +141,8 @@ def _run_line(run: str, checks: Sequence[Check]) -> str:
         first = failed[0]
         return (
             f"{FAIL} {escape(run)}: {len(failed)} of {len(checks)} taps differ, first at {escape(first.tap)} "
-            f"({escape(input_label(first.input))}): error {number(first.error)} (up to {number(first.tolerance)} allowed)"
+            f"({escape(input_label(first.input))}): error {number(first.error)} "
+            f"(up to {number(first.tolerance)} allowed)"
         )
     most, inputs = max(checks, key=lambda check: check.error), len({check.input for check in checks})
     return (
