@@ -13,7 +13,7 @@ from support.reports import HASH, RUNS, failing, made_up, small, with_checks
 
 from convert.checkpoints.options import UNCHANGED
 from convert.files.base import File
-from convert.reporting.html import render
+from convert.reporting.html import SignedBy, render
 from convert.reporting.plot import plots
 from convert.verification.results import PixelCheck, Verification
 
@@ -284,3 +284,15 @@ def test_equal_values_give_equal_bytes() -> None:
 
 def test_the_largest_network_fits_in_a_megabyte() -> None:
     assert len(render(*made_up("R152x4")).encode()) < 1_000_000
+
+
+def test_a_signed_page_names_the_signer_and_how_to_check() -> None:
+    commands = ("bit verify FOLDER --public-key PUB", "model_signing verify key FOLDER")
+    page = Page(render(*small(), SignedBy("<b>the key</b> SHA256:01", commands)))
+    assert "Signature" in page.texts("h2")
+    assert any("signed by <b>the key</b> SHA256:01" in text for text in page.texts("p"))
+    assert any(all(command in text for command in commands) for text in page.texts("pre"))
+    assert "#signature" in page.values("href")
+    unsigned = Page(render(*small()))
+    assert "Signature" not in unsigned.texts("h2")
+    assert "#signature" not in unsigned.values("href")
