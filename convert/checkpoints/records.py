@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from convert.files.base import parse_json
+from bit.files import parse_json
 
 MAX_BYTES = 32 << 20
 """Largest file in bytes: several times what the deepest network and every reference implementation need."""
@@ -17,7 +17,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """A number of things; every JSON parser reads it exactly (RFC 8259, section 6)."""
 Name = Annotated[str, msgspec.Meta(max_length=255, pattern=_PRINTABLE)]
-"""A name as long as that of a file may be, without control characters and without those that change the direction of text."""
+"""A name as long as that of a file may be, without characters that control a terminal or the direction of text."""
 Sentence = Annotated[str, msgspec.Meta(max_length=10_000)]
 """Text for people, which may list several things."""
 

@@ -14,13 +14,15 @@ from pathlib import Path
 
 from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
-from convert.checkpoints.manifest import Manifest
+from convert.checkpoints.manifest import VERIFICATION_NAME, Manifest
 from convert.network.inputs import INPUTS, batches, input_sha256
 from convert.network.taps import tap_names
 from convert.progress import Progress
 from convert.references.recordings import Recordings
 from convert.references.registry import IMPLEMENTATIONS, REFERENCES
 from convert.verification.oracle_taps import OracleTaps
+from convert.verification.pixels import inputs as pixel_inputs
+from convert.verification.pixels import stated_processor
 from convert.verification.results import (
     CONVERTED,
     END_TO_END,
@@ -64,8 +66,8 @@ def contradictions(stored: Verification, given: Inputs, progress: Progress) -> l
     `stored` must have passed by the numbers that it states. Only tolerances that neither a constant nor a recording
     nor `given.repeated` gives are computed, by running the oracle on the source.
     """
-    found = [*_statements(stored, given), *_runs(stored, given)]
-    return found or [*_tolerances(stored, given, progress)]
+    found = [*_statements(stored, given), *_runs(stored, given), *_effects(stored, given)]
+    return [f"{VERIFICATION_NAME} {problem}" for problem in found or _tolerances(stored, given, progress)]
 
 
 def needs_source(stored: Verification, given: Inputs) -> bool:
@@ -91,9 +93,16 @@ def _statements(stored: Verification, given: Inputs) -> Iterator[str]:
         yield f"states that {stored.tensors_exact} tensors were only moved, which conversion.json contradicts"
     if any(check.tolerance != PIXEL_TOLERANCE for check in stored.pixels):
         yield f"allows other differences of pixels than {PIXEL_TOLERANCE:g}"
-    repeated = given.repeated
-    if repeated is not None and [check.input for check in repeated.pixels] != [check.input for check in stored.pixels]:
+    if [check.input for check in stored.pixels] != ([*pixel_inputs()] if _states_preprocessing(given) else []):
         yield "does not compare the pixels of the stated preprocessing"
+
+
+def _states_preprocessing(given: Inputs) -> bool:
+    """Return whether the layout states preprocessing, which is compared for images with three channels."""
+    converted, manifest = given.converted, given.manifest
+    export, profile = converted.layout.export, manifest.options.profile or ""
+    companions = export.companions(converted.config, converted.dtype, manifest.name, profile or export.profile or "")
+    return converted.config.num_channels == 3 and stated_processor(companions) is not None
 
 
 def without_source(stored: Verification) -> bool:
@@ -119,7 +128,7 @@ def _runs(stored: Verification, given: Inputs) -> Iterator[str]:
         runs.setdefault((check.implementation, check.side, check.dtype, check.mode), []).append(
             (check.input, check.tap)
         )
-    for run in _needed(stored, given):
+    for run in dict.fromkeys(_needed(stored, given)):
         if run not in runs:
             yield f"has no run of {' '.join(run)}"
     for run, found in runs.items():
@@ -195,6 +204,32 @@ def _expected_taps(
         body = [tap for tap in taps if tap != "logits"]
         for other in (body, [*body, "logits"]):
             yield [(name, tap) for tap in other for name in images]
+
+
+def _effects(stored: Verification, given: Inputs) -> Iterator[str]:
+    """Yield what is wrong with the agreement of classes and the effect of the library's epsilon."""
+    converted, kept = given.converted, given.manifest.origin.head == "keep" and given.manifest.classes > 0
+    counts = {name: numbers[1] for name, numbers in _images(stored, given).items()}
+    runs = {(check.implementation, check.side, check.dtype) for check in stored.checks if check.mode == END_TO_END}
+    found = [(item.implementation, item.side, item.dtype, item.input) for item in stored.network.agreements]
+    needed = {(*run, name) for run in runs if kept for name in counts}
+    possible = {(*run, name) for run in runs if kept or run[1] == SOURCE for name in counts}
+    images = all(
+        item.images == counts.get(item.input) and item.top1 <= item.images and item.top5 <= item.images
+        for item in stored.network.agreements
+    )
+    if len(set(found)) != len(found) or not needed <= set(found) <= possible or not images:
+        yield "does not compare the classes of every image once in each run"
+    effect, config = stored.network.epsilon, converted.config
+    differs = converted.layout.ws_eps != config.ws_eps and not converted.layout.folded
+    stated = None if effect is None else (effect.library, effect.epsilon, effect.original)
+    if stated != ((converted.layout.name, converted.layout.ws_eps, config.ws_eps) if differs else None):
+        yield "states another epsilon than the layout and conversion.json"
+    repeated = given.repeated.network if given.repeated is not None else None
+    if repeated is not None and (repeated.epsilon is None) == (effect is None):
+        again, before = (item and item.relative_l2 for item in (repeated.epsilon, effect))
+        if (again is None) != (before is None) or not math.isclose(again or 0, before or 0, rel_tol=SAME):
+            yield "states another effect of the epsilon than was measured again"
 
 
 def _tolerances(stored: Verification, given: Inputs, progress: Progress) -> Iterator[str]:

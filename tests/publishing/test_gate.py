@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+from support.conversions import convert, verified
 from support.hub import HubServer
+from support.networks import TINY
 from support.pushing import REPOSITORY, content, edit, local, push
 
+from convert.checkpoints.options import ConversionOptions
 from convert.errors import CheckpointError, ConvertError, UsageError, VerificationError
+from convert.files.base import file_sha256
 from convert.progress import silent
-from convert.publishing.gate import Content, check_folder
+from convert.publishing.gate import Checked, Content, Gate, check_folder
+from convert.publishing.publish import PublishOptions
+from convert.sources.synthetic import write_npz
+from convert.verification.results import NO_SOURCE
+
+Report = dict[str, Any]
+Synthetic = Callable[[str], Path]
 
 # The second: huggingface_hub hands files to its HTTP client in a deprecated way.
 pytestmark = [
@@ -82,6 +96,231 @@ def test_a_report_of_anything_but_a_pass_is_refused(
         push(server, folder)
     assert raised.value.problems
     assert server.requests == []
+
+
+OTHERS = {"name": "other", "layout": "timm", "architecture": "R50x1", "classes": 7, "roundings": ["float16"]}
+
+
+def other_run(report: Report, **changes: str) -> None:
+    report["checks"] += [{**check, **changes} for check in report["checks"]]
+
+
+def tolerate(report: Report, tolerance: float, first: int = 0) -> None:
+    for check in report["checks"][first:]:
+        check["tolerance"] = tolerance
+
+
+FORGED: dict[str, tuple[Callable[[Report], Any], str]] = {
+    "a single check": (
+        lambda report: report.update(checks=[{"passed": True, "error": 0, "tolerance": 0}]),
+        "is damaged .*missing required field",
+    ),
+    "a single whole check": (lambda report: report.update(checks=report["checks"][:1]), "does not compare every tap"),
+    "a tap is missing": (lambda report: report["checks"].pop(), "does not compare every tap of every input once"),
+    "a tap is there twice": (lambda report: report["checks"].append(report["checks"][0]), "does not compare every tap"),
+    "the run of the oracle is missing": (
+        lambda report: [check.update(implementation="timm") for check in report["checks"]],
+        "has no run of oracle converted float64 end-to-end",
+    ),
+    "another implementation": (lambda report: other_run(report, implementation="TensorRT"), "has no run of oracle"),
+    "an implementation that has no such run": (lambda report: other_run(report, dtype="float32"), "does not make"),
+    "an isolated run alone": (lambda report: other_run(report, side="source", mode="isolated"), "does not make"),
+    "tolerances of a million": (lambda report: tolerate(report, 1e6), r"allows oracle .* 1\.0e\+06 .* 1\.0e-09 is"),
+    "one larger tolerance": (lambda report: report["checks"][4].update(tolerance=2e-9), r"where 1\.0e-09 is derived"),
+    "a smaller tolerance": (lambda report: tolerate(report, 1e-10, first=9), r"where 1\.0e-09 is derived"),
+    "no tensor was compared": (lambda report: report.update(tensors_exact=0), "has compared 0 of 34 tensors"),
+    "tensors were changed": (lambda report: report.update(tensors_exact=0, tensors_changed=34), "only moved"),
+    "a source that was not there": (
+        lambda report: (report.update(tensors_exact=0), report["warnings"].append(NO_SOURCE)),
+        "compares with the oracle on the source, which is not available",
+    ),
+    "a recording that is not there": (
+        lambda report: (report.update(reference="x"), [check.update(reference="x") for check in report["checks"]]),
+        "compares with x, which is not available",
+    ),
+    "two references": (lambda report: report["checks"][2].update(reference="x"), "with different references"),
+    "other images": (lambda report: report["inputs"].update(square="0" * 64), "was computed on other images"),
+    "a diagnosis": (lambda report: report.update(crashed=["timm"]), "a reference that failed"),
+    "pixels with a larger tolerance": (
+        lambda report: report["pixels"][0].update(error=90.0, tolerance=100.0),
+        "other differences of pixels",
+    ),
+    "no pixels": (lambda report: report.update(pixels=[]), "does not compare the pixels"),
+    "no classes": (lambda report: report.update(agreements=[]), "does not compare the classes"),
+    "more images": (lambda report: report["agreements"][0].update(images=100, top1=100), "the classes of every image"),
+    "another epsilon": (lambda report: report["epsilon"].update(epsilon=1e-10), "states another epsilon"),
+    "no effect of the epsilon": (lambda report: report.update(epsilon=None), "states another epsilon"),
+    "an unknown field": (lambda report: report.update(trust="me"), "unknown field trust"),
+    "a field that contradicts the rows": (
+        lambda report: report.update(model_passed=False),
+        "contradicts itself in mod",
+    ),
+} | {
+    f"another {name}": (
+        lambda report, name=name, value=value: report.update({name: value}),
+        f"states other|another {name}",
+    )  # type: ignore[misc]
+    for name, value in OTHERS.items()
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FORGED.values(), ids=FORGED)
+def test_a_report_that_vouches_for_itself_is_refused(
+    folder: Path, change: Callable[[Report], Any], message: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(VerificationError, match=message) as raised:
+        check_folder(folder, silent)
+    assert "\n" not in str(raised.value)
+
+
+def test_zeros_with_a_new_hash_in_the_report_are_refused(folder: Path) -> None:
+    zero(folder)
+    with pytest.raises(VerificationError, match=r"model\.safetensors has changed since it was written"):
+        check_folder(folder, silent)
+
+
+def test_zeros_with_a_new_hash_in_every_file_are_found_by_the_repeated_verification(
+    server: HubServer, folder: Path
+) -> None:
+    """The gate alone cannot see them, which a push that does not repeat the verification says."""
+    zero(folder)
+    change_manifest(folder, lambda manifest: manifest["files"].update({"model.safetensors": stated(folder)}))
+    assert not push(server, folder, dry_run=True).reverified
+    with pytest.raises(VerificationError, match=r"does not convert back to .* of the source \(and \d+ more\)"):
+        push(server, folder, reverify=True)
+    assert server.sent() == []
+
+
+def test_a_push_repeats_the_verification(server: HubServer, folder: Path) -> None:
+    assert PublishOptions().reverify
+    pushed = push(server, folder, reverify=True)
+    assert pushed.reverified
+    assert "the quick verification (files, bytes and the oracle) was repeated, and passed" in pushed.card
+    other = push(server, folder, "me/other")
+    assert not other.reverified
+    assert "The verification was not repeated" in other.card
+
+
+def test_a_verification_that_cannot_be_repeated_is_refused(
+    server: HubServer, folder: Path, tiny_npz: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(folder, tmp_path / "further" / "away" / "tiny")
+    with pytest.raises(CheckpointError, match=r"is missing; name it with --source, or leave .* with --no-reverify"):
+        push(server, moved, reverify=True)
+    assert push(server, moved, reverify=True, source=tiny_npz).reverified
+
+
+def test_a_figure_that_was_measured_otherwise_is_refused(server: HubServer, folder: Path) -> None:
+    edit(folder, lambda report: report["epsilon"].update(relative_l2=1e-9))
+    with pytest.raises(VerificationError, match="another effect of the epsilon than was measured again"):
+        push(server, folder, reverify=True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("timm", ConversionOptions(dtype="bfloat16")),
+        ("timm", ConversionOptions("new:3")),
+        ("google", ConversionOptions("drop")),
+        ("transformers", ConversionOptions(ws_eps="compensate")),
+    ],
+    ids=str,
+)
+def test_what_a_verification_writes_passes(
+    tiny_npz: Path, tmp_path: Path, layout: str, options: ConversionOptions
+) -> None:
+    folder = convert(tiny_npz, layout, tmp_path / "out", options=options)
+    assert verified(folder, tiny_npz).passed
+    assert check_folder(folder, silent, Gate(reverify=True)).checked == Checked(reverified=True)
+    edit(folder, lambda report: [check.update(tolerance=3 * check["tolerance"]) for check in report["checks"]])
+    with pytest.raises(VerificationError, match="is derived"):
+        check_folder(folder, silent)
+
+
+def test_rounded_weights_need_the_source(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "timm", tmp_path / "out", options=ConversionOptions(dtype="float16"))
+    assert verified(folder, tiny_npz).passed
+    moved = shutil.copytree(folder, tmp_path / "further" / "away" / "out")
+    with pytest.raises(VerificationError, match="follow from the source; name it with --source"):
+        check_folder(moved, silent)
+    assert check_folder(moved, silent, Gate(source=tiny_npz)).manifest.name == "tiny"
+    other = tmp_path / "other.npz"
+    write_npz(other, TINY.replace(num_labels=7))
+    with pytest.raises(CheckpointError, match=r"other\.npz is not what .* was converted from"):
+        check_folder(moved, silent, Gate(source=other))
+
+
+def test_a_recording_gives_the_tolerances_without_the_source(synthetic: Synthetic, tmp_path: Path) -> None:
+    folder = convert(synthetic("R14x1"), "timm", tmp_path / "out")
+    assert verified(folder, None).passed
+    found = check_folder(folder, silent, Gate(reverify=True, source=None)).checked
+    assert found.reverified
+    edit(folder, lambda report: report["recordings"].update({"pytorch-f32.safetensors": "0" * 64}))
+    with pytest.raises(VerificationError, match="was compared with other recordings"):
+        check_folder(folder, silent)
+
+
+@pytest.mark.long  # PyTorch and JAX, each in a process
+def test_the_report_of_every_mode_passes_and_misses_none(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = convert(tiny_npz, "transformers", tmp_path / "out")
+    assert verified(folder, tiny_npz, ("pytorch", "flax")).passed
+    check_folder(folder, silent, Gate(reverify=True))
+    report = json.loads((folder / "verification.json").read_text())
+    for run in {(check["implementation"], check["mode"]) for check in report["checks"] if check["dtype"] == "float64"}:
+        edit(folder, lambda values: values.update(checks=[c for c in report["checks"] if run != key(c)]))  # noqa: B023
+        with pytest.raises(VerificationError, match=f"has no .*run .*{re.escape(run[0])}"):
+            check_folder(folder, silent)
+    edit(folder, lambda values: values.update(checks=report["checks"]))
+    edit(folder, lambda values: [c.update(tolerance=1e-2) for c in values["checks"] if c["dtype"] == "float32"])
+    with pytest.raises(VerificationError, match=r"an error of 1\.0e-02"):
+        check_folder(folder, silent)
+
+
+def key(check: Report) -> tuple[str, str] | None:
+    return (check["implementation"], check["mode"]) if check["dtype"] == "float64" else None
+
+
+def zero(folder: Path) -> None:
+    """Replace every weight by zero, and put the new hash into `verification.json`."""
+    path = folder / "model.safetensors"
+    tensors = {name: np.zeros_like(values) for name, values in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    edit(folder, lambda report: report["files"].update({path.name: stated(folder)["sha256"]}))
+
+
+def stated(folder: Path) -> Report:
+    path = folder / "model.safetensors"
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def change_manifest(folder: Path, change: Callable[[Report], Any]) -> None:
+    """Change the content of `conversion.json`, and put the new hash into `verification.json`."""
+    manifest = json.loads((folder / "conversion.json").read_text())
+    change(manifest)
+    (folder / "conversion.json").write_text(json.dumps(manifest))
+    digest = file_sha256(folder / "conversion.json")
+    edit(folder, lambda report: report["files"].update({"conversion.json": digest}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest.update(converter="<img src=x onerror=alert(1)>"), "converter is not bit-convert"),
+        (lambda manifest: manifest.update(architecture="<img src=x>"), "architecture does not match the weights"),
+        (lambda manifest: manifest.update(layout="flax"), "layout does not match the weights"),
+        (lambda manifest: manifest.update(classes=6), "classes does not match the weights"),
+        (lambda manifest: [row.update(dtype="float16") for row in manifest["tensors"]], "tensors does not match"),
+        (lambda manifest: manifest["tensors"].pop(), "tensors does not match the weights"),
+        (lambda manifest: manifest["files"].pop("config.json"), r"config.json is not listed in conversion.json"),
+    ],
+)
+def test_a_manifest_that_the_weights_contradict_is_refused(
+    folder: Path, change: Callable[[Report], Any], message: str
+) -> None:
+    change_manifest(folder, change)
+    with pytest.raises(ConvertError, match=message):
+        check_folder(folder, silent)
 
 
 def test_an_added_file_or_folder_is_refused(server: HubServer, folder: Path) -> None:
