@@ -298,6 +298,20 @@ def test_the_report_of_a_folder_that_was_replaced_does_not_reach_the_new_one(
     assert json.loads(new[0]["verification.json"])["passed"]
 
 
+def test_what_a_killed_verification_left_is_no_foreign_file(tiny_npz: Path, here: Path) -> None:
+    left = convert.convert(tiny_npz, out="out").folder / ".verification.html.partial-dead"
+    left.mkdir()
+    (left / "verification.html").write_text("half")
+    assert convert.verify("out", full=False).passed
+    assert not left.exists()
+    left.mkdir()
+    assert convert.convert(tiny_npz, out="out", force=True).created
+    left.mkdir()
+    (left / "thesis.tex").write_text("precious")
+    with pytest.raises(convert.CheckpointError, match="holds files that are not part of a conversion"):
+        convert.convert(tiny_npz, out="out", force=True)
+
+
 def test_a_folder_that_cannot_be_written_to_is_verified_with_a_warning(
     tiny_npz: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from bit import __version__
 from convert.checkpoints.options import HEAD, ConversionOptions
 from convert.checkpoints.records import MAX_BYTES, Count, Name, Sha256, parse_record
 from convert.errors import CheckpointError
-from convert.files.atomic import json_text, write_json
+from convert.files.atomic import is_unfinished, json_text, write_json
 from convert.files.base import MAX_AXES, MAX_TENSORS, File, combined_sha256, shown
 from convert.files.sharded import SIZE
 from convert.layouts import LAYOUTS
@@ -233,7 +233,8 @@ def is_own_card(card: bytes) -> bool:
 def foreign_names(folder: Path) -> list[str]:
     """List what is in a folder and was not written by the conversion, of any schema, that is described there.
 
-    A model card that was written by hand is foreign.
+    A model card that was written by hand is foreign; a report that is being written, or was when a run was
+    killed, is not.
     """
     header = _header(folder)
     files = set()
@@ -241,7 +242,8 @@ def foreign_names(folder: Path) -> list[str]:
         files = {*header.files, MANIFEST_NAME, *REPORT_NAMES, *SIGNING_NAMES}
         if (folder / CARD_NAME).is_file() and is_own_card((folder / CARD_NAME).read_bytes()):
             files.add(CARD_NAME)
-    return sorted(path.name for path in folder.iterdir() if path.name not in files or not path.is_file())
+    others = (path for path in folder.iterdir() if path.name not in files or not path.is_file())
+    return sorted(path.name for path in others if not is_unfinished(path, REPORT_NAMES))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
 from convert.errors import CheckpointError
 
+PARTIAL = ".partial-"
+"""Part of the hidden name of the place where a file or a folder is written, between the name and random letters."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Constants of Linux, from fcntl.h and linux/fs.h."""
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
@@ -134,10 +136,13 @@ class HeldFolder(contextlib.ExitStack[None]):
         )
 
 
-def is_leftover(path: Path) -> bool:
-    """Return whether a killed run left this workplace; the next run that writes the same file or folder removes it."""
-    name, mark, _ = path.name.removeprefix(".").rpartition(".partial-")
-    return bool(mark) and path.name.startswith(".") and _is_workplace(path, path.with_name(name))
+def is_unfinished(path: Path, names: Collection[str]) -> bool:
+    """Return whether a run writes a file of one of these names here, or did when it was killed.
+
+    The next run that writes the file removes what a killed one left.
+    """
+    name, mark, _ = path.name.removeprefix(".").rpartition(PARTIAL)
+    return name in names and bool(mark) and _is_workplace(path, path.with_name(name))
 
 
 def _put(new: Path, target: Path, force: bool) -> None:
@@ -176,7 +181,7 @@ def _workplace(target: Path) -> Iterator[Path]:
     A run holds a lock in the folder, which the system releases when the process dies. The lock is the first file in
     it: a run that sees a folder without one may remove it, and whoever created it then makes another.
     """
-    prefix = f".{target.name}.partial-"
+    prefix = f".{target.name}{PARTIAL}"
     for folder in target.parent.glob(f"{glob.escape(prefix)}*"):
         with contextlib.suppress(OSError):  # another user's
             if _is_workplace(folder, target) and (lock := _lock(folder, target)) is not None:
