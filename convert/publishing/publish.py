@@ -15,7 +15,7 @@ from convert.progress import Progress, silent
 from convert.publishing.card import card
 from convert.publishing.gate import CARD_NAME, Content, Gate, VerifiedFolder, check_folder
 from convert.publishing.repository import ATTEMPTS, Hub, HubUnavailableError, Remote, check_name
-from convert.publishing.signature import check_signed_files, new_card, sign_verified
+from convert.publishing.signature import check_covered, check_signed_files, new_card, sign_verified
 from convert.references.recordings import SHIPPED
 from convert.signing.bundle import NOT_SIGNED
 from convert.signing.signers import KeySigner, Signer, Trust
@@ -114,6 +114,8 @@ def publish(
         verified = check_folder(folder, progress, replace(options.gate, reverify=False))
     else:
         verified = check_folder(folder, progress, options.gate)
+    if options.signer is None:
+        check_covered(folder, verified)
     if options.trust is not None:
         check_signed_files(folder, verified, options.trust, progress)
     try:

@@ -6,14 +6,16 @@ import os
 from pathlib import Path
 from typing import Any, Unpack
 
-from convert.checkpoints.manifest import SIGNATURE_NAME, is_own_card
+from convert.checkpoints.manifest import SIGNATURE_NAME, SIGNING_NAMES, is_own_card
 from convert.conversion.existing import converted_folder
 from convert.errors import UsageError, VerificationError, check_names
+from convert.files.base import shown
 from convert.options import CheckOptions, PushOptions, SignOptions, StrPath, TrustOptions
 from convert.progress import Progress, silent
 from convert.publishing.card import card
 from convert.publishing.gate import AS_STORED, CARD_NAME, Gate, VerifiedFolder, check_folder
 from convert.publishing.repository import check_name
+from convert.signing.bundle import signed_files
 from convert.signing.check import Signature, check_folder_signature
 from convert.signing.keys import require_packages
 from convert.signing.sign import Evidence, sign_folder
@@ -112,6 +114,22 @@ def new_card(verified: VerifiedFolder, trust: Trust | None, repository: str | No
         return None
     signed = signed_by(trust, repository.partition("/")[2], f"hf:{repository}") if trust is not None else None
     return card(verified.manifest, verified.verification, repository, signed, checked=verified.checked).encode()
+
+
+def check_covered(folder: Path, verified: VerifiedFolder) -> None:
+    """Raise `VerificationError` unless a signature in the folder, whoever made it, covers these very files."""
+    present = [name for name in SIGNING_NAMES if name in verified.files]
+    if not present:
+        return
+    if missing := [name for name in SIGNING_NAMES if name not in present]:
+        raise VerificationError(f"{folder} holds {present[0]} without {missing[0]}; sign it again, or remove the file")
+    digests = {name: file.sha256 for name, file in verified.files.items() if name != SIGNATURE_NAME}
+    try:
+        signed = signed_files(verified.files[SIGNATURE_NAME].read(), set(digests))
+        if changed := [name for name in digests if signed[name] != digests[name]]:
+            raise VerificationError(f"{shown(changed[0])} is not the file that was signed")
+    except VerificationError as error:
+        raise VerificationError(f"{folder} cannot be published: {error}; sign it again", [str(error)]) from None
 
 
 def check_signed_files(folder: Path, verified: VerifiedFolder, trust: Trust, progress: Progress) -> Signature:

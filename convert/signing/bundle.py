@@ -67,6 +67,8 @@ def signed_files(data: bytes, names: set[str]) -> dict[str, str]:
 
     Raises `VerificationError` if the signature is damaged or covers other files than those in `names`.
     """
+    if len(data) > MAX_BYTES:
+        raise VerificationError(f"{SIGNATURE_NAME} has more than {MAX_BYTES} bytes")
     try:
         bundle = json.loads(data)
         # One right spelling: otherwise bytes could change that no signature covers.

@@ -20,7 +20,7 @@ from convert.checkpoints.manifest import (
     VERIFICATION_NAME,
     Manifest,
 )
-from convert.errors import VerificationError
+from convert.errors import UsageError, VerificationError
 from convert.files.atomic import NewFolder
 from convert.files.base import file_sha256
 from convert.progress import Progress
@@ -47,8 +47,10 @@ def sign_folder(folder: Path, evidence: Evidence, signer: Signer, card: bytes | 
 
     The page is written again, with the name of the signer, and `verification.json` with the digest of the page;
     a `card` becomes `README.md`. The signed folder replaces the old one in one step. Raises
-    `VerificationError` if a file changed in the meantime.
+    `VerificationError` if a file changed in the meantime, and `UsageError` for the current folder.
     """
+    if folder.resolve() in (Path.cwd(), *Path.cwd().parents):  # a shell would be left in a folder that is gone
+        raise UsageError(f"{folder} is replaced when it is signed: leave the folder, and name it from outside")
     progress("signing", 0, 0)
     verification, _ = read_report(json.dumps(evidence.report).encode())
     written = {*SIGNING_NAMES, VERIFICATION_NAME, REPORT_NAME, *([CARD_NAME] if card is not None else [])}

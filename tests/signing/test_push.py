@@ -89,6 +89,20 @@ def test_a_signed_folder_takes_no_further_files(server: HubServer, folder: Path,
     assert server.sent() == []
 
 
+def test_a_signature_of_other_files_is_not_pushed(server: HubServer, folder: Path, folders: Signed) -> None:
+    for name in ("model.sig", "conversion.intoto.json"):
+        shutil.copy(folders.place / "old" / name, folder)
+    with pytest.raises(VerificationError, match="; sign it again"):
+        push(server, folder)
+    (folder / "model.sig").write_text("{}")
+    with pytest.raises(VerificationError, match=r"model\.sig is damaged"):
+        push(server, folder)
+    (folder / "model.sig").unlink()
+    with pytest.raises(VerificationError, match=r"holds conversion\.intoto\.json without model\.sig"):
+        push(server, folder)
+    assert server.sent() == []
+
+
 def test_a_signature_can_be_demanded(server: HubServer, folder: Path, tmp_path: Path) -> None:
     (private, public), (_, other) = write_key(tmp_path), write_key(tmp_path, 2)
     with pytest.raises(VerificationError, match="it is not signed"):

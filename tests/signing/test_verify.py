@@ -38,6 +38,15 @@ def test_sign_and_verify_at_the_command_line(folder: Path, tmp_path: Path) -> No
     assert json.loads(checked.stdout)["signature"]["signer"] == json.loads(as_json.stdout)["signer"]
 
 
+def test_the_current_folder_is_not_taken_away(folder: Path, tmp_path: Path) -> None:
+    private, _ = write_key(tmp_path)
+    before = local(folder)
+    result = run_here("sign", ".", "--key", private, cwd=folder)
+    assert result.returncode == 2
+    assert "leave the folder, and name it from outside" in result.stderr
+    assert local(folder) == before
+
+
 @pytest.mark.parametrize("arguments", [(), ("--sigstore", "--key", "signer1.pem")])
 def test_a_signer_is_named_once(folder: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     write_key(tmp_path)
