@@ -28,9 +28,10 @@ from convert.checkpoints.manifest import (
 )
 from convert.checkpoints.records import parse_record
 from convert.errors import CheckpointError, VerificationError
-from convert.files.base import combined_sha256, open_regular, shown
+from convert.files.base import CHUNK, combined_sha256, open_regular, shown
 from convert.progress import Progress
 from convert.references.recordings import SHIPPED, find_recordings
+from convert.sources.hub_client import LARGEST_IN_COMMIT
 from convert.sources.provenance import address
 from convert.verification.consistency import Inputs, contradictions, needs_source
 from convert.verification.results import Check, PixelCheck, StoredVerification, Verification
@@ -55,6 +56,8 @@ class Content:
     sha256: str
     identity: Identity | None = None
     """Device, inode, size and times of the file when it was hashed; None for bytes in memory."""
+    oid: str | None = None
+    """Git's name for the bytes, see `git_oid`; None if it was not computed yet."""
 
     @classmethod
     def of(cls, data: Path | bytes) -> Content:
@@ -64,10 +67,15 @@ class Content:
             identity = _identity(os.fstat(file.fileno()))
             if identity[2] <= IN_MEMORY:
                 return cls.of(file.read())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest, oid = hashlib.sha256(), _git_hash(identity[2])
+            small = identity[2] <= LARGEST_IN_COMMIT
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                if small:
+                    oid.update(chunk)
             if _identity(os.fstat(file.fileno())) != identity:
                 raise VerificationError(f"{data} changed while it was read; verify it again")
-        return cls(data, identity[2], digest, identity)
+        return cls(data, identity[2], digest.hexdigest(), identity, oid.hexdigest() if small else None)
 
     def read(self) -> bytes:
         """Return the bytes that were hashed. Raises `VerificationError` if the file was changed since."""
@@ -90,7 +98,9 @@ class Content:
 
     def git_oid(self) -> str:
         """Return git's name for these bytes: the SHA-1 of a header with the size and of the bytes."""
-        header = hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
+        if self.oid is not None:
+            return self.oid
+        header = _git_hash(self.size)
         with io.BytesIO(self.data) if isinstance(self.data, bytes) else open(self.data, "rb") as file:
             return hashlib.file_digest(file, lambda: header).hexdigest()
 
@@ -181,6 +191,11 @@ def _refused(folder: Path, problems: list[str]) -> VerificationError:
     return VerificationError(
         f"{folder} cannot be published: {problems[0]}{more}; run bit verify {folder} again", problems
     )
+
+
+def _git_hash(size: int) -> hashlib._Hash:
+    """Return the hash by which git names a file of `size` bytes, before these are added."""
+    return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
 
 
 def _identity(status: os.stat_result) -> Identity:

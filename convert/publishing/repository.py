@@ -11,11 +11,11 @@ from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bit import __version__
-from convert.errors import ConvertError, HubError, UsageError
+from convert.errors import ConvertError, HubError, UsageError, VerificationError
 from convert.publishing.gate import Content
 from convert.publishing.permissions import SETTINGS, check_permission
 from convert.sources.hub import LARGEST_ANSWER, MOST_NAMES
-from convert.sources.hub_client import COMMIT, http_library, is_ignored, limited, quiet_hub
+from convert.sources.hub_client import COMMIT, http_library, is_ignored, is_in_commit, limited, quiet_hub
 from convert.sources.limits import SLOWEST, AnswerError, Limits
 from convert.sources.redaction import redacted, without_credentials
 
@@ -204,8 +204,14 @@ class Hub:
             name = operation.path_in_repo
             if is_ignored(operation):
                 raise HubError(f"the .gitignore of {self.repository} excludes {name}; change that first; {self._state}")
-            if operation.upload_info.sha256.hex() != contents[name].sha256:
-                raise HubError(f"{name} changed while it was sent; verify it again; {self._state}")
+            try:
+                if operation.upload_info.sha256.hex() != contents[name].sha256 or not contents[name].unchanged:
+                    raise VerificationError("the SHA-256 differs")
+                if is_in_commit(operation, contents[name].size):
+                    # Otherwise huggingface_hub reads the file again for the commit, and for each attempt at it.
+                    operation.path_or_fileobj = contents[name].read()
+            except VerificationError:
+                raise HubError(f"{name} changed while it was sent; verify it again; {self._state}") from None
         return operations
 
     def commit(

@@ -15,6 +15,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 """Name of a commit, which becomes the name of a folder in huggingface_hub's cache."""
 ETAG = re.compile(r'(W/)?"?[0-9A-Za-z](?:[0-9A-Za-z_-]|\.(?!\.)){0,127}"?')
 """ETag of a file, which becomes the name of a file there; the Hub sends a SHA-1 or a SHA-256."""
+LARGEST_IN_COMMIT = 10 << 20
+"""Largest file in bytes that the Hub takes without the large file storage (huggingface.co/docs/hub/repositories)."""
 
 
 def http_library() -> Any:
@@ -57,6 +59,15 @@ def is_ignored(operation: Any) -> bool:
     False if huggingface_hub does not tell; the file is then found to be missing after the commit.
     """
     return bool(getattr(operation, "_should_ignore", False))
+
+
+def is_in_commit(operation: Any, size: int) -> bool:
+    """Return whether the bytes of a `CommitOperationAdd` go into the request of the commit itself.
+
+    The Hub chooses that for files up to 10 MB. If huggingface_hub does not tell, it is taken for every such file.
+    """
+    mode = getattr(operation, "_upload_mode", None)
+    return mode == "regular" if mode is not None else size <= LARGEST_IN_COMMIT
 
 
 _active: list[Limits] = []

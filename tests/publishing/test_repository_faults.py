@@ -162,6 +162,55 @@ def test_a_file_that_changes_while_it_is_sent_is_not_committed(
     assert len(repository.commits) == 1
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])  # in the large file storage, in the commit
+@pytest.mark.parametrize("step", ["preupload", "part", "verify"])
+def test_a_file_that_changes_after_it_was_hashed_for_the_hub_is_not_committed(
+    server: HubServer, folder: Path, name: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.publishing.gate.IN_MEMORY", 0)
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    data = (folder / name).read_bytes()
+
+    def change() -> None:
+        (folder / name).write_bytes(data[:-3] + b"\x7f" + data[-2:])
+
+    server.faults.append(Fault(STEPS[step], "none", first=change))
+    with pytest.raises(HubError, match=r"(changed while it was sent|other bytes than were announced).*me/tiny is unchanged"):
+        push(server, folder)
+    assert len(repository.commits) == 1
+
+
+def test_a_file_that_is_replaced_by_the_same_bytes_for_a_moment_is_not_committed(
+    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.publishing.gate.IN_MEMORY", 0)
+    repository = server.repositories[REPOSITORY] = Repository.of()
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+
+    def exchange() -> None:
+        path.unlink()
+        path.write_bytes(data)
+
+    server.faults.append(Fault(STEPS["part"], "none", first=exchange))
+    with pytest.raises(HubError, match=r"model.safetensors changed while it was sent"):
+        push(server, folder)
+    assert len(repository.commits) == 1
+
+
+def test_what_was_hashed_is_sent_even_if_the_file_changes_during_the_commit(
+    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.publishing.gate.IN_MEMORY", 0)
+    expected = local(folder)
+    server.faults.append(
+        Fault(STEPS["commit"], 503, first=lambda: (folder / "config.json").write_bytes(b"{}") and None)
+    )
+    assert push(server, folder).state == "pushed"
+    sent = content(server.repositories[REPOSITORY])
+    assert {name: sent[name] for name in expected} == expected
+
+
 def test_a_gitignore_that_excludes_a_file_is_an_error(server: HubServer, folder: Path) -> None:
     repository = server.repositories[REPOSITORY] = Repository.of()
     repository.commit("main", {**repository.files, ".gitignore": Blob.of(b"model.safetensors\n")})
