@@ -41,8 +41,8 @@ GZIP, SHUFFLE, CHECKSUM, LZF = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE,
 """Numbers of the filters that are undone; h5py adds LZF to HDF5 (registered with the HDF Group)."""
 MAX_MARK = 64
 """Largest `BFLOAT16_MARK` in bytes."""
-FAILURES = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError, MemoryError)
-"""Exceptions that h5py raises for damaged files."""
+FAILURES = (OSError, RuntimeError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
+"""Exceptions that h5py raises for damaged files, and `_lzf_size` for a chunk that ends too early."""
 BFLOAT16_MARK = ("dtype", "bfloat16")
 """The attribute by which Keras 3 marks two-byte elements as bfloat16."""
 

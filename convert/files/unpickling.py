@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,20 +99,26 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
     is left behind the pickle. Raises `CheckpointError`, whose message continues a sentence that begins with
     the name of the file, for a damaged pickle, one that would run code, and one that `torch.save` does not write.
     """
-    machine = _Machine()
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if count == MAX_OPCODES:
-                raise CheckpointError(f"has a pickle of more than {MAX_OPCODES} opcodes; save the weights alone")
-            if opcode.name == "STOP":
-                (content,) = machine.pop(1)
-                return content, machine.storages
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pickletools warns about some invalid names
+            return _followed(pickletools.genops(file))
     except CheckpointError:
         raise
     except FAILURES as error:
         raise CheckpointError(f"has a damaged pickle ({shown(error) or type(error).__name__})") from None
-    raise CheckpointError("has a damaged pickle (no end)")
+
+
+def _followed(opcodes: Iterable[Any]) -> tuple[Any, dict[str, Storage]]:
+    machine = _Machine()
+    for count, (opcode, argument, _) in enumerate(opcodes):
+        if count == MAX_OPCODES:
+            raise CheckpointError(f"has a pickle of more than {MAX_OPCODES} opcodes; save the weights alone")
+        if opcode.name == "STOP":
+            (content,) = machine.pop(1)
+            return content, machine.storages
+        machine.step(opcode.name, argument)
+    raise ValueError("no end")
 
 
 def kind(value: object) -> str:
