@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from bit.config import BitConfig
 from bit.image_processing import PROFILES
-from convert.errors import CheckpointError, UsageError, did_you_mean
+from convert.errors import UsageError, did_you_mean
 from convert.files.sharded import check_size
 from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME, DType
@@ -89,8 +89,6 @@ class ConversionOptions:
         """
         if self.ws_eps == "keep" or layout.folded or not is_standardized(place):
             return 1.0
-        if not source.ws_eps:
-            raise CheckpointError("weights for an epsilon of 0 cannot be compensated; leave --ws-eps out")
         return math.sqrt(layout.ws_eps / source.ws_eps)
 
 

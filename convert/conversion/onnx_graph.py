@@ -16,7 +16,8 @@ from onnx import helper
 
 from bit import __version__
 from bit.config import NORM_EPS, BitConfig
-from convert.files.onnx import LABELS
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.files.onnx import LABELS, OnnxFile
 from convert.network.parameters import STEM_SIZE, unit_name
 from convert.published.preprocessing import preprocessor
 
@@ -56,6 +57,17 @@ def network(config: BitConfig, name: str, profile: str) -> onnx.ModelProto:
         properties[LABELS] = json.dumps([label for _, label in sorted(config.id2label.items())])
     helper.set_model_props(model, properties)
     return model
+
+
+def is_written_here(checkpoint: Checkpoint) -> bool:
+    """Return whether all of an ONNX file but the weights is exactly what `network` makes for them.
+
+    Only such a graph may be run: any other could run without end, or take all memory.
+    """
+    assert isinstance(checkpoint.file, OnnxFile)
+    stated = checkpoint.manifest.options.profile if checkpoint.manifest is not None else None
+    profile = stated or checkpoint.layout.export.profile or ""
+    return checkpoint.file.without_weights() == network(checkpoint.config, checkpoint.name, profile)
 
 
 class _Builder:

@@ -7,15 +7,22 @@ import onnx.utils
 import onnxruntime
 
 from convert.checkpoints.checkpoint import Checkpoint
-from convert.conversion.onnx_graph import INPUT
+from convert.conversion.onnx_graph import INPUT, is_written_here
+from convert.errors import CheckpointError
 from convert.network.runner import Batches, Implementation, run_each
 from convert.network.taps import Part, parts
+from convert.references.registry import FOREIGN_GRAPH
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def load(checkpoint: Checkpoint, dtype: str) -> Implementation:
-    """Return the graph as it was converted, in `float32`, on the CPU."""
+    """Return the graph as it was converted, in `float32`, on the CPU.
+
+    Raises `CheckpointError` for a graph that `bit convert` does not write: it is not run.
+    """
+    if not is_written_here(checkpoint):
+        raise CheckpointError(FOREIGN_GRAPH)
     return _Graph(checkpoint)
 
 

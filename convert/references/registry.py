@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 SOURCE, CONVERTED = "source", "converted"
 """The two sides of a conversion."""
 
+FOREIGN_GRAPH = "the graph is not the one that bit convert writes"
+"""The reason why ONNX Runtime does not run a graph: another could run without end."""
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
 from convert.network.inputs import INPUTS, batches, input_sha256
 from convert.network.oracle import Oracle
@@ -18,7 +19,7 @@ from convert.network.runner import Implementation
 from convert.network.taps import Array, Key, parts, tap_names
 from convert.progress import Progress, tracked
 from convert.references.recordings import Recordings
-from convert.references.registry import REFERENCES, Reference
+from convert.references.registry import FOREIGN_GRAPH, REFERENCES, Reference
 from convert.references.worker import ReferenceProcess
 from convert.verification.diagnosis import diagnose
 from convert.verification.metrics import finite, relative_l2
@@ -39,7 +40,7 @@ def compare_network(
 
     There is a source, a recording, or both. With references and a source, every part is also compared in
     isolation. `others` are further implementations that run the converted file. A graph is always run by
-    ONNX Runtime.
+    ONNX Runtime, unless it is not the one that `bit convert` writes.
     """
     checkpoint, layout = converted.checkpoint, converted.checkpoint.layout
     images = batches(recordings.float64.inputs if recordings else INPUTS, checkpoint.config.num_channels)
@@ -112,6 +113,8 @@ def _run_references(
             not_run[reference.name] = "it reads neither the converted layout nor the layout of the source"
         elif reference.missing is not None:
             not_run[reference.name] = f"{reference.missing} is not installed: pip install -e '.[{reference.extra}]'"
+        elif any(_has_foreign_graph(expected.candidate.checkpoint) for expected in found):
+            not_run[reference.name] = FOREIGN_GRAPH
         else:
             planned += [(reference, expected) for expected in (found if reference.layouts else found[:1])]
     results, crashed = [], dict[str, str]()
@@ -123,6 +126,14 @@ def _run_references(
         except CheckpointError as error:
             crashed[reference.name] = str(error)
     return results, not_run | crashed, tuple(crashed)
+
+
+def _has_foreign_graph(checkpoint: Checkpoint) -> bool:
+    if not checkpoint.layout.folded:
+        return False
+    from convert.conversion.onnx_graph import is_written_here
+
+    return not is_written_here(checkpoint)
 
 
 def _started(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import platform
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bit.config import BitConfig
+from bit.files import one_line, read_json
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import (
     CARD_NAME,
@@ -195,12 +195,9 @@ def compare_manifest(manifest: Manifest, companions: Collection[str], converted:
         if expected != actual:
             yield f"{MANIFEST_NAME}: {name} does not match the weights"
     if layout.folded:
-        from convert.conversion.onnx_graph import network
-        from convert.files.onnx import OnnxFile
+        from convert.conversion.onnx_graph import is_written_here
 
-        assert isinstance(converted.file, OnnxFile)
-        profile = manifest.options.profile or layout.export.profile or ""
-        if converted.file.without_weights() != network(config, manifest.name, profile):
+        if not is_written_here(converted):
             yield f"{converted.file.path.name}: graph or properties do not match the network"
     for name in (converted.file.path.name, *companions):
         if name not in manifest.files:
@@ -224,8 +221,8 @@ def _compare_companions(
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file, empty if it is damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError):
-        return dict(json.loads(path.read_text("utf-8")))
+    with contextlib.suppress(OSError, ValueError):
+        return read_json(path)
     return {}
 
 
@@ -240,7 +237,7 @@ def _compare_preprocessing(
         if found is not None:
             yield from compare_pixels(found, right)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
-        yield PixelCheck("settings", math.inf, f"invalid settings ({error})")
+        yield PixelCheck("settings", math.inf, f"invalid settings ({one_line(error)})")
 
 
 def _compare_plan(plan: Plan, manifest: Manifest, config: BitConfig) -> Iterator[str]:

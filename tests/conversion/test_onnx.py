@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from support.command import assert_refused, bit
+from support.command import assert_refused, bit, run_here
 from support.conversions import convert, verified, with_config
 from support.faults import forge
 from support.networks import TINY
@@ -25,6 +25,8 @@ from convert.network.inputs import images
 from convert.network.runner import run_network
 from convert.network.taps import tap_names
 from convert.references.recordings import find_recordings
+from convert.references.registry import FOREIGN_GRAPH, REFERENCES
+from convert.references.worker import ReferenceProcess
 from convert.sources.synthetic import write_npz
 from convert.verification.metrics import relative_l2
 from convert.verification.tap_errors import FLOAT32_FACTOR
@@ -103,9 +105,50 @@ def test_a_changed_node_is_found_although_every_weight_is_right(tiny_npz: Path, 
     onnx.save(model, folder / "model.onnx")
     forge(folder, "model.onnx")
     result = verified(folder, tiny_npz)
-    assert not result.passed
-    failed = next(check for check in result.checks if not check.passed)
-    assert (failed.implementation, failed.tap) == ("ONNX Runtime", "root_block")
+    assert result.problems == (
+        "model.onnx: graph or properties do not match the network",
+        f"onnxruntime did not run: {FOREIGN_GRAPH}",
+    )
+
+
+@pytest.fixture
+def endless(tiny_npz: Path, tmp_path: Path) -> Path:
+    """A conversion whose graph repeats the head 2^62 times; every weight is right, and the manifest states the file."""
+    folder = convert(tiny_npz, "onnx", tmp_path / "endless")
+    model = onnx.load(folder / "model.onnx")
+    head = model.graph.node.pop()
+    values = {name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, []) for name in ("turn", "limit")}
+    keep = {name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []) for name in ("go", "on")}
+    once = onnx.helper.make_tensor_value_info("once", onnx.TensorProto.FLOAT, ["batch", TINY.num_labels])
+    head.output[0] = "once"
+    nodes = [head, onnx.helper.make_node("Identity", ["go"], ["on"])]
+    body = onnx.helper.make_graph(nodes, "body", [values["turn"], keep["go"]], [keep["on"], once])
+    limit = onnx.numpy_helper.from_array(np.array(1 << 62), "limit")
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["limit"], value=limit))
+    model.graph.node.append(onnx.helper.make_node("Loop", ["limit", ""], ["logits"], body=body))
+    onnx.save(model, folder / "model.onnx")
+    forge(folder, "model.onnx")
+    return folder
+
+
+def test_a_graph_that_is_not_written_here_is_never_run(
+    endless: Path, tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("convert.verification.network.ReferenceProcess", lambda *arguments: pytest.fail("it was started"))
+        patch.setattr("onnxruntime.InferenceSession", lambda *arguments: pytest.fail("it was run"))
+        for references in ((), ("onnxruntime",)):
+            result = verified(endless, tiny_npz, references, required=references)
+            assert not result.passed
+            assert result.network.not_run == {"onnxruntime": FOREIGN_GRAPH}
+            assert "model.onnx: graph or properties do not match the network" in result.problems
+        assert run_here("inspect", endless, cwd=tmp_path).returncode == 0
+        assert run_here("compare", endless, endless, cwd=tmp_path).returncode == 0
+        assert_refused(run_here("convert", endless, cwd=tmp_path), "the kernels are standardized", tmp_path)
+    reference = REFERENCES["onnxruntime"]
+    refused = pytest.raises(CheckpointError, match=FOREIGN_GRAPH)
+    with Checkpoint(endless) as checkpoint, ReferenceProcess(reference, checkpoint) as process, refused:
+        process.load("float32")
 
 
 @pytest.mark.parametrize("key", ["labels", "preprocessing", "architecture"])
