@@ -88,7 +88,7 @@ def classify(
     if not model.config.num_labels:
         raise ValueError(f"{folder} has no head, so it cannot classify; convert it with --head new:N and train it")
     kind = BitImageProcessorPil
-    processor = kind.from_pretrained(folder) if (folder / PREPROCESSOR_NAME).is_file() else kind.from_profile("google")
+    processor = kind.from_pretrained(folder) if (folder / PREPROCESSOR_NAME).exists() else kind.from_profile("google")
     labels, several = model.config.id2label, model.config.problem_type == "multi_label_classification"
     dtype = next(model.parameters()).dtype
     for number, file in enumerate(files):
