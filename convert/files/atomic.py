@@ -19,6 +19,8 @@ from convert.errors import CheckpointError
 
 PARTIAL = ".partial-"
 """Part of the hidden name of the place where a file or a folder is written, between the name and random letters."""
+ATTEMPTS = 100
+"""Attempts to create a folder in one that others remove; in an open folder that was removed, none succeeds."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Constants of Linux, from fcntl.h and linux/fs.h."""
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
@@ -205,10 +207,11 @@ def _workplace(target: Path) -> Iterator[Path]:
 
 def _new_folder(prefix: str, parent: Path) -> Path:
     """Create an empty folder of a new name; the parent, too, which another run may remove again that created it."""
-    while True:
+    for _ in range(ATTEMPTS):
         parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    raise FileNotFoundError(errno.ENOENT, "the folder is being removed", str(parent))
 
 
 def _is_workplace(folder: Path, target: Path) -> bool:

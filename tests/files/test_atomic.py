@@ -315,6 +315,8 @@ def test_a_held_folder_is_told_from_the_one_that_replaces_it(tmp_path: Path) -> 
         (tmp_path / "out").rmdir()
         with pytest.raises(CheckpointError, match="out was replaced in the meantime"):
             held.check()
+        with pytest.raises(FileNotFoundError), new_file(held.place / "a"):
+            pass
     assert names(tmp_path) == [], "the file went into the old folder, and with it"
 
 
