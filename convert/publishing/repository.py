@@ -140,8 +140,10 @@ class Hub:
         hub = cls(api, token, repository, revision, create_pr, attempts)
 
         def read() -> tuple[str, str]:
-            account, name = check_permission(api.whoami(), repository, create_pr)
-            return hub._text(account), hub._text(name)
+            whoami = api.whoami()
+            if token in str(whoami):
+                raise AnswerError("repeats the token in the answer")
+            return check_permission(whoami, repository, create_pr)
 
         account, name = hub._ask(read, "who owns the token")
         return replace(hub, account=account, repository=name)
@@ -331,13 +333,14 @@ class Hub:
             raise (failure if sends is None else type(failure)(f"{failure}; {self._state}")) from None
 
     def _explained(self, error: Exception, task: str) -> HubError:
-        status, answer = _status(error), getattr(_cause(error), "server_message", None) or str(_cause(error))
-        answer = redacted(answer, [self.token]).rstrip(".") or type(_cause(error)).__name__
+        status, cause = _status(error), _cause(error)
+        name = type(cause).__name__
+        answer = redacted(getattr(cause, "server_message", None) or cause, [self.token]).rstrip(".") or name
         match status:
-            case None if isinstance(error, AnswerError):
+            case None if isinstance(cause, AnswerError):
                 trouble = f"{answer} when asked {task}"
-            case None if isinstance(error, UNEXPECTED):
-                trouble = f"does not answer as a Hub does when asked {task} ({type(error).__name__}); check HF_ENDPOINT"
+            case None if isinstance(cause, UNEXPECTED):
+                trouble = f"does not answer as a Hub does when asked {task} ({name}); check HF_ENDPOINT"
             case None if _is_transient(error):
                 trouble = f"could not be reached ({answer}) when asked {task}; check the network"
             case None:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,9 @@ def limited(limits: Limits) -> Iterator[None]:
         _limit_clients()
     _active.append(limits)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="huggingface_hub")  # they repeat words of the server
+            yield
     finally:
         _active.remove(limits)
 

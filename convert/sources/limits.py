@@ -88,7 +88,7 @@ def _after(response: Any) -> None:
     if _LIMITED not in response.request.extensions or response.request.method == "HEAD":
         return
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise AnswerError("sends a compressed answer, which was not asked for")
+        raise AnswerError("compresses the answer, though told not to")
 
 
 @dataclass(frozen=True)

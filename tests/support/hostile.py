@@ -120,7 +120,7 @@ BAD: dict[str, Answer] = {
         {"error": "not with {token}"}, "400 Bad", X_Error_Message="not with {token}", X_Request_Id="{token}"
     ),
     "the token in the status": raw(b"HTTP/1.1 418 {token}\r\nContent-Length: 0\r\n\r\n"),
-    "the token in a warning": answer([], X_HF_Warning="topic; not with {token}"),
+    "the token in a warning": answer({"warnings": [{"message": "not with {token}"}]}, X_HF_Warning="not with {token}"),
     "errors that are numbers": answer({"errors": 5, "error": {"a": []}}, "400 Bad Request"),
     "a list as error": answer([], "403 Forbidden"),
     "a redirect to the token": answer(b"", "302 Found", Location="http://{token}@127.0.0.1:9/?token={token}"),
