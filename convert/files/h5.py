@@ -1,50 +1,32 @@
 """HDF5, as Keras writes it: arrays in groups.
 
-h5py reads the directory and lays out a new file; the bytes of the arrays are then read and written
-in place, as in any other container.
+The HDF5 library reads the directory and lays out a new file; the bytes of the arrays are then read and
+written in place, as in any other container. A damaged file can make the library loop for ever or crash,
+where no signal and no `except` helps. It therefore reads in a process of its own (`h5_reader`), whose
+processor time and memory are limited; starting one takes a fifth of a second.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
 import os
-import zlib
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError
-from convert.files.base import (
-    CHUNK,
-    MAX_TENSORS,
-    NO_METADATA,
-    Metadata,
-    StoredTensor,
-    Tensor,
-    TensorFile,
-    Writer,
-    shown,
-)
-from convert.files.zip import MAX_INFLATION
-from convert.network import dtypes
-from convert.network.dtypes import BFLOAT16, DType
+from convert.files.base import NO_METADATA, Metadata, StoredTensor, Tensor, TensorFile, Writer
+from convert.files.h5_reader import BFLOAT16_MARK, Entry
+from convert.network.dtypes import BFLOAT16, BY_NAME
 
-MAX_DEPTH = 32
-MAX_BLOCK = 128 << 20
-"""Most bytes that are unpacked at once: the largest convolution of R152x4 in float32, in a single chunk."""
-GZIP, SHUFFLE, CHECKSUM, LZF = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, 32000
-"""Numbers of the filters that are undone; h5py adds LZF to HDF5 (registered with the HDF Group)."""
-MAX_MARK = 64
-"""Largest `BFLOAT16_MARK` in bytes."""
-FAILURES = (OSError, RuntimeError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
-"""Exceptions that h5py raises for damaged files, and `_lzf_size` for a chunk that ends too early."""
-BFLOAT16_MARK = ("dtype", "bfloat16")
-"""The attribute by which Keras 3 marks two-byte elements as bfloat16."""
+READER = (sys.executable, "-P", "-m", "convert.files.h5_reader")
+"""Command of the process; `-P` keeps modules in the current folder from being imported."""
 
 
 class H5File(TensorFile):
@@ -56,122 +38,58 @@ class H5File(TensorFile):
     container = "h5"
 
     def _open_directory(self) -> None:
-        self._spans: list[tuple[int, int, str]] = []
-        self._seen: set[object] = set()
-        with self._readable(" is not a complete h5 file"):
-            # The open file, not the path, which may name another file by now.
-            name = f"/dev/fd/{self._file.fileno()}"
-            self._directory = self.enter_context(h5py.File(name, "r", locking=False))
-        with self._readable(" is damaged"):
-            self._walk(self._directory, "")
-        self._check_disjoint(self._spans, self.nbytes)
-        if len({tensor.big_endian for tensor in self.tensors.values()}) > 1:
-            raise CheckpointError(f"{self.path} holds arrays of both byte orders; it is damaged")
+        handle = self._file.fileno()
+        self._reader = self.enter_context(
+            subprocess.Popen(
+                [*READER, str(handle)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[handle],
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each thread would count as memory
+            )
+        )
+        self.callback(self._reader.kill)
+        spans = []
+        for entry in msgspec.json.decode(b"".join(self._answers()), type=list[Entry]):
+            tensor = StoredTensor(
+                entry.key, entry.shape, BY_NAME[entry.dtype], entry.offset, big_endian=entry.big_endian
+            )
+            self.tensors[entry.key] = tensor
+            if entry.packed:
+                self.packed.add(entry.key)
+            else:
+                spans.append((tensor.offset, tensor.offset + tensor.nbytes, entry.key))
+        self._check_disjoint(spans, self.nbytes)
+        if not self.packed:
+            self._reader.kill()
 
     def unpack(self, key: str) -> Iterator[bytes]:
-        """Yield the elements, in chunks, of an array that is compressed or stored within the directory itself."""
-        tensor = self.tensors[key]
-        with self._readable(f": {key} is damaged"):
-            dataset = self._directory[key]
-            if not tensor.shape:
-                yield dataset[()].tobytes()
-                return
-            rows = _rows(dataset)
-            self._check_inflation(dataset, key)
-            for start in range(0, len(dataset), rows):
-                yield dataset[start : start + rows].tobytes()
+        """Yield the elements of an array that is compressed or stored within the directory itself."""
+        assert self._reader.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `_answers` reports that the process has ended
+            os.write(self._reader.stdin.fileno(), msgspec.json.encode(key) + b"\n")
+        yield from self._answers()
 
-    def _check_inflation(self, dataset: h5py.Dataset, key: str) -> None:
-        """Raise `CheckpointError` if a chunk holds more than it should: HDF5 would unpack gigabytes."""
-        filters = _filters(dataset)
-        packer = next((number for number in filters if number in (GZIP, LZF)), None)
-        if packer is None:
-            return
-        size = math.prod(dataset.chunks) * dataset.dtype.itemsize + 4  # a checksum may be packed, too
-        for chunk in _chunks(dataset):
-            if chunk.filter_mask & 1 << filters.index(packer):  # not packed, as it would have become larger
-                continue
-            packed = bytearray(min(chunk.size, self.nbytes))
-            self._pread(memoryview(packed), chunk.byte_offset)
-            if filters[-1] == CHECKSUM:
-                del packed[-4:]
-            if (_inflated if packer == GZIP else _lzf_size)(packed, size + 1) > size:
-                raise CheckpointError(f"{self.path}: a chunk of {key} holds more bytes than stated; it is damaged")
-
-    @contextlib.contextmanager
-    def _readable(self, fault: str) -> Iterator[None]:
-        """Raise the errors of h5py as `CheckpointError`."""
-        try:
-            yield
-        except CheckpointError:
-            raise
-        except FAILURES as error:
-            reason = shown(" ".join(str(error).split())) or type(error).__name__
-            raise CheckpointError(f"{self.path}{fault} ({reason}); fetch the file again") from None
-
-    def _walk(self, group: h5py.Group, prefix: str) -> None:
-        if prefix.count("/") > MAX_DEPTH:
-            raise CheckpointError(f"{self.path}: groups are nested more than {MAX_DEPTH} deep")
-        if len(group) > MAX_TENSORS or len(self._seen) > 2 * MAX_TENSORS:  # groups count, too
-            raise CheckpointError(f"{self.path} holds more than {MAX_TENSORS} arrays; no BiT checkpoint has as many")
-        for name in group:
-            key = f"{prefix}{name}"
-            self._check_names([key])
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise CheckpointError(f"{self.path}: {key} is a link to another place, which is not followed")
-            item = group[name]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in self._seen:
-                raise CheckpointError(f"{self.path}: {key} has a second name in the file; store it once")
-            self._seen.add(address)
-            self._spans.append((address, address + 1, f"the header of {key}"))
-            if isinstance(item, h5py.Group):
-                self._walk(item, f"{key}/")
-            elif isinstance(item, h5py.Dataset):
-                self.tensors[key] = self._tensor(key, item)
-            else:
-                raise CheckpointError(f"{self.path}: {key} is neither a group nor an array")
-
-    def _tensor(self, key: str, item: h5py.Dataset) -> StoredTensor:
-        known = _dtype(item)
-        if known is None:
-            raise self._wrong_type(key, item.dtype)
-        if item.shape is None:
-            raise CheckpointError(f"{self.path}: {key} has no elements")
-        dtype, big_endian = known
-        plan = item.id.get_create_plist()
-        if plan.get_external_count() or plan.get_layout() == h5py.h5d.VIRTUAL:
-            raise CheckpointError(f"{self.path}: {key} is stored in another file, which is not read")
-        stored, offset = item.id.get_storage_size(), item.id.get_offset()
-        contiguous = plan.get_layout() == h5py.h5d.CONTIGUOUS and offset is not None
-        tensor = StoredTensor(key, item.shape, dtype, offset if contiguous else 0, big_endian=big_endian)
-        if stored == 0 and tensor.nbytes:
-            raise CheckpointError(f"{self.path}: {key} was created but never filled")
-        if contiguous or tensor.nbytes > MAX_INFLATION * stored:
-            self._check_size(tensor, stored)
-        if plan.get_layout() == h5py.h5d.CHUNKED:
-            self._check_chunks(key, item)
-        if contiguous:
-            self._spans.append((offset, offset + tensor.nbytes, key))
-        else:
-            self.packed.add(key)
-        return tensor
-
-    def _check_chunks(self, key: str, item: h5py.Dataset) -> None:
-        """Raise `CheckpointError` if the chunks are incomplete, or cannot be unpacked in bounded memory."""
-        filters = _filters(item)
-        if len({GZIP, LZF} & {*filters}) > 1 or sorted(filters) != sorted({GZIP, SHUFFLE, CHECKSUM, LZF} & {*filters}):
-            raise CheckpointError(f"{self.path}: {key} is packed by unknown or several filters; expected gzip, or none")
-        itemsize = item.dtype.itemsize
-        band = min(item.chunks[0], len(item)) * math.prod(item.shape[1:]) * itemsize
-        chunk = math.prod(item.chunks) * itemsize
-        if max(band, chunk) > MAX_BLOCK:
-            raise CheckpointError(
-                f"{self.path}: a row of chunks of {key} has {max(band, chunk)} bytes, more than {MAX_BLOCK}; "
-                "store it in smaller chunks, or without"
-            )
-        if not _has_every_chunk(item, chunk):
-            raise CheckpointError(f"{self.path}: some chunks of {key} are missing or too large")
+    def _answers(self) -> Iterator[bytes]:
+        """Yield the data of an answer of the process. Raises `CheckpointError` for an error, or if it has ended."""
+        stream = self._reader.stdout
+        assert stream is not None
+        while True:
+            head = stream.read(9)
+            content = stream.read(int.from_bytes(head[1:], "little"))
+            match head[:1]:
+                case b"d":
+                    yield content
+                case b".":
+                    return
+                case b"e":
+                    raise CheckpointError(f"{self.path}{content.decode()}")
+                case _:
+                    raise CheckpointError(
+                        f"{self.path} cannot be read: the HDF5 library crashed, or needed too much time or memory; "
+                        "the file is damaged"
+                    )
 
 
 class H5Writer(Writer):
@@ -234,80 +152,3 @@ def _allocate(file: h5py.File, tensor: Tensor) -> int:
     if tensor.dtype is BFLOAT16:
         dataset.attrs[BFLOAT16_MARK[0]] = BFLOAT16_MARK[1]
     return int(dataset.id.get_offset())
-
-
-def _dtype(item: h5py.Dataset) -> tuple[DType, bool] | None:
-    if item.dtype.itemsize == 2 and _is_marked(item):
-        return BFLOAT16, item.dtype.byteorder == ">"
-    return dtypes.from_npy(item.dtype.str) if item.dtype.kind == "f" else None
-
-
-def _is_marked(item: h5py.Dataset) -> bool:
-    """Return True if a short attribute says that an array holds bfloat16."""
-    name, mark = BFLOAT16_MARK
-    if name not in item.attrs:
-        return False
-    stored = item.attrs.get_id(name)
-    return stored.shape == () and stored.get_storage_size() <= MAX_MARK and bool(item.attrs[name] == mark)
-
-
-def _filters(item: h5py.Dataset) -> list[int]:
-    """Return the numbers of an array's filters, in the order in which they were applied."""
-    plan = item.id.get_create_plist()
-    return [int(plan.get_filter(position)[0]) for position in range(plan.get_nfilters())]
-
-
-def _inflated(packed: bytearray, most: int) -> int:
-    """Return the number of bytes in a stream of zlib, at most `most`. Raises `ValueError` if it is damaged."""
-    try:
-        return len(zlib.decompressobj().decompress(packed, most))
-    except zlib.error as error:
-        raise ValueError(error) from None
-
-
-def _lzf_size(packed: bytearray, most: int) -> int:
-    """Return the number of bytes that LZF unpacks, or one that is larger than `most` (LibLZF, `lzf_d.c`)."""
-    position = size = 0
-    while position < len(packed) and size <= most:
-        control = packed[position]
-        if control < 32:  # that many literal bytes, and one
-            size, position = size + control + 1, position + control + 2
-        else:  # a copy of two bytes more than the upper three bits say, or of nine and the next byte
-            long = control >> 5 == 7
-            size += (control >> 5) + 2 + (packed[position + 1] if long else 0)
-            position += 3 if long else 2
-    return size
-
-
-def _rows(item: h5py.Dataset) -> int:
-    """Return the rows that are read at once: whole chunks, so that each is unpacked once, of about `CHUNK` bytes."""
-    step = int(item.chunks[0]) if item.chunks else 1
-    row = math.prod(item.shape[1:]) * item.dtype.itemsize
-    return step * max(1, CHUNK // max(1, int(step * row)))
-
-
-def _chunks(item: h5py.Dataset) -> list[h5py.h5d.StoreInfo]:
-    """Return where the chunks are, and stop after more than there can be, as in a directory that has a loop."""
-    most = math.prod(-(-length // step) for length, step in zip(item.shape, item.chunks, strict=True))
-    stored: list[h5py.h5d.StoreInfo] = []
-
-    def add(chunk: h5py.h5d.StoreInfo) -> bool | None:
-        stored.append(chunk)
-        return True if len(stored) > most else None
-
-    item.id.chunk_iter(add)
-    return stored
-
-
-def _has_every_chunk(item: h5py.Dataset, nbytes: int) -> bool:
-    """Return True if all chunks of an array are stored; HDF5 would read missing ones as zeros.
-
-    None may be larger than packing makes one of `nbytes` bytes, about 0.1 percent (zlib, `deflateBound`).
-    """
-    stored = _chunks(item)
-    starts = [range(0, length, step) for length, step in zip(item.shape, item.chunks, strict=True)]
-    return (
-        len(stored) == math.prod(map(len, starts))
-        and sorted(chunk.chunk_offset for chunk in stored) == list(itertools.product(*starts))
-        and all(chunk.size <= nbytes + nbytes // 100 + 64 for chunk in stored)
-    )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.files.base import TensorFile
 from convert.files.containers import open_weights
 
 
-def load_all(path: Path) -> dict[str, NDArray[np.generic]]:
+def load_all(path: Path, opened: Callable[[Path], TensorFile] = open_weights) -> dict[str, NDArray[np.generic]]:
     """Return every array, as bits."""
-    with open_weights(path) as file:
+    with opened(path) as file:
         found = {}
         for key, tensor in file.tensors.items():
             out = np.empty(tensor.size, tensor.dtype.bits)
