@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
-from platformdirs import user_cache_path
 
 from convert import layouts
 from convert.checkpoints.checkpoint import Checkpoint
@@ -48,10 +47,11 @@ from convert.publishing.signature import check_signature as check_signature
 from convert.publishing.signature import sign as sign
 from convert.publishing.signature import signing_options, trust_of
 from convert.references import recorder
-from convert.references.recordings import SHIPPED, find_recordings
+from convert.references.recordings import SHIPPED, find_recordings, recordings_folder
 from convert.references.registry import REFERENCES
 from convert.reporting.files import write_report, write_report_file
 from convert.signing.check import Signature as Signature
+from convert.sources.resolve import cache_folder as cache_folder
 from convert.sources.resolve import hub_name, locate, user_path
 from convert.verification.comparison import compare as compare_checkpoints
 from convert.verification.inspection import inspect as inspect_checkpoint
@@ -223,7 +223,7 @@ def record(
     """
     check_names(options, SourceOptions)
     with _opened(checkpoint, progress, options) as opened:
-        return recorder.record(opened, _recordings(recordings), progress)
+        return recorder.record(opened, recordings_folder(recordings), progress)
 
 
 def publish(
@@ -245,7 +245,7 @@ def publish(
     """
     check_names(options, PushOptions)
     path = converted_folder(folder, to)
-    named, folders = options.pop("source", None), (SHIPPED, _recordings(options.pop("recordings", None)))
+    named, folders = options.pop("source", None), (SHIPPED, recordings_folder(options.pop("recordings", None)))
     source = user_path(named) if named is not None else None
     chosen = PublishOptions(dry_run=dry_run, source=source, recordings=folders, **signing_options(options))
     return publish_folder(path, repository, chosen, progress)
@@ -273,11 +273,6 @@ def classify(
         raise CheckpointError(str(error)) from None
 
 
-def cache_folder() -> Path:
-    """Return the cache folder: the environment variable BIT_CACHE, else the user's cache folder for `bit-convert`."""
-    return user_path(os.environ.get("BIT_CACHE") or user_cache_path("bit-convert"))
-
-
 def _require(reference: str) -> None:
     """Raise `UsageError` if a package that a reference implementation needs is missing."""
     package, extra = REFERENCES[reference].missing, REFERENCES[reference].extra
@@ -291,11 +286,7 @@ def _settings(options: VerifyOptions, full: bool) -> Settings:
     for name in required:
         check_choice("reference", name, REFERENCES)
     chosen = required or (tuple(REFERENCES) if options.get("full", full) else ())
-    return Settings(chosen, required, (SHIPPED, _recordings(options.get("recordings"))))
-
-
-def _recordings(folder: StrPath | None) -> Path:
-    return user_path(folder or cache_folder() / "recordings")
+    return Settings(chosen, required, (SHIPPED, recordings_folder(options.get("recordings"))))
 
 
 def _opened(checkpoint: StrPath, progress: Progress, options: SourceOptions) -> Checkpoint:

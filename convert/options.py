@@ -86,6 +86,12 @@ class SignOptions(TypedDict, total=False):
     """Password of an encrypted key."""
     sigstore: bool
     """Sign without a key: sigstore asks who you are, in a browser or from the machine's identity provider."""
+    reverify: bool
+    """Repeat the quick verification first; default False."""
+    source: StrPath | None
+    """The checkpoint that was converted, if it was moved."""
+    recordings: StrPath | None
+    """Folder of the recordings that the folder was compared with; default as for a verification."""
 
 
 class PushOptions(TrustOptions, total=False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Unpack
@@ -43,7 +42,7 @@ def push_command(
     the CHECKPOINT that was converted, with --to for the layout. The token is that of hf auth login,
     or HF_TOKEN in the environment. --dry-run needs neither token nor network.
     """
-    options["password"] = password_for(os.fspath(key) if (key := options.get("sign")) else None)
+    options["password"] = password_for(options.get("sign"))
     with progress_bar() as progress:
         publication = convert.publish(folder, repository, to=to, dry_run=dry_run, progress=progress, **options)
     print_result(as_json, asdict(publication), _lines(publication))

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import click
 
 import convert
-from convert.cli.common import json_option, layout_option
+from convert.cli.common import json_option, layout_option, recordings_option
 from convert.cli.terminal import escape, print_result, progress_bar
+from convert.options import SignOptions, StrPath
 
 PASSWORD = "BIT_KEY_PASSWORD"
 """Environment variable with the password of an encrypted key; a password is never an argument, which others can see."""
@@ -31,7 +32,7 @@ def trust_options(command: Command) -> Command:
     return key(identity(provider(command)))
 
 
-def password_for(key: str | None) -> str | None:
+def password_for(key: StrPath | None) -> str | None:
     """Return the password of a key file: from the environment, or typed; None if the file is not encrypted."""
     from convert.signing.keys import is_encrypted
     from convert.sources.resolve import user_path
@@ -54,8 +55,11 @@ def password_for(key: str | None) -> str | None:
     metavar="REPO",
     help="First write the model card for this repository, owner/name, unless the folder holds a card.",
 )
+@click.option("--reverify", is_flag=True, help="Repeat the quick verification first, as bit push does.")
+@click.option("--source", metavar="PATH", help="The checkpoint that was converted, if it was moved.")
+@recordings_option
 @json_option
-def sign_command(folder: str, to: str, key: str | None, sigstore: bool, repository: str | None, as_json: bool) -> None:
+def sign_command(folder: str, to: str, repository: str | None, as_json: bool, **options: Unpack[SignOptions]) -> None:
     """Sign a verified folder.
 
     Writes model.sig, a signature of OpenSSF Model Signing over every file, and conversion.intoto.json,
@@ -63,15 +67,8 @@ def sign_command(folder: str, to: str, key: str | None, sigstore: bool, reposito
     is read from the environment variable BIT_KEY_PASSWORD, or asked for. FOLDER may be the name of the
     CHECKPOINT that was converted, with --to for the layout.
     """
+    options["password"] = password_for(options.get("key"))
     with progress_bar() as progress:
-        signature = convert.sign(
-            folder,
-            to=to,
-            key=key,
-            password=password_for(key),
-            sigstore=sigstore,
-            repository=repository,
-            progress=progress,
-        )
+        signature = convert.sign(folder, to=to, repository=repository, progress=progress, **options)
     value = {**asdict(signature), "folder": str(signature.folder)}
     print_result(as_json, value, [f"[green]✓[/] {escape(signature.folder)}: {escape(signature.words)}"])

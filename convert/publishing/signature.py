@@ -15,6 +15,7 @@ from convert.progress import Progress, silent
 from convert.publishing.card import card
 from convert.publishing.gate import AS_STORED, CARD_NAME, Gate, VerifiedFolder, check_folder
 from convert.publishing.repository import check_name
+from convert.references.recordings import SHIPPED, recordings_folder
 from convert.signing.bundle import signed_files
 from convert.signing.check import Signature, check_folder_signature
 from convert.signing.keys import require_packages
@@ -41,7 +42,10 @@ def sign(
     signer = _signer(options.get("key"), options.get("password"), options.get("sigstore", False))
     if repository is not None:
         check_name(repository)
-    return sign_verified(converted_folder(folder, to), signer, repository, progress)
+    source = user_path(named) if (named := options.get("source")) is not None else None
+    recordings = (SHIPPED, recordings_folder(options.get("recordings")))
+    gate = Gate(options.get("reverify", False), source, recordings)
+    return sign_verified(converted_folder(folder, to), signer, repository, progress, gate)
 
 
 def check_signature(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from convert.errors import CheckpointError
 from convert.files.atomic import new_file
 from convert.files.base import file_sha256
 from convert.network.taps import Key, Summary
+from convert.sources.resolve import cache_folder, user_path
 
 _PACKAGE, _NAME = Path(__file__).parent.parent, "reference_outputs"
 SHIPPED = _PACKAGE / _NAME if (_PACKAGE / _NAME).is_dir() else _PACKAGE.parent / _NAME
@@ -107,6 +109,11 @@ class Recordings:
             counts = f"{len(float64)} runs in float64 and {len(float32)} in float32"
             raise ValueError(f"{counts}; expected one in float64 and at least one in float32")
         return cls(name, float64[0], float32, {path.name: file_sha256(path) for path in paths})
+
+
+def recordings_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder for recordings that are made here: the given one, else `recordings` in the cache folder."""
+    return user_path(folder or cache_folder() / "recordings")
 
 
 def find_recordings(

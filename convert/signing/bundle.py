@@ -21,6 +21,8 @@ from convert.signing.signers import Signer, Trust
 
 MAX_BYTES = 8 << 20
 """Largest `model.sig`; it takes 150 bytes for each file."""
+PARTS = {"mediaType", "verificationMaterial", "dsseEnvelope"}
+"""The keys of a sigstore bundle, version 0.3, with an envelope."""
 PREDICATE = "https://model_signing/signature/v1.0"
 MISMATCH = re.compile(r"Hash mismatch for \\?'(.+?)\\?'")
 """The name of a changed file in the words of model-signing, in which quotes may be escaped."""
@@ -75,8 +77,10 @@ def signed_files(data: bytes, names: set[str]) -> dict[str, str]:
         if json.dumps(bundle, separators=(",", ":"), ensure_ascii=False).encode() != data:
             raise VerificationError("it is not in the form that model-signing writes")
         envelope = bundle["dsseEnvelope"]
-        for signature in envelope["signatures"]:
-            decode_base64(signature["sig"])
+        (signature,) = envelope["signatures"]
+        if bundle.keys() != PARTS or ("publicKey" in bundle["verificationMaterial"] and bundle != _plain(bundle)):
+            raise VerificationError("it holds more than model-signing writes")
+        decode_base64(signature["sig"])
         statement = msgspec.json.decode(decode_base64(envelope["payload"]), type=_Statement)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise VerificationError(f"{SIGNATURE_NAME} is damaged: {shown(error)}") from None
@@ -120,6 +124,23 @@ def file_names(folder: Path, linked: bool) -> set[str]:
                 raise VerificationError(f"{shown(entry.name)} is not a regular file")
             names.add(entry.name)
     return names - {SIGNATURE_NAME}
+
+
+def _plain(bundle: dict[str, Any]) -> dict[str, Any]:
+    """Return the bundle of a key with nothing but the parts that are checked; some are outside the signature."""
+    envelope = bundle["dsseEnvelope"]
+    hint = bundle["verificationMaterial"]["publicKey"]["hint"]
+    if not hint:  # model-signing prints a warning, and accepts it
+        raise VerificationError("it does not name the key")
+    return {
+        "mediaType": bundle["mediaType"],
+        "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": envelope["payload"],
+            "payloadType": envelope["payloadType"],
+            "signatures": [{"sig": envelope["signatures"][0]["sig"], "keyid": ""}],
+        },
+    }
 
 
 def _library() -> Any:

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from bit.config import PUBLISHED, BitConfig
 from convert.errors import CheckpointError, DownloadError, did_you_mean
 from convert.progress import Progress
@@ -76,6 +78,11 @@ def fetch_repository(checkpoint: str, progress: Progress) -> Path | None:
     if match is None or not match["prefix"]:
         return None
     return hub.fetch(match["repository"], match["revision"], progress, hub.everything)
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: the environment variable BIT_CACHE, else the user's cache folder for `bit-convert`."""
+    return user_path(os.environ.get("BIT_CACHE") or user_cache_path("bit-convert"))
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

@@ -20,8 +20,9 @@ from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
 from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
 from support.json_schema import faults
-from support.signing import Signed
+from support.signing import Signed, write_key
 
+import convert
 from convert.files.base import file_sha256
 from convert.network.inputs import batches
 from convert.signing.statements import EQUIVALENCE, PROVENANCE, schema
@@ -221,3 +222,15 @@ def test_the_equivalence_holds_every_number_of_the_report(folder: Path, statemen
 def test_the_inputs_are_named_by_the_digest_of_the_very_images(statements: dict[str, dict[str, Any]]) -> None:
     stated = {item["name"]: item["digest"]["sha256"] for item in statements[EQUIVALENCE]["predicate"]["inputs"]}
     assert stated == {name: hashlib.sha256(x.astype("<f4").tobytes()).hexdigest() for name, x in batches().items()}
+
+
+def test_recordings_are_named_by_the_digest_of_their_files(tiny_npz: Path, tmp_path: Path) -> None:
+    private, _ = write_key(tmp_path)
+    convert.convert(tiny_npz, out=tmp_path / "out", recordings=tmp_path / "recordings")
+    convert.sign(tmp_path / "out", key=private, recordings=tmp_path / "recordings", reverify=True)
+    _, line = (tmp_path / "out" / "conversion.intoto.json").read_text().splitlines()
+    predicate = json.loads(base64.b64decode(json.loads(line)["payload"]))["predicate"]
+    files = {path.name: file_sha256(path) for path in tmp_path.glob("recordings/*/*.safetensors")}
+    assert files
+    assert {item["name"]: item["digest"]["sha256"] for item in predicate["recordings"]} == files
+    assert predicate["runs"][0]["reference"].startswith("recorded outputs of")

@@ -52,6 +52,35 @@ def change_a_byte_of_the_signature(folder: Path, folders: Signed, generator: ran
     return f"{path.name} at {place}"
 
 
+def insert_or_delete_a_byte(folder: Path, folders: Signed, generator: random.Random) -> str:
+    path = folder / generator.choice((SIGNATURE_NAME, SIGNATURE_NAME, ATTESTATION_NAME, "verification.json"))
+    data = bytearray(path.read_bytes())
+    place = generator.randrange(len(data))
+    if generator.random() < 0.5:
+        del data[place]
+    else:
+        data[place:place] = generator.choice((b"x", b" ", b"0", b"=", b'"', b"\n"))
+    path.write_bytes(data)
+    return f"{path.name} at {place}"
+
+
+def name_another_key(folder: Path, folders: Signed, generator: random.Random) -> str:
+    """Change a part of the signature that no signature covers."""
+    path = folder / SIGNATURE_NAME
+    bundle = json.loads(path.read_bytes())
+    kind = generator.randrange(4)
+    if kind == 0:
+        bundle["dsseEnvelope"]["signatures"][0]["keyid"] = "x"
+    elif kind == 1:
+        bundle["dsseEnvelope"]["signatures"] *= 2
+    elif kind == 2:
+        bundle["verificationMaterial"]["publicKey"].pop("hint")
+    else:
+        bundle["more"] = None
+    path.write_text(json.dumps(bundle, separators=(",", ":")))
+    return str(kind)
+
+
 def change_the_length(folder: Path, folders: Signed, generator: random.Random) -> str:
     path = _any(folder, generator)
     data = path.read_bytes()
@@ -180,6 +209,8 @@ def replace_by_garbage(folder: Path, folders: Signed, generator: random.Random) 
 TAMPERS: tuple[Tamper, ...] = (
     change_a_byte,
     change_a_byte_of_the_signature,
+    insert_or_delete_a_byte,
+    name_another_key,
     change_the_length,
     add_a_file,
     add_a_folder,
