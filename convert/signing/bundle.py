@@ -27,7 +27,7 @@ PREDICATE = "https://model_signing/signature/v1.0"
 MISMATCH = re.compile(r"Hash mismatch for \\?'(.+?)\\?'")
 """The name of a changed file in the words of model-signing, in which quotes may be escaped."""
 NOT_SIGNED = (".git", ".gitattributes")
-"""What git and the Hub add to a repository; Model Signing leaves it out as well."""
+"""Names that git and the Hub add to a repository; Model Signing leaves them out as well."""
 
 
 class _File(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Who signs a folder, and who is trusted to have signed one: the holder of a key, or an identity that sigstore knows.
+"""Signers, and those who are trusted to have signed: the holder of a key, or an identity that sigstore knows.
 
 Model Signing's own file is written and checked by the package `model-signing`; each class here says how. Sigstore
 needs a network: it asks an identity provider who you are, gets a certificate for a key that is used once, and

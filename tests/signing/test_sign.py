@@ -1,4 +1,4 @@
-"""What signing writes, and who accepts it: the stock tools of Model Signing, DSSE and in-toto."""
+"""The files that signing writes, and who accepts them: the stock tools of Model Signing, DSSE and in-toto."""
 
 from __future__ import annotations
 
