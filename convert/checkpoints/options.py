@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from bit.config import BitConfig
 from bit.image_processing import PROFILES
 from convert.errors import UsageError, did_you_mean
+from convert.files.base import shown
 from convert.files.sharded import check_size
 from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME, DType
@@ -42,12 +43,14 @@ class ConversionOptions:
 
     def __post_init__(self) -> None:
         if not HEAD.fullmatch(self.head):
-            near = did_you_mean(self.head, ("keep", "drop"))
-            raise UsageError(f"invalid head {self.head!r}: use keep, drop, or new:N for N classes{near}")
+            head = shown(self.head)
+            near = did_you_mean(head, ("keep", "drop"))
+            raise UsageError(f"invalid head {head!r}: use keep, drop, or new:N for N classes{near}")
         choices: dict[str, Collection[str]] = {"dtype": BY_NAME, "ws_eps": ("keep", "compensate"), "profile": PROFILES}
         for option, names in choices.items():
             value = getattr(self, option)
             if value is not None and value not in names:
+                value = shown(value)
                 other = DTYPE_NAMES.get(value.lower())
                 near = f"; did you mean {other}?" if other in names else did_you_mean(value, names)
                 raise UsageError(f"invalid {option} {value!r}: choose from {', '.join(names)}{near}")

@@ -225,6 +225,8 @@ def _effects(stored: Verification, given: Inputs) -> Iterator[str]:
     stated = None if effect is None else (effect.library, effect.epsilon, effect.original)
     if stated != ((converted.layout.name, converted.layout.ws_eps, config.ws_eps) if differs else None):
         yield "states another epsilon than the layout and conversion.json"
+    elif effect is not None and (effect.input not in counts or effect.tap not in tap_names(config)):
+        yield "states an effect of the epsilon elsewhere than at a tap"
     repeated = given.repeated.network if given.repeated is not None else None
     if repeated is not None and (repeated.epsilon is None) == (effect is None):
         again, before = (item and item.relative_l2 for item in (repeated.epsilon, effect))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -121,7 +121,7 @@ class EpsilonEffect:
     original: float
     input: Name
     tap: Name
-    relative_l2: float | None
+    relative_l2: Annotated[float, msgspec.Meta(ge=0)] | None
     """None if it is not finite."""
 
 

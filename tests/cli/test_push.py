@@ -18,7 +18,7 @@ from PIL import Image
 from support.command import BIT, bit
 from support.conversions import convert, verified
 from support.hub import HubServer
-from support.pushing import REPOSITORY, TOKEN, account, edit, local, push
+from support.pushing import REPOSITORY, TOKEN, account, local, push
 
 from convert.files.base import file_sha256
 
@@ -38,19 +38,20 @@ def run(server: HubServer, folder: Path, *arguments: str, **environment: str) ->
     return result
 
 
-def test_the_command_pushes_and_keeps_the_token_secret(server: HubServer, folder: Path) -> None:
+def test_the_command_pushes_and_keeps_the_token_secret(server: HubServer, folder: Path, tiny_npz: Path) -> None:
     planned = run(server, folder, REPOSITORY, "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert "me/tiny would be created, public" in planned.stdout
     assert "nothing was sent" in planned.stdout
+    assert "the quick verification was repeated, and passed" in planned.stdout
     assert server.sent() == []
     pushed = run(server, folder, REPOSITORY, "--message", "First", HF_DEBUG="1")
     assert pushed.returncode == 0, pushed.stderr
     assert f"commit {server.repositories[REPOSITORY].head[:12]}" in pushed.stdout
-    again = run(server, folder, REPOSITORY, "--json")
+    again = run(server, folder, REPOSITORY, "--json", "--source", str(tiny_npz))
     assert again.returncode == 0, again.stderr
     printed = json.loads(again.stdout)
-    assert printed["state"] == "identical"
+    assert (printed["state"], printed["reverified"]) == ("identical", True)
     assert printed["commit"] == server.repositories[REPOSITORY].head
     assert printed["url"] == f"{server.endpoint}/me/tiny"
     assert printed["files"].keys() == {*local(folder), "README.md"}
@@ -58,7 +59,7 @@ def test_the_command_pushes_and_keeps_the_token_secret(server: HubServer, folder
 
 def test_the_exit_status_tells_an_unverified_folder_from_a_refused_push(server: HubServer, folder: Path) -> None:
     server.tokens[TOKEN] = account("read")
-    refused = run(server, folder, REPOSITORY, HF_DEBUG="1")
+    refused = run(server, folder, REPOSITORY, "--no-reverify", HF_DEBUG="1")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("error: the token is read-only")
     (folder / "config.json").write_text("{}")
@@ -72,7 +73,7 @@ def test_the_exit_status_tells_an_unverified_folder_from_a_refused_push(server: 
 
 
 def test_without_a_token_a_push_tells_where_to_create_one(server: HubServer, folder: Path) -> None:
-    result = run(server, folder, REPOSITORY, HF_TOKEN="")
+    result = run(server, folder, REPOSITORY, "--no-reverify", HF_TOKEN="")
     assert result.returncode == 2
     assert "no token: create one at https://huggingface.co/settings/tokens" in result.stderr
 
@@ -83,8 +84,9 @@ def test_without_a_token_a_push_tells_where_to_create_one(server: HubServer, fol
 def test_a_dry_run_without_token_or_network_lists_the_files_and_shows_the_card(
     server: HubServer, folder: Path, environment: dict[str, str], reason: str
 ) -> None:
-    result = run(server, folder, REPOSITORY, "--dry-run", **environment)
+    result = run(server, folder, REPOSITORY, "--dry-run", "--no-reverify", **environment)
     assert result.returncode == 0, result.stderr
+    assert "the verification was not repeated before (--no-reverify)" in result.stderr
     assert "# tiny\n" in result.stdout, "the model card"
     for name in local(folder):
         assert f"{file_sha256(folder / name)}  {name}" in result.stdout
@@ -135,11 +137,11 @@ def test_three_libraries_classify_an_image_alike_from_what_was_pushed(
 
 
 @pytest.mark.long  # four gigabytes on the disk
-def test_two_gigabytes_are_pushed_in_little_memory(server: HubServer, folder: Path) -> None:
-    with open(folder / "model.safetensors", "wb") as file:
+def test_two_gigabytes_are_pushed_in_little_memory(server: HubServer, folder: Path, tiny_npz: Path) -> None:
+    with open(folder / "pad.data", "wb") as file:  # a file that the verification covers without looking into it
         file.truncate(2_000_000_000)
-    digest = file_sha256(folder / "model.safetensors")
-    edit(folder, lambda report: report["files"].update({"model.safetensors": digest}))
+    assert verified(folder, tiny_npz).passed
+    digest = file_sha256(folder / "pad.data")
     home = {"HF_HOME": str(folder.parent / "home"), "HF_TOKEN": TOKEN}
     command = [str(BIT), "push", str(folder), REPOSITORY]
     process = psutil.Popen(command, env={**os.environ, **server.environment, **home}, stdout=subprocess.DEVNULL)
@@ -149,6 +151,6 @@ def test_two_gigabytes_are_pushed_in_little_memory(server: HubServer, folder: Pa
             peak = max(peak, process.memory_info().rss)
         threading.Event().wait(0.02)
     assert process.returncode == 0
-    assert server.repositories[REPOSITORY].files["model.safetensors"].sha256 == digest
+    assert server.repositories[REPOSITORY].files["pad.data"].sha256 == digest
     print(f"{peak / 1e6:.0f} MB")
     assert peak < 400e6

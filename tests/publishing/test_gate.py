@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.conversions import convert, verified
 from support.hub import HubServer
+from support.mutants import mutated
 from support.networks import TINY
 from support.pushing import REPOSITORY, content, edit, local, push
 
@@ -21,11 +24,14 @@ from convert.checkpoints.options import ConversionOptions
 from convert.errors import CheckpointError, ConvertError, UsageError, VerificationError
 from convert.files.base import file_sha256
 from convert.progress import silent
+from convert.publishing.card import card
 from convert.publishing.gate import Checked, Content, Gate, check_folder
 from convert.publishing.publish import PublishOptions
 from convert.sources.synthetic import write_npz
 from convert.verification.results import NO_SOURCE
 
+MUTANTS = 150
+"""Records tried of each kind; thousands were tried when the schemas were written."""
 Report = dict[str, Any]
 Synthetic = Callable[[str], Path]
 
@@ -159,7 +165,7 @@ FORGED: dict[str, tuple[Callable[[Report], Any], str]] = {
     f"another {name}": (
         lambda report, name=name, value=value: report.update({name: value}),
         f"states other|another {name}",
-    )  # type: ignore[misc]
+    )
     for name, value in OTHERS.items()
 }
 
@@ -321,6 +327,31 @@ def test_a_manifest_that_the_weights_contradict_is_refused(
     change_manifest(folder, change)
     with pytest.raises(ConvertError, match=message):
         check_folder(folder, silent)
+
+
+@pytest.mark.parametrize("name", ["conversion.json", "verification.json"])
+def test_whatever_a_record_holds_is_a_pass_or_one_line(verified_tiny: Path, tmp_path: Path, name: str) -> None:
+    """The manifest comes with a report that vouches for it, as a forger would write."""
+    folder = shutil.copytree(verified_tiny, tmp_path / "tiny")
+    records = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    random = Random(7)
+    messages = []
+    for _ in range(MUTANTS):
+        data = mutated(records[name], random)
+        (folder / name).write_bytes(data)
+        if name == "conversion.json":
+            report = json.loads(records["verification.json"])
+            report["files"][name] = hashlib.sha256(data).hexdigest()
+            (folder / "verification.json").write_text(json.dumps(report))
+        try:
+            found = check_folder(folder, silent)
+            assert "<img" not in card(found.manifest, found.verification, "me/tiny").replace("\\<img", "")
+            messages.append("pass")
+        except ConvertError as error:
+            messages.append(str(error))
+    assert "pass" in messages
+    assert any("cannot be published" in message for message in messages)
+    assert [message for message in messages if len(message.splitlines()) != 1 or len(message) > 2000] == []
 
 
 def test_an_added_file_or_folder_is_refused(server: HubServer, folder: Path) -> None:

