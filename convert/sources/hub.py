@@ -65,11 +65,12 @@ def wanted(names: Iterable[str]) -> list[str]:
 
 
 def everything(names: Iterable[str]) -> list[str]:
-    """Return the names of all files at the top level but git's own. Raises `CheckpointError` for odd names."""
+    """Return the names of all files but git's own. Raises `CheckpointError` for folders and odd names."""
     chosen = [name for name in names if name != ".gitattributes"]
     for name in chosen:
         if not NAME.fullmatch(name):
-            raise CheckpointError(f"the repository holds a file with the name {name[:100]!r}, which is not fetched")
+            kind = "folder" if name.endswith("/") else "file with the name"
+            raise CheckpointError(f"the repository holds the {kind} {name[:100]!r}, which no signed folder has")
     return chosen
 
 
@@ -92,8 +93,9 @@ def fetch(
     try:
         validate_repo_id(repository)
         commit = _commit(repository, revision)
-        sizes = {file.path: file.size for file in _files(repository, commit) if file.type == "file"}
-        names = choose(sizes)
+        found = _files(repository, commit)
+        sizes = {file.path: file.size for file in found if file.type == "file"}
+        names = choose([*sizes, *(f"{file.path}/" for file in found if file.type != "file")])
         if not names:
             raise CheckpointError(f"hf:{repository} holds no file of weights ({', '.join(('.safetensors', *WEIGHTS))})")
         return _snapshot(repository, commit, {name: sizes[name] for name in names})

@@ -14,10 +14,11 @@ from support.pushing import REPOSITORY, content, local, push
 from support.signing import Signed, signer, stock, trust, write_key
 
 import convert
-from convert.errors import UsageError, VerificationError
+from convert.errors import CheckpointError, UsageError, VerificationError
 from convert.progress import silent
 from convert.publishing.signature import sign_verified
 from convert.signing.check import check_folder_signature
+from convert.sources.hub import everything
 
 # The second: huggingface_hub hands files to its HTTP client in a deprecated way.
 pytestmark = [
@@ -156,10 +157,16 @@ def test_a_repository_is_checked_before_anything_else(here: HubServer, folders: 
 
 def test_a_file_added_to_a_repository_is_noticed(here: HubServer, folders: Signed, tmp_path: Path) -> None:
     repository = here.repositories[REPOSITORY] = Repository.of(folders.place / "tiny")
-    for name in ("pytorch_model.bin", "notes.txt", "odd;name"):
+    for name in ("pytorch_model.bin", "notes.txt", "odd;name", "folder/model.safetensors"):
         repository.commit("main", {**Repository.of(folders.place / "tiny").files, name: Blob.of(b"x")})
         result = run_here("verify", f"hf:{REPOSITORY}", "--public-key", folders.public, cwd=tmp_path)
         errors = [line for line in result.stderr.splitlines() if not line.endswith("…")]
         assert result.returncode in (1, 2), name
         assert len(errors) == 1, result.stderr
         assert name in errors[0]
+
+
+def test_a_folder_in_a_repository_is_not_overlooked() -> None:
+    assert everything([".gitattributes", "model.sig"]) == ["model.sig"]
+    with pytest.raises(CheckpointError, match=r"holds the folder 'eval/', which no signed folder has"):
+        everything(["model.sig", "eval/"])
