@@ -118,7 +118,6 @@ def _complete(part: Partial, url: str, progress: Progress) -> None:
 
 def _attempt(client: Any, part: Partial, url: str, patience: _Patience, limits: Limits) -> None:
     """Send one request for the missing bytes; on return the part has grown, or was cleared because it is stale."""
-    limits.since, limits.seconds = monotonic(), PATIENCE
     known, start = (part.remote, part.done) if part.resumable else (None, 0)
     address, headers = known.rest(start) if known else (url, {})
     with client.stream("GET", address, headers=headers) as response:
@@ -144,11 +143,11 @@ def _attempt(client: Any, part: Partial, url: str, patience: _Patience, limits: 
             raise AnswerError(f"needs {missing / 1e9:.2f} GB on the disk, {available / 1e9:.2f} GB are available")
         if part.size > LARGEST:
             raise AnswerError(f"states {part.size / 1e9:.0f} GB, more than any published file has")
-        limits.seconds += missing / SLOWEST
+        limits.seconds, most = PATIENCE + (part.size or LARGEST) / SLOWEST, part.size
         for chunk in response.iter_raw():
-            if part.done + len(chunk) > (part.size or LARGEST):
+            if part.done + len(chunk) > (most or LARGEST):
                 part.clear()
-                stated = f"the {part.size} bytes that it states" if part.size else f"{LARGEST / 1e9:.0f} GB"
+                stated = f"the {most} bytes that it states" if most else f"{LARGEST / 1e9:.1f} GB"
                 raise AnswerError(f"sends more than {stated}")
             part.append(chunk)
             patience.advance()

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote, unquote, urlsplit
 
+from convert.files.base import shown
+
 LONGEST = 300
 """Characters of a server's words that an error repeats."""
 SHORTEST = 4
@@ -29,9 +31,7 @@ def redacted(text: object, secrets: Iterable[str] = ()) -> str:
                 line = line.replace(spelling, "…")
     for pattern, replacement in PATTERNS:
         line = pattern.sub(replacement, line)
-    line = " ".join(line.split())
-    line = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in line)
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    return shown(" ".join(line.split()), LONGEST)
 
 
 def without_credentials(url: str) -> str:

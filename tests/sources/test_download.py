@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from support.bucket import GOOGLE, Bucket, Fault, archive, serving
-from support.command import assert_refused, bit
+from support.command import assert_refused, bit, run_here
+from support.tls import certificate
 
 from convert.errors import CheckpointError, DownloadError
 from convert.files.base import file_sha256
@@ -289,3 +291,108 @@ def test_a_published_h5_file_is_fetched_by_its_full_name(tmp_path: Path) -> None
     with serving(Bucket(content=content)) as bucket:
         assert locate("BiT-M-R50x1.h5", tmp_path, silent, bucket.address) == tmp_path / "BiT-M-R50x1.h5"
     assert (tmp_path / "BiT-M-R50x1.h5").read_bytes() == content
+
+
+LOGIN = "someone:p%40ss-word@"
+SECRETS = ("someone", "p%40ss-word", "p@ss-word")
+
+
+def with_login(bucket: Bucket) -> str:
+    return bucket.address.replace("://", f"://{LOGIN}")
+
+
+def test_credentials_of_a_mirror_are_sent_and_neither_stored_nor_shown(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.faults = [Fault(cut=1000), Fault(status=401), Fault(status=403)]
+    arguments = ("inspect", "BiT-M-R50x1", "--mirror", with_login(bucket))
+    result = run_here(*arguments, cwd=tmp_path)
+    refused = run_here(*arguments, cwd=tmp_path)
+    assert_refused(refused, f"{bucket.address}/BiT-M-R50x1.npz answers 403 Forbidden; the next try resumes", tmp_path)
+    kept = [path.read_text("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    run_here(*arguments, cwd=tmp_path)
+    kept += [path.read_text("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    for secret in SECRETS:
+        assert all(secret not in text for text in (result.stderr, result.stdout, refused.stderr, *kept))
+    expected = "Basic " + base64.b64encode(b"someone:p@ss-word").decode()
+    assert {request.headers.get("Authorization") for request in bucket.requests} == {expected}
+
+
+def test_a_part_whose_description_holds_credentials_is_resumed(bucket: Bucket, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    bucket.faults = [Fault(cut=1000), Fault(status=403)]
+    with pytest.raises(DownloadError):
+        download(f"{bucket.address}/a.npz", path, silent)
+    info_path(path).write_text(info_path(path).read_text().replace("http://", f"http://{LOGIN}"))
+    download(f"{with_login(bucket)}/a.npz", path, silent)
+    assert bucket.ranges[-1] == "bytes=1000-"
+    assert "ss-word" not in info_path(path).read_text()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [f"https:/{LOGIN}host", f"{LOGIN}host", "http://someone:p%40ss-word@[", "http://someone:p%40ss-word/x@127.0.0.1:9"],
+)
+def test_credentials_of_an_address_that_is_none_are_not_shown(tmp_path: Path, address: str) -> None:
+    result = run_here("inspect", "BiT-M-R50x1", "--mirror", address, cwd=tmp_path)
+    assert_refused(result, "cannot be reached", tmp_path)
+    assert not any(secret in result.stderr for secret in SECRETS)
+
+
+def test_a_server_to_which_a_mirror_redirects_gets_no_credentials(bucket: Bucket, tmp_path: Path) -> None:
+    with serving(Bucket()) as other:
+        bucket.faults = [Fault(status=302, headers={"Location": f"{other.address}/a.npz"})]
+        download(f"{with_login(bucket)}/a.npz", tmp_path / "a.npz", silent)
+    assert "Authorization" in bucket.requests[0].headers
+    assert "Authorization" not in other.requests[0].headers
+
+
+def test_a_redirect_from_https_to_http_is_refused(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issued = certificate(tmp_path / "certificate.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(issued))
+    with serving(Bucket(), issued) as secure:
+        download(f"{secure.address}/a.npz", tmp_path / "a.npz", silent)
+        secure.faults = [Fault(status=302, headers={"Location": f"{bucket.address}/b.npz"})]
+        with pytest.raises(DownloadError, match=r"b\.npz leads from https to http"):
+            download(f"{secure.address}/b.npz", tmp_path / "b.npz", silent)
+    assert bucket.requests == []
+    assert not (tmp_path / "b.npz").exists()
+
+
+@pytest.mark.parametrize("start", [0, 1000])
+def test_no_more_bytes_than_stated_are_accepted(bucket: Bucket, tmp_path: Path, start: int) -> None:
+    bucket.faults = [Fault(cut=start)] * bool(start) + [Fault(extra=1 << 30)]
+    with pytest.raises(DownloadError, match=f"sends more than the {SIZE} bytes that it states; fetch it by hand"):
+        download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
+    assert names(tmp_path) == set()
+    assert bucket.sent < 1 << 27, "the rest is not read"
+
+
+def test_chunks_with_the_stated_bytes_are_accepted(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.faults = [Fault(extra=0)]
+    download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
+    assert (tmp_path / "a.npz").read_bytes() == bucket.content
+
+
+def test_a_file_without_a_stated_size_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "LARGEST", SIZE - 1)
+    with serving(Bucket(["etag"])) as bucket, pytest.raises(DownloadError, match=r"sends more than 0\.0 GB"):
+        download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
+    assert names(tmp_path) == set()
+
+
+def test_a_compressed_answer_is_refused(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.faults = [Fault(headers={"Content-Encoding": "gzip"})]
+    with pytest.raises(DownloadError, match="compresses the answer, though told not to"):
+        download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)
+    assert names(tmp_path) == set()
+
+
+def test_a_server_that_sends_drop_by_drop_is_left(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "PATIENCE", 0.3)
+    monkeypatch.setattr(policy, "SLOWEST", 1e9)
+    bucket.pause = 0.05
+    with pytest.raises(DownloadError, match=r"did not answer completely within .* resumes at byte \d+; or"):
+        download(f"{bucket.address}/a.npz", tmp_path / "a.npz", silent)

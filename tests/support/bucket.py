@@ -7,12 +7,14 @@ import contextlib
 import hashlib
 import io
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import google_crc32c
@@ -43,6 +45,8 @@ class Fault:
     """The connection stays open, but nothing comes from this byte on."""
     corrupt: int | None = None
     """This byte is changed."""
+    extra: int | None = None
+    """The response comes in chunks, with this number of bytes after those that are stated."""
     ignores_range: bool = False
     changes: bool = False
     """After the response the object is replaced by the next generation."""
@@ -69,13 +73,16 @@ class Bucket(ThreadingHTTPServer):
         self.content = archive(1) if content is None else content
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.sent = 0
+        """Bytes sent in chunks."""
         self.pause = 0.0
         """Seconds between two pieces of a response."""
         self.closing = threading.Event()
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        scheme = "https" if isinstance(self.socket, ssl.SSLSocket) else "http"
+        return f"{scheme}://127.0.0.1:{self.server_port}"
 
     @property
     def ranges(self) -> list[str | None]:
@@ -87,7 +94,12 @@ class Bucket(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(bucket: Bucket) -> Iterator[Bucket]:
+def serving(bucket: Bucket, certificate: Path | None = None) -> Iterator[Bucket]:
+    """Serve over HTTP, or over TLS with a certificate of `support.tls`."""
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        bucket.socket = context.wrap_socket(bucket.socket, server_side=True)
     thread = threading.Thread(target=bucket.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -137,6 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
         if "length" not in self.server.states:
             headers["Connection"] = "close"
             del headers["Content-Length"]
+        if fault.extra is not None:
+            self._head(206 if ranged else 200, {**headers, "Transfer-Encoding": "chunked"})
+            self._chunks(content[start:], fault.extra)
+            return
         self._head(206 if ranged else 200, {**headers, **fault.headers})
         self._body(bytearray(content), start, fault)
 
@@ -162,6 +178,11 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
+
+    def _chunks(self, content: bytes, extra: int) -> None:
+        for piece in (content, *[bytes(PIECE)] * (extra // PIECE), bytes(extra % PIECE)):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            self.server.sent += len(piece)
 
     def _body(self, content: bytearray, start: int, fault: Fault) -> None:
         if fault.corrupt is not None:
