@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 import resource
 import shutil
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from fuzzing import mutators, seeds
-from fuzzing.mutators import Mutator
+from fuzzing.mutators import Mutator, Native
 from PIL import Image
 from support.conversions import convert as converted
 from support.conversions import verified
@@ -33,6 +35,7 @@ from bit.image_processing import PREPROCESSOR_NAME, BitImageProcessor, BitImageP
 from convert.checkpoints.manifest import ATTESTATION_NAME, MANIFEST_NAME, SIGNATURE_NAME, VERIFICATION_NAME, Manifest
 from convert.errors import ConvertError
 from convert.files.containers import open_weights
+from convert.files.h5_reader import H5Reader
 from convert.progress import silent
 from convert.publishing.card import card
 from convert.publishing.gate import check_folder
@@ -116,7 +119,16 @@ class Reader:
     """Reads the bytes from end to end; raises for what is invalid."""
     seeds: Callable[[Workplace], Mapping[str, bytes]]
     """Returns valid files by name."""
-    mutate: Mutator
+    change: Mutator
+    entry: Callable[[Workplace, bytes], None] | None = None
+    """The way that users go, where `read` is a quicker one that may also hang or crash."""
+
+    def mutate(self, data: bytes, rng: random.Random, native: Native) -> bytes:
+        """Return a changed file; one that cannot be taken apart is changed blindly."""
+        try:
+            return self.change(data, rng, native)
+        except Exception:  # a damaged file can raise anything
+            return native(data)
 
 
 @dataclass(frozen=True)
@@ -144,12 +156,14 @@ class Finding:
         return f"{self.kind} {self.where}\n\n{self.details}"
 
 
-def attempt(reader: Reader, place: Workplace, data: bytes) -> Finding | None:
-    """Read `data`; return what is wrong with the way in which that ended, or None."""
+def attempt(reader: Reader, place: Workplace, data: bytes, *, entry: bool = True) -> Finding | None:
+    """Read `data`, with `entry` as users do; return what is wrong with the way in which that ended, or None."""
+    read = reader.entry if entry and reader.entry is not None else reader.read
     start, peak = time.process_time(), _peak()
     try:
         with warnings.catch_warnings(action="error"):  # what a warning shows, nobody has escaped
-            reader.read(place, data)
+            warnings.simplefilter("ignore", DeprecationWarning)  # not shown to users
+            read(place, data)
     except KeyboardInterrupt:
         raise
     except (ConvertError, OSError):
@@ -206,6 +220,13 @@ def _read_weights(path: Path) -> None:
             for tensor in file.tensors.values():
                 file.read(tensor, 0, np.empty(tensor.size, tensor.dtype.bits))
             file.digests()
+
+
+def _h5(place: Workplace, data: bytes) -> None:
+    """Read with the HDF5 library in this process, as the process does that the reader starts."""
+    with H5Reader(place.file("input.h5", data)) as file:
+        for key in file.packed:
+            deque(file.unpack(key), maxlen=0)
 
 
 def _index(place: Workplace, data: bytes) -> None:
@@ -301,8 +322,8 @@ def _preprocessor(place: Workplace, data: bytes) -> None:
 READERS = {
     "npz": Reader(_weights("input.npz"), seeds.npz, mutators.npz),
     "safetensors": Reader(_weights("input.safetensors"), seeds.safetensors, mutators.safetensors),
-    "h5-earliest": Reader(_weights("input.h5"), seeds.h5("earliest"), mutators.plain),
-    "h5-latest": Reader(_weights("input.weights.h5"), seeds.h5("latest"), mutators.h5),
+    "h5-earliest": Reader(_h5, seeds.h5("earliest"), mutators.plain, _weights("input.h5")),
+    "h5-latest": Reader(_h5, seeds.h5("latest"), mutators.h5, _weights("input.h5")),
     "pytorch": Reader(_weights("input.pth"), seeds.pytorch, mutators.pytorch),
     "pytorch-legacy": Reader(_weights("input.bin"), seeds.pytorch_legacy, mutators.pickle),
     "onnx": Reader(_onnx, seeds.onnx, mutators.onnx),

@@ -31,8 +31,8 @@ KEPT = ROOT / "build" / "fuzzing"
 MEMORY = Path("/dev/shm")
 """A folder in memory, where there is one: every input is a new file."""
 OPTIONS = (
-    # Shorter times are measured by the process itself, as time of the processor.
-    f"-timeout={3 * MAX_SECONDS}",
+    # What ends a process is read again alone, because this is not the time of the processor.
+    f"-timeout={MAX_SECONDS}",
     # A process that grew so far is started again; what one input takes is measured by the process itself.
     "-rss_limit_mb=4000",
     # Room for JSON that is nested 10^5 deep, and from the start.

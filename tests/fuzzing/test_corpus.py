@@ -50,7 +50,7 @@ def test_changed_files_are_no_findings(name: str, place: Workplace) -> None:
     """A few seconds of what a campaign does for hours, without the guidance of coverage."""
     reader, rng = READERS[name], random.Random(7)
     files = [*reader.seeds(place).values()]
-    for _ in range(40):
+    for _ in range(40 if reader.entry is None else 4):
         assert attempt(reader, place, reader.mutate(rng.choice(files), rng, lambda part: blindly(part, rng))) is None
 
 

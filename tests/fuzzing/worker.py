@@ -41,7 +41,9 @@ def fuzz(table: str, name: str, findings: Path, options: list[str]) -> None:
     _limit_addresses()
 
     def read(data: bytes) -> None:
-        found = attempt(reader, place, data)
+        found = attempt(reader, place, data, entry=False)
+        if found is not None and reader.entry is not None:
+            found = attempt(reader, place, data)
         if found is not None and not (target := findings / found.name).exists():
             target.write_bytes(data)
             target.with_suffix(".txt").write_text(found.text, "utf-8", "backslashreplace")
