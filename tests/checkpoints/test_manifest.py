@@ -103,6 +103,29 @@ def test_another_programs_file_of_the_same_name_does_not_make_a_folder_replaceab
         (lambda values: values["tensors"][3].update(shape="wide"), r"\$.tensors\[3\].shape"),
         (lambda values: values["tensors"][3].update(scale={}), r"\$.tensors\[3\].scale"),
         (lambda values: values["tensors"][3].pop("target"), r"`target` - at `\$.tensors\[3\]"),
+        (lambda values: values["tensors"][3].update(scale=-1.0), r"\$.tensors\[3\].scale"),
+        (lambda values: values["tensors"][3].update(dtype="float8"), "each with a dtype of"),
+        (lambda values: values["tensors"][3].update(shape=[-1]), r"\$.tensors\[3\].shape"),
+        (lambda values: values["tensors"][3].update(transform="<b> -> c"), r"\$.tensors\[3\].transform"),
+        (lambda values: values["tensors"][3].update(values["tensors"][4]), "tensors names a parameter twice"),
+        (lambda values: values.update(layout="tensorrt"), "layout is not one of transformers, timm"),
+        (lambda values: values.update(classes=-1), "classes is not a number from 0"),
+        (lambda values: values.update(classes=10**400), r"\$.classes|classes is not"),
+        (lambda values: values.update(schema=10**400), r"\$.schema"),
+        (lambda values: values.update(name="a" * 256), "name is not a printable name"),
+        (lambda values: values.update(converter="<img src=x onerror=alert(1)>"), "converter is not bit-convert"),
+        (lambda values: values.update(converter="bit-convert 1 <b>"), "converter is not bit-convert"),
+        (lambda values: values["origin"].update(head="new:<b>"), "origin.head is not keep, drop or new:N"),
+        (lambda values: values["origin"].update(address="https://me:secret@host/x"), r"\$.origin.address"),
+        (lambda values: values["origin"].update(address="javascript:alert(1)"), r"\$.origin.address"),
+        (lambda values: values["source"].update(address="hf:a/b@c\n"), r"\$.source.address"),
+        (lambda values: values["options"].update(dtype="A" * 100_000), "invalid dtype 'A{80,100}…'"),
+        (
+            lambda values: values["files"].update({"../a": {"bytes": 1, "sha256": "0" * 64}}),
+            "is not the name of a file",
+        ),
+        (lambda values: values["files"]["model.safetensors"].update(bytes=-1), "is not the size of a file"),
+        (lambda values: values["source"].update(path="a" * 10_000), "source.path is not a printable path"),
     ],
 )
 def test_an_invalid_field_is_named(folder: Path, edit: Callable[[Values], object], field: str) -> None:
@@ -111,7 +134,20 @@ def test_an_invalid_field_is_named(folder: Path, edit: Callable[[Values], object
         Manifest.read(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'{"name": "\xff"}', b"7", b'{"name": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b'{"name": "\xff"}',
+        b"7",
+        b'{"name": "\\ud800"}',
+        b'{"name": 1, "name": 1}',
+        b'{"ws_eps": NaN}',
+        b'{"ws_eps": 1e400}',
+    ],
+)
 def test_content_that_is_not_a_manifest_is_an_error(folder: Path, content: bytes) -> None:
     (folder / "conversion.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"conversion\.json is damaged"):
