@@ -18,12 +18,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from convert.errors import CheckpointError
-from convert.files.base import MAX_AXES, MAX_LENGTH, shown
+from convert.files.base import MAX_AXES, MAX_LENGTH, MAX_TENSORS, shown
 
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 30 * MAX_TENSORS
 """Most opcodes in a pickle: a tensor takes about 30."""
 FAILURES = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError)
 """Exceptions that a damaged pickle causes in `pickletools` and here."""
+MAX_KEY = 1000
+"""Longest text as a key, longest name of a class and most arguments of a call: a pickle can use one object a
+hundred thousand times, and each time these are compared or copied."""
 LARGEST_KEY = 1 << 60
 """Integers below are hashed to themselves; larger ones can be chosen so that all have one hash."""
 DTYPES = {
@@ -216,16 +219,23 @@ class _Machine:
 def _fill(target: dict[Any, Any], pairs: Iterable[Any]) -> None:
     """Add pairs of key and value. Raises `CheckpointError` for a key that is not plain, before it is hashed."""
     for key, value in pairs:
-        if not isinstance(key, str | None) and not (type(key) in (int, bool) and abs(key) < LARGEST_KEY):
+        if not _is_plain(key):
             raise CheckpointError(
-                f"has a pickle with a dictionary key of type {kind(key)}, other than text or a small integer; "
+                f"has a pickle with a dictionary key of type {kind(key)}, other than short text or a small integer; "
                 "save the weights alone"
             )
         target[key] = value
 
 
+def _is_plain(key: Any) -> bool:
+    """Return True if a key is hashed and compared in a short time."""
+    if isinstance(key, str):
+        return len(key) <= MAX_KEY
+    return key is None or (type(key) in (int, bool) and abs(key) < LARGEST_KEY)
+
+
 def _global(name: str) -> Named:
-    if not HARMLESS.fullmatch(name) and name not in CALLS:
+    if len(name) > MAX_KEY or (not HARMLESS.fullmatch(name) and name not in CALLS):
         raise CheckpointError(f"would run {shown(name)}, and was not loaded; save the weights alone")
     return Named(name)
 
@@ -234,6 +244,8 @@ def _call(function: Any, arguments: Any) -> Any:
     """Return what calling a function gives, as a description."""
     if not isinstance(function, Named) or function.made or not isinstance(arguments, tuple):
         raise TypeError("a call of something that is not a function")
+    if len(arguments) > MAX_KEY:
+        raise ValueError("a call with too many arguments")
     if function.name in CALLS:
         return CALLS[function.name](*arguments)
     return Named(function.name, made=True)
@@ -241,17 +253,32 @@ def _call(function: Any, arguments: Any) -> Any:
 
 def _storage(value: Any) -> Storage:
     """Return the storage with this persistent id. The legacy format adds a view, which is None since 2017."""
-    mark, storage, key, _location, count, *view = value
-    if mark != "storage" or view not in ([], [None]) or type(key) is not str or type(count) is not int or count < 0:
+    if not isinstance(value, tuple) or len(value) not in (5, 6) or value[5:] not in ((), (None,)):
+        raise ValueError("a storage of an unknown form")
+    mark, storage, key, _location, count = value[:5]
+    if mark != "storage" or not isinstance(key, str) or not _is_plain(key) or not _whole((count,)):
         raise ValueError("a storage without a key or a size")
     dtype, itemsize = DTYPES[storage.name.rpartition(".")[2].removesuffix("Storage")]
     return Storage(key, dtype, count, count * itemsize)
 
 
-def _ordered_dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    _fill(found, pairs)
-    return found
+def _ordered_dict(*arguments: Any) -> dict[Any, Any]:
+    """Return an empty dictionary; the entries are set afterwards."""
+    if arguments:
+        raise CheckpointError("has a pickle of Python 2; save it again with Python 3")
+    return {}
+
+
+def _size(lengths: Any) -> tuple[int, ...]:
+    if not _whole(lengths):
+        raise ValueError("an invalid size")
+    return tuple(lengths)
+
+
+def _layout(name: Any) -> Named:
+    if not isinstance(name, str) or not _is_plain(name):
+        raise ValueError("an invalid layout")
+    return Named(name)
 
 
 def _tensor(
@@ -289,7 +316,7 @@ def _first(data: Any, *_rest: Any) -> Any:
 
 CALLS: dict[str, Any] = {
     "collections.OrderedDict": _ordered_dict,
-    "torch.Size": lambda lengths: tuple(lengths),
+    "torch.Size": _size,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
@@ -298,7 +325,7 @@ CALLS: dict[str, Any] = {
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
     "torch.nn.parameter.Parameter": _first,
     "torch._tensor._rebuild_from_type_v2": lambda function, _type, arguments, _state: _call(function, arguments),
-    "torch.serialization._get_layout": lambda name: Named(name.strip()),
+    "torch.serialization._get_layout": _layout,
     "torch._utils._rebuild_sparse_tensor": lambda layout, _data: Unreadable(f"is a tensor of {shown(layout.name)}"),
     "torch._utils._rebuild_qtensor": lambda storage, *_: Unreadable(f"is a tensor of torch.{storage.dtype}"),
     "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: Unreadable(

@@ -435,7 +435,18 @@ OBJECTS = {
     "number-of-a-gigabyte": (b"\x8b\xff\xff\xff\x3f\x01", "damaged pickle"),
     "escape-sequence": (b"cposix\n\x1b[2Jsystem\n", r"would run posix\.\\x1b\[2Jsystem, and was not loaded"),
     "control-characters-in-a-name": (b"}X\x04\x00\x00\x00\x1b[2JNs", r"\\x1b\[2J is not the name of an array"),
-    "long-name": (b"}X\x40\x0d\x03\x00" + b"a" * 200_000 + b"Ns", "is not the name of an array"),
+    "long-name": (b"}X\x20\x03\x00\x00" + b"a" * 800 + b"Ns", "is not the name of an array"),
+    "long-key": (b"}X\x40\x0d\x03\x00" + b"a" * 200_000 + b"Ns", "a dictionary key of type str, other than short"),
+    "dictionary-of-pairs": (b"ccollections\nOrderedDict\n]\x85R", "pickle of Python 2"),
+    "size-of-a-long-list": (b"ctorch\nSize\n](" + b"N" * 60_000 + b"e\x85R", "damaged pickle .an invalid size"),
+    "size-of-a-long-tuple": (b"ctorch\nSize\n(" + b"K\x01" * 60_000 + b"t\x85R", "damaged pickle .an invalid size"),
+    "many-arguments": (b"cargparse\nNamespace\n(" + b"N" * 60_000 + b"tR", "a call with too many arguments"),
+    "storage-of-many-parts": (b"(" + b"N" * 60_000 + b"tQ", "a storage of an unknown form"),
+    "long-layout": (
+        b"ctorch.serialization\n_get_layout\nX\x40\x0d\x03\x00" + b"a" * 200_000 + b"\x85R",
+        "damaged pickle .an invalid layout",
+    ),
+    "long-class": (b"ctorch\nfloat8" + b"a" * 10_000 + b"\n", "would run torch.float8aaaa"),
 }
 
 

@@ -308,7 +308,8 @@ def with_duplicate_keys(folder: Path) -> None:
         (with_index("[]"), "is not a file of weights"),
     ],
     ids="missing folder wrong-file twice not-listed nowhere truncated parent absolute below backslash dots dot empty "
-    "null long escape itself duplicate-key cut nothing number list no-map deep escape-name surrogate long-name many-files many-names large array".split(),
+    "null long escape itself duplicate-key cut nothing number list no-map deep "
+    "escape-name surrogate long-name many-files many-names large array".split(),
 )
 def test_shards_that_do_not_match_the_index_are_refused(
     change: Callable[[Path], None], message: str, folder: Path, tmp_path: Path
