@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from bit.config import BitConfig
-from bit.mismatch import mismatches
+from bit.mismatch import listed, mismatches
 from convert.errors import CheckpointError
 from convert.layouts.layout import Layout
 from convert.network.axes import Transform
@@ -15,8 +15,6 @@ from convert.network.parameters import KINDS, Place, parameters
 
 STATED = re.compile(r"(?<![a-z0-9])(?:r|resnet|resnetv2_)(\d{2,3})x(\d{1,2})(?![a-z0-9])", re.IGNORECASE)
 """An architecture in a name, such as R50x1 in `BiT-M-R50x1` or `resnetv2_50x1_bit`."""
-MAX_PROBLEMS = 12
-"""Problems that an error message lists; `ConvertError.problems` has all."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 Located = Mapping[Place, list[str]]
@@ -83,10 +81,9 @@ def bind(config: BitConfig, layout: Layout, located: Located, shapes: Shapes) ->
         {key: shape for key, shape in shapes.items() if key not in aliases},
     )
     if problems:
-        rest = len(problems) - MAX_PROBLEMS
-        listed = "; ".join(problems[:MAX_PROBLEMS]) + (f"; and {rest} more (--json lists all)" if rest > 0 else "")
         counts = f"found {len(shapes)} tensors, expected {len(expected)}"
-        raise CheckpointError(f"does not hold a BiT {config.architecture}: {listed} ({counts})", problems)
+        found = listed(problems, " (--json lists all)")
+        raise CheckpointError(f"does not hold a BiT {config.architecture}: {found} ({counts})", problems)
     return stored
 
 

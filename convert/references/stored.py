@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from bit.mismatch import mismatches
+from bit.files import read_json
+from bit.mismatch import listed, mismatches
 from convert.references.torch_streaming import Read
 
 
@@ -19,7 +19,7 @@ def stored_tensors(path: Path, network: nn.Module) -> Read:
     """
     names = {path.name}
     if path.name.endswith(".index.json"):
-        names = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
+        names = set(read_json(path)["weight_map"].values())
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(path.with_name(name) for name in names):
@@ -28,7 +28,7 @@ def stored_tensors(path: Path, network: nn.Module) -> Read:
                 files[key], shapes[key] = file, tuple(opened.get_slice(key).get_shape())
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     if problems := mismatches(expected, shapes):
-        raise ValueError(f"{path} does not hold the tensors of {type(network).__name__}: {', '.join(problems)}")
+        raise ValueError(f"{path} does not hold the tensors of {type(network).__name__}: {listed(problems)}")
 
     def read(key: str, channels: slice) -> Tensor:
         # Opened anew each time: what was read through an open file stays in memory with it.
