@@ -25,8 +25,10 @@ from convert.files.base import NO_METADATA, Metadata, StoredTensor, Tensor, Tens
 from convert.files.h5_reader import BFLOAT16_MARK, Entry
 from convert.network.dtypes import BFLOAT16, BY_NAME
 
-READER = (sys.executable, "-P", "-m", "convert.files.h5_reader")
-"""Command of the process; `-P` keeps modules in the current folder from being imported."""
+SERVE = (
+    "import sys; handle, *sys.path = sys.argv[1:]; from convert.files import h5_reader; h5_reader.serve(int(handle))"
+)
+"""Program of the process, which imports from where this process does."""
 
 
 class H5File(TensorFile):
@@ -41,7 +43,7 @@ class H5File(TensorFile):
         handle = self._file.fileno()
         self._reader = self.enter_context(
             subprocess.Popen(
-                [*READER, str(handle)],
+                [sys.executable, "-P", "-c", SERVE, str(handle), *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

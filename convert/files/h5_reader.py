@@ -1,8 +1,8 @@
 """Read HDF5 files with the HDF5 library, in a process of its own (see `convert.files.h5`).
 
-Run as `python -m convert.files.h5_reader DESCRIPTOR`, this answers on the standard output: first with the
-directory, then with the elements of each array whose name comes on the standard input, one a line. An
-answer consists of parts: a letter (`d` data, `e` error, `.` end), eight bytes of length, and that many bytes.
+`serve` answers on the standard output: first with the directory, then with the elements of each array whose
+name comes on the standard input, one a line. An answer consists of parts: a letter (`d` data, `e` error,
+`.` end), eight bytes of length, and that many bytes.
 """
 
 from __future__ import annotations
@@ -264,8 +264,12 @@ def _has_every_chunk(item: h5py.Dataset, nbytes: int) -> bool:
     )
 
 
-def _serve(handle: int) -> None:
-    """Answer until the standard input ends."""
+def serve(handle: int) -> None:
+    """Answer until the standard input ends, about the file with this descriptor."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends this process
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError, OSError):  # where the system sets a lower limit
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     path = Path(f"/dev/fd/{handle}")
     _limit(min(SECONDS + os.fstat(handle).st_size / LISTED_IN_A_SECOND, MOST_SECONDS))
     try:
@@ -296,13 +300,7 @@ def _send(kind: bytes, content: bytes) -> None:
 
 def _limit(seconds: float) -> None:
     """End this process after so much more processor time: the system does, even if HDF5 never returns."""
+    soonest = math.ceil(time.process_time() + seconds)
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), most))
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends this process
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError, OSError):  # where the system sets a lower limit
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    _serve(int(sys.argv[1]))
+    limit = soonest if most == resource.RLIM_INFINITY else min(soonest, most)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, most))
