@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.command import run_here
 
 import convert
 from convert.checkpoints.manifest import REPORT_NAMES, Manifest
@@ -193,3 +194,14 @@ def test_what_a_killed_replay_left_is_removed_by_the_next(tiny_npz: Path, tmp_pa
     (temporary / ".bit-replay.partial-dead" / "bit-replay" / "model.safetensors").write_text("half")
     assert convert.verify(converted(tiny_npz, tmp_path / "out"), full=False, replay=True).passed
     assert not list(temporary.iterdir())
+
+
+def test_the_command_exits_with_1_for_a_difference_and_names_the_file(tiny_npz: Path, tmp_path: Path) -> None:
+    folder = converted(tiny_npz, tmp_path / "out")
+    passed = run_here("verify", folder, "--quick", "--replay", cwd=tmp_path)
+    assert (passed.returncode, passed.stderr.count("error:")) == (0, 0)
+    assert "✓ replay: converting again from the source writes the same bytes of all 4 files" in passed.stdout
+    edit_manifest(folder, max_shard_size="5GB")
+    failed = run_here("verify", folder, "--quick", "--replay", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "✗ replay: conversion.json is not what converting again writes" in failed.stdout
