@@ -19,7 +19,8 @@ from convert.cli.terminal import escape, print_result, progress_bar
 def classify_command(images: tuple[str, ...], model: str, top: int, as_json: bool) -> None:
     """Label images with a converted model.
 
-    IMAGES are image files, or folders of image files. Needs PyTorch.
+    IMAGES are JPEG, PNG, WebP, BMP or GIF files (the first frame counts), or folders of them. Needs
+    PyTorch.
     """
     with progress_bar() as progress:
         results = convert.classify(images, model, top=top, progress=progress)
