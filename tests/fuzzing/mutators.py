@@ -96,17 +96,17 @@ def json(data: bytes, rng: random.Random, native: Native) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def envelope(data: bytes, rng: random.Random, native: Native) -> bytes:
-    """Change one line of JSON, or the JSON that it holds in base 64."""
-    lines = data.split(b"\n")
-    index = rng.randrange(len(lines))
-    found = re.search(rb'"payload": ?"([A-Za-z0-9+/=]+)"', lines[index])
-    if found is None or rng.random() < 0.5:
-        lines[index] = json(lines[index], rng, native)
+def lines(data: bytes, rng: random.Random, native: Native) -> bytes:
+    """Change one line of JSON, or the JSON in base 64 that it holds as the payload of a signature."""
+    found = data.split(b"\n")
+    index = rng.randrange(len(found))
+    payload = re.search(rb'"payload": ?"([A-Za-z0-9+/=]+)"', found[index])
+    if payload is None or rng.random() < 0.5:
+        found[index] = json(found[index], rng, native)
     else:
-        inner = base64.b64encode(json(base64.b64decode(found[1] + b"=="), rng, native))
-        lines[index] = lines[index].replace(found[1], inner)
-    return b"\n".join(lines)
+        changed = base64.b64encode(json(base64.b64decode(payload[1]), rng, native))
+        found[index] = found[index].replace(payload[1], changed)
+    return b"\n".join(found)
 
 
 def npz(data: bytes, rng: random.Random, native: Native) -> bytes:

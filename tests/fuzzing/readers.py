@@ -27,7 +27,7 @@ from fuzzing.mutators import Mutator, Native
 from PIL import Image
 from support.conversions import convert as converted
 from support.conversions import verified
-from support.signing import signed, trust, write_key
+from support.signing import signed, signer, trust, write_key
 
 import convert
 from bit.config import CONFIG_NAME, BitConfig
@@ -39,6 +39,7 @@ from convert.files.h5_reader import H5Reader
 from convert.progress import silent
 from convert.publishing.card import card
 from convert.publishing.gate import check_folder
+from convert.signing.bundle import write_signature
 from convert.signing.check import check_folder_signature
 from convert.sources.synthetic import write_npz
 
@@ -264,15 +265,24 @@ def _verification(place: Workplace, data: bytes) -> None:
     convert.convert(place.source, out=folder)
 
 
-def _signed(name: str) -> Callable[[Workplace, bytes], None]:
-    """Return a function that reads that file of a signed folder."""
+def _signature(place: Workplace, data: bytes) -> None:
+    attestation = (place.signed / ATTESTATION_NAME).read_bytes()
+    folder = _with_files(place, place.signed, {ATTESTATION_NAME: attestation, SIGNATURE_NAME: data})
+    check_folder_signature(folder, trust(place.keys[1]), silent)
 
-    def read(place: Workplace, data: bytes) -> None:
-        right = {other: (place.signed / other).read_bytes() for other in (SIGNATURE_NAME, ATTESTATION_NAME)}
-        folder = _with_files(place, place.signed, {**right, name: data})
-        check_folder_signature(folder, trust(place.keys[1]), silent)
 
-    return read
+def _attestation(place: Workplace, data: bytes) -> None:
+    """Read an attestation under a signature that covers it, as one who has the key would write."""
+    folder = _with_files(place, place.signed, {ATTESTATION_NAME: data})
+    (folder / SIGNATURE_NAME).unlink()
+    write_signature(folder, signer(place.keys[0]))
+    check_folder_signature(folder, trust(place.keys[1]), silent)
+
+
+def _statements(place: Workplace, data: bytes) -> None:
+    """Read statements, one a line, under both signatures."""
+    key = signer(place.keys[0])
+    _attestation(place, b"".join(key.sealed(line) + b"\n" for line in data.split(b"\n")))
 
 
 def _with_files(place: Workplace, folder: Path, files: Mapping[str, bytes]) -> Path:
@@ -330,8 +340,9 @@ READERS = {
     "index": Reader(_index, seeds.index, mutators.json),
     "manifest": Reader(_manifest, seeds.manifest, mutators.json),
     "verification": Reader(_verification, seeds.verification, mutators.json),
-    "signature": Reader(_signed(SIGNATURE_NAME), seeds.signed(SIGNATURE_NAME), mutators.envelope),
-    "attestation": Reader(_signed(ATTESTATION_NAME), seeds.signed(ATTESTATION_NAME), mutators.envelope),
+    "signature": Reader(_signature, seeds.signed(SIGNATURE_NAME), mutators.lines),
+    "attestation": Reader(_attestation, seeds.signed(ATTESTATION_NAME), mutators.lines),
+    "statements": Reader(_statements, seeds.statements, mutators.lines),
     "config-transformers": Reader(_config("transformers"), seeds.config("transformers"), mutators.json),
     "config-timm": Reader(_config("timm"), seeds.config("timm"), mutators.json),
     "config-bit": Reader(_own_config, seeds.own_config, mutators.json),

@@ -6,6 +6,7 @@ As a program it stores the small ones in the corpus.
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import json
 import tempfile
@@ -24,7 +25,7 @@ from support.reading import load_all
 
 from bit.config import CONFIG_NAME, BitConfig
 from bit.image_processing import BitImageProcessorPil
-from convert.checkpoints.manifest import MANIFEST_NAME, VERIFICATION_NAME
+from convert.checkpoints.manifest import ATTESTATION_NAME, MANIFEST_NAME, VERIFICATION_NAME
 from convert.layouts import LAYOUTS
 
 if TYPE_CHECKING:
@@ -121,6 +122,12 @@ def verification(place: Workplace) -> Seeds:
 def signed(name: str) -> Callable[[Workplace], Seeds]:
     """Return a function that gives that file of a signed folder."""
     return lambda place: {name: (place.signed / name).read_bytes()}
+
+
+def statements(place: Workplace) -> Seeds:
+    """Return what the attestation of a signed folder holds, without the signatures."""
+    lines = (place.signed / ATTESTATION_NAME).read_bytes().splitlines()
+    return {"statements.jsonl": b"\n".join(base64.b64decode(json.loads(line)["payload"]) for line in lines)}
 
 
 def config(layout: str) -> Callable[[Workplace], Seeds]:
