@@ -38,9 +38,9 @@ def push_command(
     """Push a verified folder to the Hugging Face Hub.
 
     First the quick verification is repeated, which takes seconds and needs the checkpoint that was
-    converted. REPOSITORY is owner/name; it gets one commit with exactly these files. FOLDER may be the name of
-    the CHECKPOINT that was converted, with --to for the layout. The token is that of hf auth login,
-    or HF_TOKEN in the environment. --dry-run needs neither token nor network.
+    converted. REPOSITORY is owner/name, or the name of one of your own; it gets one commit with exactly these
+    files. FOLDER may be the name of the CHECKPOINT that was converted, with --to for the layout. The token is
+    that of hf auth login, or HF_TOKEN in the environment. --dry-run needs neither token nor network.
     """
     options["password"] = password_for(options.get("sign"))
     with progress_bar() as progress:

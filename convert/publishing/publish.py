@@ -19,6 +19,7 @@ from convert.publishing.signature import check_covered, check_signed_files, new_
 from convert.references.recordings import SHIPPED
 from convert.signing.bundle import NOT_SIGNED
 from convert.signing.signers import KeySigner, Signer, Trust
+from convert.sources.redaction import without_credentials
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -159,7 +160,7 @@ def _publication(repository: str, api: HfApi | None, contents: Mapping[str, Cont
 
     return Publication(
         repository,
-        f"{(api or HfApi()).endpoint}/{repository}",
+        f"{without_credentials((api or HfApi()).endpoint)}/{repository}",
         {name: File(content.size, content.sha256) for name, content in contents.items()},
         contents[CARD_NAME].read().decode("utf-8", "replace") if CARD_NAME in contents else "",
         **facts,

@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 WEIGHTS = (".npz", ".h5", ".bin", ".pth", ".pt", ".tar")
 """Extensions of weights on the Hub in repositories without safetensors."""
-SILENCE = 15.0
+SILENCE = 10.0
 """Seconds without a byte after which the Hub does not answer."""
 SECONDS = 60.0
 """Seconds for one answer; a file has `SLOWEST` in addition."""
-ATTEMPTS, PATIENCE = 4, 3.0
+ATTEMPTS, PATIENCE = 3, 3.0
 """Attempts at a look-up, and seconds after which none is begun: a machine without a network should fail at once."""
 BUSY = (408, 429, 500, 502, 503, 504)
 """HTTP statuses after which another attempt may succeed."""

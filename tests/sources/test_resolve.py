@@ -48,7 +48,6 @@ def test_a_missing_repository_gets_one_line(tmp_path: Path, name: str, message: 
     assert_refused(result, message, tmp_path)
 
 
-@pytest.mark.long  # huggingface_hub retries for half a minute
 def test_an_unreachable_hub_gets_one_line(tmp_path: Path) -> None:
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
     result = bit("inspect", "hf:me/tiny@main", cwd=tmp_path, **environment)
