@@ -167,7 +167,7 @@ class Manifest:
                 faults.append(f"tensors names a {column} twice")
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise ValueError(f"{faults[0]}{more}")
+            raise CheckpointError(f"{faults[0]}{more}")  # msgspec adds where it was read, as to any `ValueError`
 
     def text(self) -> str:
         """Return the content of `conversion.json`."""

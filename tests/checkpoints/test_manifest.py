@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.conversions import convert
+from support.conversions import convert, with_config
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import SCHEMA, Manifest, foreign_names
@@ -152,3 +152,16 @@ def test_content_that_is_not_a_manifest_is_an_error(folder: Path, content: bytes
     (folder / "conversion.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"conversion\.json is damaged"):
         Manifest.read(folder)
+
+
+@pytest.mark.parametrize("epsilon", ["1", "2.0", "0.0", "true", "NaN", "1e400", "null", '"1e-8"'])
+@pytest.mark.parametrize("layout", ["transformers", "timm"])
+def test_an_epsilon_that_no_manifest_may_have_is_refused_where_it_is_read(
+    tiny_npz: Path, tmp_path: Path, layout: str, epsilon: str
+) -> None:
+    start = with_config(convert(tiny_npz, layout, tmp_path / "start"), ws_eps="here")
+    config = start / "config.json"
+    config.write_text(config.read_text().replace('"here"', epsilon))
+    with pytest.raises(CheckpointError, match=r"config.json .*(ws_eps|NaN) is"):
+        convert(start, "google", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
