@@ -19,8 +19,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 attack, and that of EPS starts a program, Ghostscript."""
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 """Endings of the files in a folder that are taken for images."""
-MAX_PIXELS = 40_000_000
-"""Most pixels of an image file: Pillow and NumPy take up to 21 bytes for each, 0.8 GB, for the copies they make."""
+MAX_PIXELS = 25_000_000
+"""Most pixels of an image file, as cameras of 24 megapixels make them: Pillow and NumPy take up to 24 bytes for each,
+0.6 GB, for the copies that they make."""
 MAX_FILE_BYTES = 4 * MAX_PIXELS
 """Largest image file: that of the largest image without compression."""
 
@@ -92,9 +93,10 @@ def classify(
     labels, several = model.config.id2label, model.config.problem_type == "multi_label_classification"
     dtype = next(model.parameters()).dtype
     for number, file in enumerate(files):
-        image = open_image(file)
+        image: Image.Image | None = open_image(file)
         try:
             pixels = processor(image, return_tensors="pt")["pixel_values"]
+            image = None  # frees it before the network runs
             with torch.inference_mode():
                 logits: torch.Tensor = model(pixels.to(dtype)).logits[0].double()
         except (ValueError, RuntimeError) as error:
