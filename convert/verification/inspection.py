@@ -16,6 +16,7 @@ from convert.references.recordings import find_recordings
 from convert.verification.results import EpsilonCost, Inspection
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of weights beyond 1e150, and of a NaN that signals
 def inspect(checkpoint: Checkpoint, progress: Progress) -> Inspection:
     """Read every byte of an opened checkpoint once for the checksums and once for the values.
 

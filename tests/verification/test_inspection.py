@@ -61,6 +61,15 @@ def test_a_head_of_zeros_and_values_that_are_not_finite_are_reported(tmp_path: P
     assert found.nonfinite == (NARROW,)
 
 
+def test_weights_of_extreme_values_are_described_without_a_warning(tmp_path: Path) -> None:
+    arrays = {key: array.astype(np.float64) for key, array in arrays_of(TINY).items()}
+    arrays[NARROW] *= 1e300
+    bias = arrays["resnet/head/conv2d/bias"]
+    bias[:] = np.full(bias.shape, 0x7FF4 << 48, np.uint64).view(np.float64)  # a NaN that signals
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert inspected(tmp_path / "a.npz").nonfinite == ("resnet/head/conv2d/bias",)
+
+
 def test_a_missing_head_is_not_a_head_of_zeros(tiny_npz: Path, tmp_path: Path) -> None:
     found = inspected(convert(tiny_npz, "timm", tmp_path / "out", options=ConversionOptions(head="drop")))
     assert (found.classes, found.zero_head) == (0, False)
