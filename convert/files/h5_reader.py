@@ -90,26 +90,33 @@ class H5Reader(TensorFile):
                 yield dataset[()].tobytes()
                 return
             rows = _rows(dataset)
-            self._check_inflation(dataset, key)
+            if _filters(dataset):
+                self._check_unpacked(dataset, key)
             for start in range(0, len(dataset), rows):
                 yield dataset[start : start + rows].tobytes()
 
-    def _check_inflation(self, dataset: h5py.Dataset, key: str) -> None:
-        """Raise `CheckpointError` if a chunk holds more than it should: HDF5 would unpack gigabytes."""
-        filters = _filters(dataset)
-        packer = next((number for number in filters if number in (GZIP, LZF)), None)
-        if packer is None:
-            return
-        size = math.prod(dataset.chunks) * dataset.dtype.itemsize + 4  # a checksum may be packed, too
+    def _check_unpacked(self, dataset: h5py.Dataset, key: str) -> None:
+        """Raise `CheckpointError` unless each chunk unpacks to as many bytes as it should.
+
+        HDF5 unpacks gigabytes, and reads behind the end of what is too short.
+        """
+        filters, nominal = _filters(dataset), math.prod(dataset.chunks) * dataset.dtype.itemsize
         for chunk in _chunks(dataset):
-            if chunk.filter_mask & 1 << filters.index(packer):  # not packed, as it would have become larger
-                continue
+            # A filter is skipped for a chunk that it would make larger.
+            applied = [number for place, number in enumerate(filters) if not chunk.filter_mask >> place & 1]
             packed = bytearray(min(chunk.size, self.nbytes))
             self._pread(memoryview(packed), chunk.byte_offset)
-            if filters[-1] == CHECKSUM:
+            size = nominal + 4 * (CHECKSUM in applied)
+            if applied[-1:] == [CHECKSUM]:
                 del packed[-4:]
-            if (_inflated if packer == GZIP else _lzf_size)(packed, size + 1) > size:
-                raise CheckpointError(f"{self.path}: a chunk of {key} holds more bytes than stated; it is damaged")
+                size -= 4
+            unpacked = {GZIP: _inflated, LZF: _lzf_size}
+            packer = next((number for number in applied if number in unpacked), None)
+            found = len(packed) if packer is None else unpacked[packer](packed, size + 1)
+            if found != size:
+                raise CheckpointError(
+                    f"{self.path}: {key} is damaged (a chunk does not hold the stated number of bytes)"
+                )
 
     @contextlib.contextmanager
     def _readable(self, fault: str) -> Iterator[None]:

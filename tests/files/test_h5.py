@@ -355,10 +355,36 @@ def test_a_chunk_that_unpacks_to_more_than_stated_is_refused_before_it_is_unpack
         array = file.create_dataset("a", (count,), "f4", chunks=(count,), compression=packer, fletcher32=fletcher32)
         array.id.write_direct_chunk((0,), packed + bytes(4 * fletcher32))
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="a chunk of a holds more bytes than stated"):
+    with pytest.raises(CheckpointError, match="a chunk does not hold the stated number of bytes"):
         load_all(tmp_path / "a.h5", H5Reader)
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("packed", [b"\xe0", b"\xe0\xff", b"\x1f", b""], ids=["length", "offset", "literals", "empty"])
+def test_a_chunk_of_lzf_that_is_cut_short_is_an_error(tmp_path: Path, packed: bytes) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        array = file.create_dataset("a", (24,), "f4", chunks=(24,), compression="lzf")
+        array.id.write_direct_chunk((0,), b"\0\0" + packed)
+    with pytest.raises(CheckpointError, match="a is damaged"):
+        load_all(tmp_path / "a.h5", H5Reader)
+
+
+@pytest.mark.parametrize(
+    ("options", "stored"),
+    [
+        ({"compression": "gzip"}, zlib.compress(bytes(92))),
+        ({"shuffle": True}, bytes(92)),
+        ({"fletcher32": True}, bytes(92)),
+    ],
+)
+def test_a_chunk_that_is_too_short_is_an_error(tmp_path: Path, options: dict[str, Any], stored: bytes) -> None:
+    """The library would fill the array with what is in memory behind the chunk."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        array = file.create_dataset("a", (24,), "f4", chunks=(24,), **options)
+        array.id.write_direct_chunk((0,), stored)
+    with pytest.raises(CheckpointError, match="a is damaged"):
+        load_all(tmp_path / "a.h5", H5Reader)
 
 
 @pytest.mark.parametrize("packer", ["gzip", "lzf"])
