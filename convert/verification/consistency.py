@@ -15,6 +15,7 @@ from pathlib import Path
 from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import VERIFICATION_NAME, Manifest
+from convert.files.base import shown
 from convert.network.inputs import INPUTS, batches, input_sha256
 from convert.network.taps import tap_names
 from convert.progress import Progress
@@ -146,7 +147,7 @@ def _runs(stored: Verification, given: Inputs) -> Iterator[str]:
     recorded = given.recordings is not None and reference == recorded_by(given.recordings)
     gone = given.recordings is None and reference == OWN_RECORDING  # of a cache that was emptied; see `_tolerances`
     if not recorded and not gone and (reference != ORACLE_ON_SOURCE or without_source(stored)):
-        yield f"compares with {reference or 'nothing'}, which is not available here (--recordings names its folder)"
+        yield f"compares with {shown(reference) or 'nothing'}, which is not available here (--recordings names the folder)"
     expected_files = given.recordings.files if recorded and given.recordings is not None else {}
     if not gone and stored.network.recordings != expected_files:
         yield "was compared with other recordings than those that are here"
