@@ -147,7 +147,8 @@ def _runs(stored: Verification, given: Inputs) -> Iterator[str]:
     recorded = given.recordings is not None and reference == recorded_by(given.recordings)
     gone = given.recordings is None and reference == OWN_RECORDING  # of a cache that was emptied; see `_tolerances`
     if not recorded and not gone and (reference != ORACLE_ON_SOURCE or without_source(stored)):
-        yield f"compares with {shown(reference) or 'nothing'}, which is not available here (--recordings names the folder)"
+        missing = shown(reference) or "nothing"
+        yield f"compares with {missing}, which is not available here (--recordings names the folder)"
     expected_files = given.recordings.files if recorded and given.recordings is not None else {}
     if not gone and stored.network.recordings != expected_files:
         yield "was compared with other recordings than those that are here"
