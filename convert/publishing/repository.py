@@ -300,7 +300,7 @@ class Hub:
     def _text(self, text: str) -> str:
         """Return a name or an address from the Hub. Raises `AnswerError` for one that must not be shown."""
         if not text.isprintable() or len(text) > LONGEST_TEXT or self.token in text:
-            raise AnswerError("answers with a name or an address that is none")
+            raise AnswerError("answers with an invalid name or address")
         return text
 
     def _ask(self, request: Callable[[], T], task: str, sends: int | None = None) -> T:

@@ -129,7 +129,7 @@ def explained(error: Exception) -> str:
             trouble = _first_line(error)
         case _:
             trouble = type(error).__name__
-    return f"the answer is not one of a Hub ({trouble}); check HF_ENDPOINT and the network"
+    return f"the server does not answer as a Hub does ({trouble}); check HF_ENDPOINT and the network"
 
 
 def _words(error: Any) -> str:

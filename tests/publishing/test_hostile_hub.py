@@ -97,8 +97,8 @@ def test_a_slow_answer_ends(
             {"id": REPOSITORY, "sha": "/etc/x"},
             "the Hub answers with an invalid commit when asked what me/tiny",
         ),
-        ("files", [{**FILE, "path": "\x1b[2J.onnx"}], "answers with a name or an address that is none"),
-        ("files", [{**FILE, "path": f"{TOKEN}.onnx"}], "answers with a name or an address that is none"),
+        ("files", [{**FILE, "path": "\x1b[2J.onnx"}], "answers with an invalid name or address"),
+        ("files", [{**FILE, "path": f"{TOKEN}.onnx"}], "answers with an invalid name or address"),
         (
             "change",
             {"commitOid": "../..", "commitUrl": "https://huggingface.co/me/tiny/commit/a"},

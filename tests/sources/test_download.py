@@ -331,7 +331,7 @@ def test_a_part_whose_description_holds_credentials_is_resumed(bucket: Bucket, t
     "address",
     [f"https:/{LOGIN}host", f"{LOGIN}host", "http://someone:p%40ss-word@[", "http://someone:p%40ss-word/x@127.0.0.1:9"],
 )
-def test_credentials_of_an_address_that_is_none_are_not_shown(tmp_path: Path, address: str) -> None:
+def test_credentials_of_an_invalid_address_are_not_shown(tmp_path: Path, address: str) -> None:
     result = run_here("inspect", "BiT-M-R50x1", "--mirror", address, cwd=tmp_path)
     assert_refused(result, "cannot be reached", tmp_path)
     assert not any(secret in result.stderr for secret in SECRETS)
