@@ -180,7 +180,10 @@ def main() -> None:
         sys.exit(subprocess.run([*_worker(options.reader[0], options.table), "--read", options.read]).returncode)
     done: list[Campaign] = []
     for reader in options.reader or known:
-        done.append(campaign(reader, options.table, options.seconds, options.keep / reader))
+        try:
+            done.append(campaign(reader, options.table, options.seconds, options.keep / reader))
+        except KeyboardInterrupt:  # before the first input, or while one is read again
+            done.append(Campaign(reader, interrupted=True))
         if done[-1].interrupted:
             break
     if options.json:
