@@ -2,7 +2,7 @@
 
 The HDF5 library reads the directory and lays out a new file; the bytes of the arrays are then read and
 written in place, as in any other container. A damaged file can make the library loop for ever or crash,
-where no signal and no `except` helps. It therefore reads in a process of its own (`h5_reader`), whose
+where no signal and no `except` helps. It therefore reads in a separate process (`h5_reader`), whose
 processor time and memory are limited; starting one takes a fifth of a second.
 """
 

@@ -1,4 +1,4 @@
-"""Read HDF5 files with the HDF5 library, in a process of its own (see `convert.files.h5`).
+"""Read HDF5 files with the HDF5 library, in a separate process (see `convert.files.h5`).
 
 `serve` answers on the standard output: first with the directory, then with the elements of each array whose
 name comes on the standard input, one a line. An answer consists of parts: a letter (`d` data, `e` error,

@@ -1,6 +1,6 @@
 """ONNX models: the weights of a graph, in the file itself or, beyond two gigabytes, in a second file.
 
-A model is a protocol buffer, which its library holds in memory as a whole, and several times as large. Here the
+A model is a protocol buffer. The library for them holds it in memory several times. Here the
 fields that lead to the weights are followed in the file (protobuf.dev, "Encoding"; the numbers are those of
 onnx.proto), the weights are read in place, and only the rest is parsed.
 """

@@ -281,10 +281,9 @@ def _layout(name: Any) -> Named:
     return Named(name)
 
 
-def _tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any = False, _hooks: Any = None, metadata: Any = None
-) -> View | Unreadable:
-    """Follow `torch._utils._rebuild_tensor_v2`."""
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> View | Unreadable:
+    """Follow `torch._utils._rebuild_tensor_v2`; `rest` are requires_grad, hooks and, if there is any, metadata."""
+    metadata = rest[2] if len(rest) > 2 else None
     if not isinstance(storage, Storage) or not _whole((offset,)) or not _whole(shape) or not _whole(strides):
         raise TypeError("a tensor with an invalid storage, offset, shape or stride")
     if len(shape) != len(strides):
@@ -300,11 +299,10 @@ def _whole(values: Any) -> bool:
     return whole and all(type(value) is int and 0 <= value <= MAX_LENGTH for value in values)
 
 
-def _typed_tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
-) -> View | Unreadable:
-    """Follow `torch._utils._rebuild_tensor_v3`, whose storage has bytes, for types without a storage class."""
-    view = _tensor(storage, offset, shape, strides, grad, hooks, metadata)
+def _typed_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> View | Unreadable:
+    """Follow `torch._utils._rebuild_tensor_v3`, for types without a storage class; the dtype comes after the hooks."""
+    grad, hooks, dtype, *metadata = rest
+    view = _tensor(storage, offset, shape, strides, grad, hooks, *metadata)
     return replace(view, dtype=dtype.name.removeprefix("torch.")) if isinstance(view, View) else view
 
 

@@ -50,7 +50,7 @@ class Signature:
 
     @property
     def words(self) -> str:
-        """What the signature shows and what it does not, in one line."""
+        """One line that says what the signature shows and what it does not."""
         return (
             f"signed by {self.signer}: all {len(self.files)} files are byte for byte those that the signer attests "
             f"to have verified ({self.comparisons} comparisons, {self.verified_on[:10]}); not shown: that the signer "

@@ -38,7 +38,7 @@ def save(path: Path, array: NDArray[np.generic] = ARRAY, **options: Any) -> Path
 
 
 def written(path: Path, arrays: dict[str, NDArray[Any]]) -> Path:
-    """What `H5Writer` makes of float32 arrays."""
+    """Write float32 arrays with `H5Writer`."""
     tensors = [Tensor(key, array.shape, FLOAT32) for key, array in arrays.items()]
     writer = H5Writer(
         path, tensors, Metadata({"/": {"layer_names": ["group"]}, "group": {"weight_names": list(arrays)}})
@@ -447,7 +447,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, make: Callable[[Path], Path
 
 
 def data_address(path: Path, key: str) -> int:
-    """Where a file of the first version says that an array lies: the address, then the size."""
+    """Return the offset in a file of the first version at which the address of an array stands, before the size."""
     with h5py.File(path) as file:
         array = file[key].id
         entry = array.get_offset().to_bytes(8, "little") + array.get_storage_size().to_bytes(8, "little")
