@@ -51,6 +51,10 @@ MAX_MEGABYTES = 1500
 """Most memory that a small file may take."""
 
 
+MAX_MESSAGE = 2000
+"""Most characters of an error message, which must be one line without control characters."""
+
+
 class Workplace:
     """A folder with what a reader needs beside the file that it reads, all from one seeded network."""
 
@@ -137,7 +141,7 @@ class Finding:
     """An input that a reader must not answer in this way."""
 
     kind: str
-    """The class of the exception, `time` or `memory`."""
+    """The class of the exception, or `message`, `time` or `memory`."""
     where: str
     """The innermost line of our own code, or the amount."""
     details: str
@@ -167,8 +171,9 @@ def attempt(reader: Reader, place: Workplace, data: bytes, *, entry: bool = True
             read(place, data)
     except KeyboardInterrupt:
         raise
-    except (ConvertError, OSError):
-        pass
+    except (ConvertError, OSError) as error:
+        if not str(error).isprintable() or len(str(error)) > MAX_MESSAGE:
+            return Finding("message", _innermost(error), f"is not a short line: {str(error)!r:.1000}\n")
     except BaseException as error:  # a panic of Rust is not an `Exception`
         return Finding(type(error).__name__, _innermost(error), "".join(traceback.format_exception(error)))
     if (seconds := time.process_time() - start) > MAX_SECONDS:

@@ -50,7 +50,7 @@ ARTIFACT = re.compile(r"(?:timeout|oom|crash|leak)-[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Campaign:
-    """What became of one reader."""
+    """The result of fuzzing one reader."""
 
     reader: str
     seconds: float = 0

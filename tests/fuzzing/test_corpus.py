@@ -83,6 +83,13 @@ def test_an_error_outside_the_tree_is_a_finding(error: Exception, place: Workpla
     assert "in read" in found.where
 
 
+@pytest.mark.parametrize("message", ["two\nlines", "an \x1b[2J escape", "long" * 1000])
+def test_a_message_that_is_not_a_short_line_is_a_finding(message: str, place: Workplace) -> None:
+    found = attempt(answering(CheckpointError(message)), place, b"a")
+    assert found is not None
+    assert found.kind == "message"
+
+
 @pytest.mark.parametrize("error", [None, CheckpointError("no"), FileNotFoundError("no")])
 def test_an_error_of_the_tree_is_none(error: Exception | None, place: Workplace) -> None:
     assert attempt(answering(error), place, b"a") is None
