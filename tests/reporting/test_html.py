@@ -12,7 +12,6 @@ import pytest
 from support.reports import HASH, RUNS, failing, made_up, small, with_checks
 
 from convert.checkpoints.options import UNCHANGED
-from convert.files.base import File
 from convert.reporting.html import SignedBy, render
 from convert.reporting.plot import plots
 from convert.verification.results import PixelCheck, Verification
@@ -236,13 +235,6 @@ def test_names_are_shown_as_text(text: str) -> None:
     assert page.texts("li").count(words) == 2
     assert words in page.texts("td")
     assert words in page.texts("th")
-
-
-def test_a_manifest_with_invalid_rows_is_shown() -> None:
-    verification, manifest = small()
-    rows: list[Any] = [{"target": ["x"], "shape": 3.0, "scale": "?"}, {}]
-    files = {"model.safetensors": File(None, HASH)}  # type: ignore[arg-type]
-    assert "model.safetensors" in render(verification, replace(manifest, tensors=rows, files=files))
 
 
 def test_requested_changes_are_shown() -> None:

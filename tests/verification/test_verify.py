@@ -138,7 +138,6 @@ def test_a_config_that_fits_the_manifest_but_not_the_weights_is_seen(
         ({"architecture": "R152x4"}, "conversion.json: architecture does not match the weights"),
         ({"classes": 7}, "conversion.json: classes does not match the weights"),
         ({"tensors": []}, "conversion.json: tensors does not match the weights"),
-        ({"files": {}}, "model.safetensors is not listed in conversion.json"),
     ],
 )
 def test_the_manifest_must_match_the_weights(
@@ -149,6 +148,18 @@ def test_the_manifest_must_match_the_weights(
     result = verified(tiny, tiny_npz)
     assert problem in result.problems
     assert not result.passed
+
+
+def test_the_manifest_must_list_the_weights(tiny: Path, tiny_npz: Path) -> None:
+    values = json.loads((tiny / "conversion.json").read_text())
+    del values["files"]["model.safetensors"]
+    (tiny / "conversion.json").write_text(json.dumps(values))
+    result = verified(tiny, tiny_npz)
+    assert "model.safetensors is not listed in conversion.json" in result.problems
+    assert not result.passed
+    (tiny / "conversion.json").write_text(json.dumps({**values, "files": {}}))
+    with pytest.raises(CheckpointError, match="files is empty"):
+        verified(tiny, tiny_npz)
 
 
 def test_a_manifest_with_malformed_tensors_is_refused(tiny: Path) -> None:
