@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bit import __version__
+from bit.files import parse_json
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import CARD_NAME as CARD_NAME
 from convert.checkpoints.manifest import (
@@ -180,7 +181,7 @@ def check_folder(folder: Path, progress: Progress, gate: Gate = AS_STORED) -> Ve
             given = _with_source(given, opened, folder, gate)
         if gate.reverify:
             given = replace(given, repeated=_repeat(folder, given, hashes, gate, progress))
-        problems = [*_contradicted(manifest, converted), *contradictions(stored.verification, given, progress)]
+        problems = [*_contradicted(manifest, converted, files), *contradictions(stored.verification, given, progress)]
     if problems:
         raise _refused(folder, problems)
     return VerifiedFolder(manifest, parse_record(data), stored.verification, files, _checked(given))
@@ -241,11 +242,22 @@ def _repeat(folder: Path, given: Inputs, hashes: Mapping[str, str], gate: Gate, 
     return result
 
 
-def _contradicted(manifest: Manifest, converted: Checkpoint) -> list[str]:
-    """Return the statements of the manifest that the weights contradict."""
+def _contradicted(manifest: Manifest, converted: Checkpoint, files: Mapping[str, Content]) -> list[str]:
+    """Return the statements of the manifest that the weights, or the JSON files beside them, contradict."""
     export, profile = converted.layout.export, manifest.options.profile or ""
     companions = export.companions(converted.config, converted.dtype, manifest.name, profile or export.profile or "")
-    return [*compare_manifest(manifest, companions, converted)]
+    found = [*compare_manifest(manifest, companions, converted)]
+    for name, expected in companions.items():
+        if name in files and _json(files[name].read()) != expected:
+            found.append(f"{name} does not fit {MANIFEST_NAME} and the weights")
+    return found
+
+
+def _json(data: bytes) -> Any:
+    """Return the value in a JSON file, None if it is damaged."""
+    with contextlib.suppress(ValueError):
+        return parse_json(data)
+    return None
 
 
 def _checked(given: Inputs) -> Checked:

@@ -348,6 +348,7 @@ def change_manifest(folder: Path, change: Callable[[Report], Any]) -> None:
         (lambda manifest: [row.update(dtype="float16") for row in manifest["tensors"]], "tensors does not match"),
         (lambda manifest: manifest["tensors"].pop(), "tensors does not match the weights"),
         (lambda manifest: manifest["files"].pop("config.json"), r"config.json is not listed in conversion.json"),
+        (lambda manifest: manifest["options"].update(profile="timm"), "preprocessor_config.json does not fit"),
     ],
 )
 def test_a_manifest_that_the_weights_contradict_is_refused(
@@ -355,6 +356,17 @@ def test_a_manifest_that_the_weights_contradict_is_refused(
 ) -> None:
     change_manifest(folder, change)
     with pytest.raises(ConvertError, match=message):
+        check_folder(folder, silent)
+
+
+@pytest.mark.parametrize("text", ['{"size": {"height": 32, "width": 32}}', "{", "[]"])
+def test_preprocessing_that_the_manifest_contradicts_is_refused(folder: Path, text: str) -> None:
+    path = folder / "preprocessor_config.json"
+    path.write_text(text)
+    file = {"bytes": len(text), "sha256": file_sha256(path)}
+    edit(folder, lambda report: report["files"].update({path.name: file["sha256"]}))
+    change_manifest(folder, lambda manifest: manifest["files"].update({path.name: file}))
+    with pytest.raises(VerificationError, match=r"preprocessor_config.json does not fit conversion.json"):
         check_folder(folder, silent)
 
 
