@@ -126,6 +126,7 @@ def _write_weights(plan: Plan, path: Path, blocks: Blocks) -> str:
             follower.advance(writer.written)
 
     try:
+        follower.start()
         for step in plan.parts[path.name]:
             writer.write(step.target, followed(step))
         writer.finish()

@@ -73,6 +73,25 @@ def test_a_signal_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
+@pytest.mark.parametrize("moment", ["ThreadPoolExecutor.submit", "Follower.advance"])
+def test_a_signal_while_threads_follow_the_writing_ends_it(tiny_npz: Path, tmp_path: Path, moment: str) -> None:
+    """The second call of a function sends the signal: one thread runs then, and waits for what will be written."""
+    script = (
+        "import itertools, os, signal; from concurrent.futures import ThreadPoolExecutor\n"
+        "from convert.cli.main import main; from convert.files.hashing import Follower\n"
+        f"calls, original = itertools.count(), {moment}\n"
+        "def patched(self, work, *rest):\n"
+        "    if 'Follower' in str(work) or isinstance(work, int):\n"
+        "        if next(calls) == 1: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return original(self, work, *rest)\n"
+        f"{moment} = patched; main()"
+    )
+    command = [sys.executable, "-c", script, "convert", str(tiny_npz), "--out", "out", "--no-verify"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long)])
 def test_killed_at_any_moment_it_leaves_the_old_or_the_new_conversion_whole(tmp_path: Path, kills: int) -> None:
     """Most of the time goes by before the first file is written, so the kills begin when the conversion does."""
