@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from hypothesis import settings
 from support.networks import TINY
 
 from bit.config import BitConfig
+from convert.network.inputs import batches
 from convert.sources.synthetic import write_npz
 
 if TYPE_CHECKING:
@@ -33,6 +35,15 @@ def undrawn_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Leave the page of a verification empty but in its own tests: drawing it takes a second."""
     if request.node.path.parent.name != "reporting":
         monkeypatch.setattr("convert.reporting.html.render", lambda *values: "")
+
+
+@pytest.fixture
+def small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run networks without a recording on smaller images, where their size proves nothing."""
+    small = {"square": (1, 2, 64, 64), "odd": (2, 1, 49, 65)}
+    for module in ("network", "consistency"):
+        monkeypatch.setattr(f"convert.verification.{module}.INPUTS", small)
+    monkeypatch.setattr("convert.verification.comparison.batches", partial(batches, small))
 
 
 @pytest.fixture(autouse=True)

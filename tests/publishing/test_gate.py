@@ -227,6 +227,7 @@ def test_a_figure_that_was_measured_otherwise_is_refused(server: HubServer, fold
         push(server, folder, reverify=True)
 
 
+@pytest.mark.usefixtures("small_inputs")
 @pytest.mark.parametrize(
     ("layout", "options"),
     [
@@ -248,6 +249,7 @@ def test_what_a_verification_writes_passes(
         check_folder(folder, silent)
 
 
+@pytest.mark.usefixtures("small_inputs")
 def test_rounded_weights_need_the_source(tiny_npz: Path, tmp_path: Path) -> None:
     folder = convert(tiny_npz, "timm", tmp_path / "out", options=ConversionOptions(dtype="float16"))
     assert verified(folder, tiny_npz).passed
@@ -282,6 +284,7 @@ def test_an_emptied_cache_leaves_a_conversion_verified(
     assert not api.convert(tiny_npz, out=tmp_path / "out").created
 
 
+@pytest.mark.usefixtures("small_inputs")
 def test_a_conversion_in_shards_passes(tiny_npz: Path, tmp_path: Path) -> None:
     folder = convert(tiny_npz, "transformers", tmp_path / "out", max_shard_size="200KB")
     assert verified(folder, tiny_npz).passed

@@ -27,8 +27,8 @@ REQUESTS = {
     "check": "POST /verify/.+",
     "change": "POST .+/commit/main",
 }
-THOROUGH = ("account", "commit", "files", "change")
-"""Requests that get every bad answer always; the others get the rest in the long run."""
+THOROUGH = ("account", "change")
+"""The first and the last request get every bad answer always; the others get the rest in the long run."""
 USUAL = (
     *("a web page", "null", "other types", "ids that are paths", "nested lists", "an absolute path as commit"),
     *("the token in headers", "the token in a warning", "a redirect to no address", "an endless answer"),
@@ -77,8 +77,14 @@ def test_a_bad_answer_gets_one_line(hub: HubServer, folder: Path, request_: str,
     assert hub.count < 64 << 20, "an answer without an end is not read to the end"
 
 
-@pytest.mark.parametrize("kind", SLOW)
-@pytest.mark.parametrize("request_", REQUESTS)
+SLOW_CASES = [
+    pytest.param(request, kind, marks=() if request in (*THOROUGH, "part") else pytest.mark.long)
+    for request in REQUESTS
+    for kind in SLOW
+]
+
+
+@pytest.mark.parametrize(("request_", "kind"), SLOW_CASES)
 def test_a_slow_answer_ends(
     hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, request_: str, kind: str
 ) -> None:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 from support.conversions import convert
 
-from convert.network.inputs import batches
-
 Folder = Callable[[str], Path]
 
 
 @pytest.fixture(autouse=True)
-def small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run networks without a recording on smaller images: their size proves nothing in these tests."""
-    small = {"square": (1, 2, 64, 64), "odd": (2, 1, 49, 65)}
-    monkeypatch.setattr("convert.verification.network.INPUTS", small)
-    monkeypatch.setattr("convert.verification.comparison.batches", partial(batches, small))
+def _small_inputs(small_inputs: None) -> None:
+    """Run every network of these tests on small images."""
 
 
 @pytest.fixture(scope="session")
