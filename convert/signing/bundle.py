@@ -118,7 +118,8 @@ def file_names(folder: Path, linked: bool) -> set[str]:
     names = set()
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name in NOT_SIGNED and not entry.is_symlink():
+            left_out = entry.name in NOT_SIGNED and not entry.is_symlink()
+            if left_out and (entry.name == ".git" or entry.is_file()):
                 continue
             if not entry.is_file(follow_symlinks=linked):
                 raise VerificationError(f"{shown(entry.name)} is not a regular file")

@@ -66,6 +66,13 @@ def test_the_command_reports_each_in_one_line(folders: Signed, tmp_path: Path) -
         assert result.stdout == "", what
 
 
+def test_a_folder_with_the_name_of_an_unsigned_file_is_refused(folders: Signed, tmp_path: Path) -> None:
+    shutil.copytree(folders.place / "tiny", tmp_path / "tiny")
+    (tmp_path / "tiny" / ".gitattributes").mkdir()
+    with pytest.raises(VerificationError, match=r"\.gitattributes is not a regular file"):
+        check_folder_signature(tmp_path / "tiny", trust(folders.public), silent)
+
+
 def test_a_whole_folder_of_another_signer_is_refused(folders: Signed) -> None:
     with pytest.raises(VerificationError, match="is not a signature by the key SHA256:"):
         check_folder_signature(folders.place / "foreign", trust(folders.public), silent)
