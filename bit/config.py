@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bit.files import read_json, short, write_json
+from bit.files import load_json, short, write_json
 
 DEPTHS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Units per stage by the number of weighted layers. 50, 101 and 152 are published."""
@@ -257,12 +257,7 @@ class BitConfig:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> BitConfig:
         """Read `config.json` from `folder`. Raises `OSError`, or `ValueError` if it is invalid."""
-        path = Path(folder) / CONFIG_NAME
-        values = read_json(path)
-        try:
-            return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        return load_json(Path(folder) / CONFIG_NAME, cls.from_dict)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` to an existing `folder`."""

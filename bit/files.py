@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import reprlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 MAX_BYTES = 8 << 20
 """Largest file that is read: five times the `config.json` with the 21,843 class names of ImageNet-21k."""
@@ -15,6 +15,8 @@ MAX_DEPTH = 32
 """Deepest nesting of lists and objects that is read; the files of transformers and timm nest three deep."""
 MAX_REASON = 300
 """Most characters of another library's message that are repeated."""
+
+Made = TypeVar("Made")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 3, 8, 8, 4
@@ -80,6 +82,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}")
     return values
+
+
+def load_json(path: Path, make: Callable[[dict[str, Any]], Made]) -> Made:
+    """Return what `make` makes of the object in a JSON file; a `ValueError` of it gets the name of the file."""
+    values = read_json(path)
+    try:
+        return make(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bit.files import read_json, short, write_json
+from bit.files import load_json, short, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -120,12 +120,7 @@ class BitImageProcessorPil:
 
         Raises `OSError`, or `ValueError` for invalid settings.
         """
-        path = Path(folder) / PREPROCESSOR_NAME
-        values = read_json(path)
-        try:
-            return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        return load_json(Path(folder) / PREPROCESSOR_NAME, cls.from_dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
