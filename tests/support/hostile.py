@@ -52,12 +52,15 @@ def _flat(pieces: Iterable[bytes | Iterable[bytes]]) -> Iterator[bytes]:
 
 
 def answer(body: Any, status: str = "200 OK", **headers: str) -> Answer:
-    """Send one whole answer; `body` is bytes, or a value to be sent as JSON."""
+    """Send one whole answer; `body` is bytes, or a value to be sent as JSON.
+
+    It says that the connection ends then: a client that sends the next request on it could meet a reset.
+    """
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     def send(handler: Any) -> None:
         length = len(filled(content, handler) if len(content) < SHORT else content)
-        raw(_head(status, {**JSON, "Content-Length": str(length), **headers}), content)(handler)
+        raw(_head(status, {**JSON, "Content-Length": str(length), "Connection": "close", **headers}), content)(handler)
 
     return send
 
