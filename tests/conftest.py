@@ -38,6 +38,12 @@ def undrawn_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run networks without a recording on smaller images, where their size proves nothing."""
     small = {"square": (1, 2, 64, 64), "odd": (2, 1, 49, 65)}
