@@ -18,6 +18,8 @@ CURVES = {"secp256r1": ("nistp256", "SHA256"), "secp384r1": ("nistp384", "SHA384
 """The curves that OpenSSF Model Signing accepts, each with the name of the DSSE scheme and the hash."""
 MAX_KEY_BYTES = 100_000
 """Largest size of a key file; a PEM of the largest curve has 400 bytes."""
+ENCRYPTED = b"ENCRYPTED"
+"""Mark of a PEM file that needs a password (RFC 7468, section 11, and the older format of OpenSSL)."""
 MAKE_KEY = "make one with openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
 
 
@@ -102,7 +104,7 @@ class PrivateKey:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         data = _content(path)
-        encrypted = is_encrypted(path)
+        encrypted = ENCRYPTED in data
         if encrypted and not password:
             raise UsageError(f"{path} is encrypted: set BIT_KEY_PASSWORD to the password, or run on a terminal")
         secret = password.encode() if encrypted and password else None
@@ -123,7 +125,7 @@ class PrivateKey:
 
 def is_encrypted(path: Path) -> bool:
     """Return whether a key file needs a password. Raises `UsageError` if there is no such file."""
-    return b"ENCRYPTED" in _content(path)
+    return ENCRYPTED in _content(path)
 
 
 def _content(path: Path) -> bytes:
