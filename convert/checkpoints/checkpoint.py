@@ -90,6 +90,16 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
             self.file.close()
             raise CheckpointError(f"{self.file.path}: {error}", error.problems) from None
 
+    @property
+    def profile(self) -> str:
+        """The profile of preprocessing beside converted weights: that of the manifest, else that of the layout."""
+        stated = self.manifest.options.profile if self.manifest is not None else None
+        return stated or self.layout.export.profile or ""
+
+    def companions(self) -> dict[str, dict[str, Any]]:
+        """Return what the JSON files beside converted weights must hold, by name; the index of shards is left out."""
+        return self.layout.export.companions(self.config, self.dtype, self.name, self.profile)
+
     def tensor(self, place: Place) -> StoredTensor:
         """Return where a parameter is stored in the file."""
         return self.file.tensors[self.keys[place]]

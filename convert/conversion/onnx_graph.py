@@ -65,9 +65,7 @@ def is_written_here(checkpoint: Checkpoint) -> bool:
     Only such a graph may be run: any other could run without end, or take all memory.
     """
     assert isinstance(checkpoint.file, OnnxFile)
-    stated = checkpoint.manifest.options.profile if checkpoint.manifest is not None else None
-    profile = stated or checkpoint.layout.export.profile or ""
-    return checkpoint.file.without_weights() == network(checkpoint.config, checkpoint.name, profile)
+    return checkpoint.file.without_weights() == network(checkpoint.config, checkpoint.name, checkpoint.profile)
 
 
 class _Builder:

@@ -244,8 +244,7 @@ def _repeat(folder: Path, given: Inputs, hashes: Mapping[str, str], gate: Gate, 
 
 def _contradicted(manifest: Manifest, converted: Checkpoint, files: Mapping[str, Content]) -> list[str]:
     """Return the statements of the manifest that the weights, or the JSON files beside them, contradict."""
-    export, profile = converted.layout.export, manifest.options.profile or ""
-    companions = export.companions(converted.config, converted.dtype, manifest.name, profile or export.profile or "")
+    companions = converted.companions()
     found = [*compare_manifest(manifest, companions, converted)]
     for name, expected in companions.items():
         if name in files and _json(files[name].read()) != expected:

@@ -76,9 +76,14 @@ def contradictions(stored: Verification, given: Inputs, progress: Progress) -> l
 
 def needs_source(stored: Verification, given: Inputs) -> bool:
     """Return whether tolerances follow from the source alone: without a recording, or for rounded weights."""
-    recorded = given.recordings is not None and stored.network.reference == recorded_by(given.recordings)
-    rounded = bool(given.manifest.origin.roundings)
+    rounded, recorded = bool(given.manifest.origin.roundings), _compared_recordings(stored, given) is not None
     return rounded or (not recorded and any(check.dtype != "float64" for check in stored.checks))
+
+
+def _compared_recordings(stored: Verification, given: Inputs) -> Recordings | None:
+    """Return the recordings with which the report says that taps were compared; None if they are not these."""
+    found = given.recordings
+    return found if found is not None and stored.network.reference == recorded_by(found) else None
 
 
 def _statements(stored: Verification, given: Inputs) -> Iterator[str]:
@@ -97,16 +102,13 @@ def _statements(stored: Verification, given: Inputs) -> Iterator[str]:
         yield f"states that {stored.tensors_exact} tensors were only moved, which conversion.json contradicts"
     if any(check.tolerance != PIXEL_TOLERANCE for check in stored.pixels):
         yield f"allows other differences of pixels than {PIXEL_TOLERANCE:g}"
-    if [check.input for check in stored.pixels] != ([*pixel_inputs()] if _states_preprocessing(given) else []):
+    if [check.input for check in stored.pixels] != ([*pixel_inputs()] if _compares_pixels(given.converted) else []):
         yield "does not compare the pixels of the stated preprocessing"
 
 
-def _states_preprocessing(given: Inputs) -> bool:
+def _compares_pixels(converted: Checkpoint) -> bool:
     """Return whether the layout states preprocessing, which is compared for images with three channels."""
-    converted, manifest = given.converted, given.manifest
-    export, profile = converted.layout.export, manifest.options.profile or ""
-    companions = export.companions(converted.config, converted.dtype, manifest.name, profile or export.profile or "")
-    return converted.config.num_channels == 3 and stated_processor(companions) is not None
+    return converted.config.num_channels == 3 and stated_processor(converted.companions()) is not None
 
 
 def without_source(stored: Verification) -> bool:
@@ -144,12 +146,12 @@ def _runs(stored: Verification, given: Inputs) -> Iterator[str]:
         elif sorted(found) not in [sorted(taps) for taps in _expected_taps(side, config, images, given)]:
             yield f"does not compare every tap of every input once in {words}"
     reference = stored.network.reference
-    recorded = given.recordings is not None and reference == recorded_by(given.recordings)
+    recorded = _compared_recordings(stored, given)
     gone = given.recordings is None and reference == OWN_RECORDING  # of a cache that was emptied; see `_tolerances`
-    if not recorded and not gone and (reference != ORACLE_ON_SOURCE or without_source(stored)):
+    if recorded is None and not gone and (reference != ORACLE_ON_SOURCE or without_source(stored)):
         missing = shown(reference) or "nothing"
         yield f"compares with {missing}, which is not available here (--recordings names the folder)"
-    expected_files = given.recordings.files if recorded and given.recordings is not None else {}
+    expected_files = recorded.files if recorded is not None else {}
     if not gone and stored.network.recordings != expected_files:
         yield "was compared with other recordings than those that are here"
     for check in stored.checks:
@@ -165,8 +167,8 @@ def _runs(stored: Verification, given: Inputs) -> Iterator[str]:
 
 def _images(stored: Verification, given: Inputs) -> Mapping[str, tuple[int, int, int, int]]:
     """Return the inputs of the runs."""
-    recorded = given.recordings is not None and stored.network.reference == recorded_by(given.recordings)
-    return given.recordings.float64.inputs if recorded and given.recordings is not None else INPUTS
+    recorded = _compared_recordings(stored, given)
+    return recorded.float64.inputs if recorded is not None else INPUTS
 
 
 def _needed(stored: Verification, given: Inputs) -> Iterator[Run]:

@@ -128,8 +128,7 @@ def _compare(
     """Complete a result with the comparisons of an opened conversion; `plan` is None without the source."""
     manifest, export = converted.manifest, converted.layout.export
     assert manifest is not None, "it was opened with one"
-    profile = manifest.options.profile or export.profile or ""
-    companions = export.companions(converted.config, converted.dtype, manifest.name, profile)
+    companions = converted.companions()
     pixels, problems = _compare_companions(companions, converted)
     problems += compare_manifest(manifest, companions, converted)
     warnings = [caveat] if (caveat := export.caveat(converted.config)) else []
