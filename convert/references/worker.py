@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +31,14 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 18),
 }
 """Environment variables of the processes."""
+SERVE = (
+    "import sys; given, sys.path[:] = sys.argv[1:5], sys.argv[5:]; "
+    "from convert.references import worker; worker.serve(*given)"
+)
+"""Program of the process, which imports from where this process does. It does not import the caller's script, as
+`multiprocessing` would: without `if __name__ == "__main__"` the script would start again in each process."""
+LONGEST = 300
+"""Most characters of the reason for a failure: the message of a framework can fill pages."""
 
 
 class ReferenceProcess:
@@ -42,19 +52,21 @@ class ReferenceProcess:
         # The temporary files of the process are here too, so that they go even if it is killed.
         self._folder = tempfile.TemporaryDirectory(prefix="bit-reference-")
         self._log = Path(self._folder.name) / "log"
-        self._log.touch()
-        context = multiprocessing.get_context("spawn")
-        self._connection, connection = context.Pipe()
-        arguments = (connection, self._log, reference.name, checkpoint.path.absolute(), checkpoint.name)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with _environment({**ENVIRONMENT, "TMPDIR": self._folder.name}):
-            self._process.start()
-        connection.close()
+        self._connection, connection = Pipe()
+        with connection, self._log.open("wb") as log:
+            arguments = (str(connection.fileno()), reference.name, str(checkpoint.path.absolute()), checkpoint.name)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", SERVE, *arguments, *sys.path],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[connection.fileno()],
+                env={**os.environ, **ENVIRONMENT, "TMPDIR": self._folder.name},
+            )
 
     @property
     def identifier(self) -> int:
         """The operating system's number of the process."""
-        assert self._process.pid is not None
         return self._process.pid
 
     def load(self, dtype: str) -> Implementation:
@@ -71,20 +83,28 @@ class ReferenceProcess:
         """Return the next answer of the process. Raises `CheckpointError` if it has failed or ended."""
         try:
             failure, answer = self._connection.recv()
-        except (EOFError, ConnectionError):
-            self._process.join()
-            last = self._log.read_text("utf-8", "replace").strip().splitlines()[-1:]
-            failure, answer = "".join(last) or f"it ended with status {self._process.exitcode}", None
+        except (EOFError, OSError):  # in the middle of an answer it is the latter
+            failure, answer = self._end(), None
         if failure:
-            raise CheckpointError(f"{self._reference.name} could not be run: {failure}")
+            raise CheckpointError(f"{self._reference.name} could not be run: {failure}", [failure])
         return answer
+
+    def _end(self) -> str:
+        """Wait for the end of the process; return how it ended, with the last line of the log."""
+        status = self._process.wait()
+        ended = f"it ended with status {status}"
+        if status < 0:
+            memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
+            ended = f"it was killed by {signal.Signals(-status).name}{memory}"
+        last = self._log.read_text("utf-8", "replace").strip().splitlines()[-1:]
+        return f"{ended} ({_line(last[0])})" if last else ended
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._process.kill()
-        self._process.join()
+        self._process.wait()
         self._connection.close()
         self._folder.cleanup()
 
@@ -104,37 +124,30 @@ class _Remote:
         return list(iter(self.process.receive, None))
 
 
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """A context in which processes start with these variables, besides those of this process."""
-    before = {name: os.environ[name] for name in variables if name in os.environ}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            del os.environ[name]
-        os.environ.update(before)
-
-
-def _serve(connection: Connection, log: Path, reference: str, path: Path, checkpoint_name: str) -> None:
-    """Answer requests until the connection ends. The output of the framework goes to the file `log`."""
+def serve(handle: str, reference: str, path: str, checkpoint_name: str) -> None:
+    """Answer requests over the inherited file descriptor `handle` until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends this process
-    output = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    try:
-        module = REFERENCES[reference].module()
-        with Checkpoint(path, checkpoint_name) as checkpoint:
-            while True:
-                request = connection.recv()
-                if isinstance(request, str):
-                    network = module.load(checkpoint, request)
-                    connection.send(("", (network.name, network.dtype, network.about)))
-                else:
-                    for values in (*network.run(*request), None):
-                        connection.send(("", values))
-                del request  # frees the activations before the next ones arrive
-    except Exception as error:
-        with contextlib.suppress(OSError):  # the connection has ended with the parent
-            connection.send((f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", None))
+    with Connection(int(handle)) as connection, contextlib.suppress(OSError):  # the other end went with the parent
+        try:
+            module = REFERENCES[reference].module()
+            with Checkpoint(Path(path), checkpoint_name) as checkpoint:
+                while True:
+                    request = connection.recv()
+                    if isinstance(request, str):
+                        network = module.load(checkpoint, request)
+                        connection.send(("", (network.name, network.dtype, network.about)))
+                    else:
+                        for values in (*network.run(*request), None):
+                            connection.send(("", values))
+                    del request  # frees the activations before the next ones arrive
+        except Exception as error:
+            connection.send((_reason(error), None))
+
+
+def _reason(error: Exception) -> str:
+    """Return the type and the message of an error in one line."""
+    return f"{type(error).__name__}: {_line(str(error)) or ('out of memory' if isinstance(error, MemoryError) else '')}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:LONGEST]

@@ -1,0 +1,80 @@
+"""Processes of reference implementations: how they start, and how their ends are put into words.
+
+A stand-in for a framework, a small module found before the installed one, crashes as a framework may.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.errors import CheckpointError
+from convert.references.registry import REFERENCES
+from convert.references.worker import ReferenceProcess
+
+ENDS = {
+    "import os; os._exit(3)": "it ended with status 3",
+    "import os; print('no such device', flush=True); os._exit(3)": r"it ended with status 3 \(no such device\)",
+    "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": "it was killed by SIGKILL, as the system does when",
+    "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": "it was killed by SIGSEGV",
+    "raise MemoryError": "MemoryError: out of memory",
+    "raise ImportError('no libtorch.so')": "ImportError: no libtorch.so",
+    "raise SystemExit('no licence')": r"it ended with status 1 \(no licence\)",
+}
+"""The reasons that are given, by the content of a stand-in for PyTorch."""
+
+
+@pytest.mark.parametrize("content", ENDS)
+def test_the_end_of_a_process_is_put_into_words(
+    content: str, tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with (
+        Checkpoint(tiny_npz) as checkpoint,
+        ReferenceProcess(REFERENCES["pytorch"], checkpoint) as process,
+        pytest.raises(CheckpointError, match=f"^pytorch could not be run: {ENDS[content]}") as raised,
+    ):
+        process.load("float64")
+    assert raised.value.problems == (str(raised.value).removeprefix("pytorch could not be run: "),)
+
+
+def test_a_module_in_the_current_folder_is_not_taken_for_a_framework(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "torch.py").write_text("raise ImportError('the right one')")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "torch.py").write_text("raise ImportError('the wrong one')")
+    monkeypatch.chdir(tmp_path / "here")
+    with (
+        Checkpoint(tiny_npz) as checkpoint,
+        ReferenceProcess(REFERENCES["pytorch"], checkpoint) as process,
+        pytest.raises(CheckpointError, match="the right one"),
+    ):
+        process.load("float64")
+
+
+SCRIPT = """
+import sys
+import convert
+with open("started", "a") as file:
+    file.write("once\\n")
+result = convert.convert(sys.argv[1], "timm", "out", references=["pytorch"])
+print(result.verification.passed, convert.verify("out", references=["pytorch"]).passed)
+"""
+
+
+def test_a_script_without_a_main_guard_starts_once_and_verifies(tiny_npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py", str(tiny_npz)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "True True\n"
+    assert (tmp_path / "started").read_text() == "once\n"
