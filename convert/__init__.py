@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from convert.published.catalogue import Published, zoo
     from convert.publishing.publish import Publication
     from convert.signing.check import Signature
-    from convert.verification.results import Difference, Inspection, Verification
+    from convert.verification.inspection import Inspection as Inspection
+    from convert.verification.results import Difference, Verification
 
 __all__ = [
     "CheckpointError",

@@ -54,9 +54,10 @@ from convert.signing.check import Signature as Signature
 from convert.sources.resolve import cache_folder as cache_folder
 from convert.sources.resolve import hub_name, locate, user_path
 from convert.verification.comparison import compare as compare_checkpoints
+from convert.verification.inspection import Inspection
 from convert.verification.inspection import inspect as inspect_checkpoint
 from convert.verification.replay import check_replayable, replayed
-from convert.verification.results import Difference, Inspection, Verification
+from convert.verification.results import Difference, Verification
 from convert.verification.verify import Settings
 from convert.verification.verify import verify as verify_conversion
 
@@ -155,7 +156,10 @@ def verify(
     `VerificationError` for an invalid signature, and `UsageError` for options.
     """
     check_names(options, CheckOptions)
-    settings = replace(_settings(options, full=True), replay=options.get("replay", False))
+    gradients = options.get("gradients", False)
+    settings = replace(_settings(options, full=True), replay=options.get("replay", False), gradients=gradients)
+    for reference in ("pytorch", "flax") if gradients else ():
+        _require(reference)
     signature = options.get("signature")
     if signature is None and (trust := trust_of(options)) is not None:
         signature = check_signature(folder, to=to, trust=trust, progress=progress)
@@ -164,6 +168,8 @@ def verify(
     if options.get("report") and is_signed(path) and path.resolve() in file.resolve().parents:
         raise UsageError(f"{file} is in the signed folder, which stays as it is; choose another --report")
     manifest = _manifest(path)
+    if gradients and layouts.find(manifest.layout).folded:
+        raise UsageError(f"{path} holds standardized kernels, which have no gradients; leave out --gradients")
     origin = user_path(source) if source is not None else path / manifest.source.path
     known = source is not None or origin.exists()
     with Checkpoint(origin, manifest.name) if known else contextlib.nullcontext() as opened:

@@ -73,6 +73,8 @@ class CheckOptions(VerifyOptions, TrustOptions, total=False):
     """A signature that `check_signature` has checked, in place of a key or an identity."""
     replay: bool
     """Convert again from the source, and compare the bytes of every file with the folder's."""
+    gradients: bool
+    """Compare loss and gradients of two automatic differentiations, PyTorch's and JAX's; needs both."""
     report: StrPath | None
     """File for the new report: a page if the name ends with `.html`, else JSON."""
 

@@ -72,6 +72,7 @@ def test_it_holds_two_packages_with_their_data(wheel: Path) -> None:
         "convert/published/label_sets/imagenet21k.tsv",
         "convert/publishing/card.md.jinja",
         "convert/reference_outputs/Synthetic-R50x1/pytorch-f64.safetensors",
+        "convert/reference_outputs/training/R14x1-schedule.safetensors",
         "convert/reporting/report.html.jinja",
     } <= set(names)
 

@@ -23,6 +23,7 @@ from convert.options import CheckOptions, TrustOptions
     is_flag=True,
     help="Convert again from the source, into a temporary folder, and compare the bytes of every file.",
 )
+@click.option("--gradients", is_flag=True, help="Compare loss and gradients in PyTorch and JAX; needs both.")
 @trust_options
 @click.option("--report", metavar="FILE", help="Write the report to FILE: a page if it ends with .html, else JSON.")
 @json_option

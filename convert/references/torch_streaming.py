@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -72,6 +74,7 @@ class StreamedNetwork:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.about = {"version": str(version), "device": "CPU", "threads": str(torch.get_num_threads()), "TF32": "off"}
         self._held: dict[tuple[str, int | None], nn.Parameter] = {}
+        self._differentiates = False
         for path, module in self.network.named_modules():
             if list(module.parameters(recurse=False)):
                 module.forward = partial(self._forward, path, module)
@@ -81,6 +84,29 @@ class StreamedNetwork:
         try:
             return run_each(lambda images: compute(self, part, torch.from_numpy(images)), x, self.dtype, channels=1)
         finally:
+            self._held.clear()
+
+    def gradients(self, part: Part, x: Batches, cotangents: Batches) -> tuple[Batches, dict[str, NDArray[Any]]]:
+        """Return the gradients of the sum of `cotangents` times the last tap, by PyTorch's automatic differentiation.
+
+        The first are those with respect to the input, `[N, H, W, C]` or `[N, C]`, the others those with respect to
+        each parameter, by the network's name for it, in the network's shape.
+        """
+        found: dict[str, NDArray[Any]] = {}
+        self._differentiates = True
+        try:
+            for name, images in x.items():
+                given = torch.from_numpy(np.array(np.moveaxis(images, -1, 1), self.dtype, order="C")).requires_grad_()
+                output = compute(self, part, given)[-1]
+                output.backward(torch.from_numpy(np.array(np.moveaxis(cotangents[name], -1, 1), self.dtype, order="C")))
+                assert given.grad is not None, "the output depends on the input"
+                found[name] = np.moveaxis(given.grad.numpy(), 1, -1)
+            pieces: dict[str, list[Tensor]] = {}
+            for (key, _), weight in sorted(self._held.items(), key=lambda item: item[0][1] or 0):
+                pieces.setdefault(key, []).append(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+            return found, {key: torch.cat(values).numpy() for key, values in pieces.items()}
+        finally:
+            self._differentiates = False
             self._held.clear()
 
     def stem(self, x: Tensor) -> list[Tensor]:
@@ -127,7 +153,10 @@ class StreamedNetwork:
         value, expected = self._read(key, channels), parameter[channels].shape
         if value.shape != expected:
             raise ValueError(f"{key} has shape {list(value.shape)}, expected {list(expected)}")
-        weight = nn.Parameter(value.to(self._torch_dtype), requires_grad=False)
-        if sum(other.nbytes for other in self._held.values()) + weight.nbytes <= WEIGHTS_AT_ONCE:
+        weight = nn.Parameter(value.to(self._torch_dtype), requires_grad=self._differentiates)
+        if (
+            self._differentiates
+            or sum(other.nbytes for other in self._held.values()) + weight.nbytes <= WEIGHTS_AT_ONCE
+        ):
             self._held[key, channels.start] = weight
         return weight

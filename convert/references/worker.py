@@ -17,9 +17,11 @@ from typing import Any, Self
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
-from convert.network.runner import Batches, Implementation
-from convert.network.taps import Part
+from convert.network.gradients import Differentiable, PartGradients
+from convert.network.runner import Batches
+from convert.network.taps import Array, Part
 from convert.references.registry import REFERENCES, Reference
+from convert.references.training import TrainingRecording, repeat_steps
 
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -69,13 +71,22 @@ class ReferenceProcess:
         """The operating system's number of the process."""
         return self._process.pid
 
-    def load(self, dtype: str) -> Implementation:
-        """Return the network in `float32` or `float64`; it replaces the one that was loaded before."""
+    def load(self, dtype: str) -> Differentiable:
+        """Return the network in `float32` or `float64`; it replaces the one that was loaded before.
+
+        Only those of `pytorch` and `flax` can be differentiated.
+        """
         self.send(dtype)
         return _Remote(self, *self.receive())
 
+    def repeat_steps(self, recording: Path) -> dict[str, tuple[Array, Array]]:
+        """Repeat recorded training steps in the process, see `training.repeat_steps`."""
+        self.send(recording)
+        repeated: dict[str, tuple[Array, Array]] = self.receive()
+        return repeated
+
     def send(self, request: Any) -> None:
-        """Send a dtype to load, or the arguments with which the loaded network is run."""
+        """Send a dtype to load, a recording, or the arguments with which the network is run or differentiated."""
         with contextlib.suppress(OSError):  # `receive` reports why the process has ended
             self._connection.send(request)
 
@@ -123,6 +134,12 @@ class _Remote:
         self.process.send((part, dict(x)))
         return list(iter(self.process.receive, None))
 
+    def differentiate(self, part: Part, x: Batches, cotangents: Batches) -> PartGradients:
+        """Differentiate a part in the process."""
+        self.process.send((part, dict(x), dict(cotangents)))
+        gradients: PartGradients = self.process.receive()
+        return gradients
+
 
 def serve(handle: str, reference: str, path: str, checkpoint_name: str) -> None:
     """Answer requests over the inherited file descriptor `handle` until the other end is closed."""
@@ -136,6 +153,11 @@ def serve(handle: str, reference: str, path: str, checkpoint_name: str) -> None:
                     if isinstance(request, str):
                         network = module.load(checkpoint, request)
                         connection.send(("", (network.name, network.dtype, network.about)))
+                    elif isinstance(request, Path):
+                        steps = repeat_steps(TrainingRecording.read(request), module.load)
+                        connection.send(("", steps))
+                    elif len(request) == 3:
+                        connection.send(("", network.differentiate(*request)))
                     else:
                         for values in (*network.run(*request), None):
                             connection.send(("", values))

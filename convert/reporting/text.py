@@ -6,27 +6,28 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.markup import escape
 
 from convert.network.inputs import INPUTS
-from convert.verification.results import Agreement, Check, PixelCheck, Verification
+from convert.verification.results import Agreement, Check, GradientCheck, PixelCheck, Verification
 
+AnyCheck = TypeVar("AnyCheck", Check, GradientCheck)
 PASS, FAIL, NOTE = "[green]✓[/]", "[red]✗[/]", "[yellow]![/]"
 GAP = "  "
 """Space between two columns of a table."""
 
 
-def grouped(checks: Sequence[Check], *attributes: str) -> dict[Any, list[Check]]:
+def grouped(checks: Sequence[AnyCheck], *attributes: str) -> dict[Any, list[AnyCheck]]:
     """Group checks by one attribute, such as `run`, or by a tuple of several; in order."""
-    groups: dict[Any, list[Check]] = {}
+    groups: dict[Any, list[AnyCheck]] = {}
     for check in checks:
         groups.setdefault(attrgetter(*attributes)(check), []).append(check)
     return groups
 
 
-def worst(checks: Sequence[Check]) -> Check:
+def worst(checks: Sequence[AnyCheck]) -> AnyCheck:
     """Return the check that is closest to the tolerance; one that failed comes before all that passed."""
     return max(checks, key=lambda check: (not check.passed, check.error / (check.tolerance or 1), check.error))
 
@@ -54,6 +55,7 @@ def summary(verification: Verification) -> list[str]:
         lines.append(f"{PASS} replay: converting again from the source writes the same bytes of all {files} files")
     lines += [_run_line(run, checks) for run, checks in grouped(verification.checks, "run").items()]
     lines += [f"{FAIL} {escape(f'{found.implementation}: {found.words}')}" for found in network.findings]
+    lines += [_gradient_line(run, checks) for run, checks in grouped(verification.gradients, "run").items()]
     if network.agreements:
         lines.append(_agreement_line(network.agreements))
     lines += [_pixel_line(check) for check in verification.pixels]
@@ -148,6 +150,21 @@ def _run_line(run: str, checks: Sequence[Check]) -> str:
     return (
         f"{PASS} {escape(run)}: {len(checks) // inputs} taps of {inputs} input{'s' if inputs > 1 else ''} agree, "
         f"greatest error {number(most.error)} at {escape(most.tap)} (up to {number(most.tolerance)} allowed)"
+    )
+
+
+def _gradient_line(run: str, checks: Sequence[GradientCheck]) -> str:
+    failed = [check for check in checks if not check.passed]
+    most, references = worst(checks), " and ".join(dict.fromkeys(check.reference for check in checks))
+    if failed:
+        return (
+            f"{FAIL} gradients, {escape(run)}: {len(failed)} of {len(checks)} differ from {escape(references)}, in "
+            f"{escape(', '.join(dict.fromkeys(check.part for check in failed)))}, most at {escape(most.parameter)}: "
+            f"error {number(most.error)} (up to {number(most.tolerance)} allowed)"
+        )
+    return (
+        f"{PASS} gradients, {escape(run)}: {len(checks)} agree with {escape(references)}, greatest error "
+        f"{number(most.error)} at {escape(most.parameter)} (up to {number(most.tolerance)} allowed)"
     )
 
 

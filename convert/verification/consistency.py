@@ -28,6 +28,7 @@ from convert.verification.results import (
     CONVERTED,
     END_TO_END,
     FLOAT64_TOLERANCE,
+    GRADIENT_TOLERANCES,
     ISOLATED,
     NO_SOURCE,
     PIXEL_TOLERANCE,
@@ -102,6 +103,8 @@ def _statements(stored: Verification, given: Inputs) -> Iterator[str]:
         yield f"states that {stored.tensors_exact} tensors were only moved, which conversion.json contradicts"
     if any(check.tolerance != PIXEL_TOLERANCE for check in stored.pixels):
         yield f"allows other differences of pixels than {PIXEL_TOLERANCE:g}"
+    if any(check.tolerance != GRADIENT_TOLERANCES.get(check.mode) for check in stored.gradients):
+        yield "allows other differences of gradients than this version"
     if [check.input for check in stored.pixels] != ([*pixel_inputs()] if _compares_pixels(given.converted) else []):
         yield "does not compare the pixels of the stated preprocessing"
 

@@ -3,17 +3,69 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.options import is_standardized
-from convert.files.base import combined_sha256
+from convert.files.base import File, combined_sha256
 from convert.layouts import READABLE
 from convert.network.parameters import parameters
 from convert.progress import Progress
 from convert.references.recordings import find_recordings
-from convert.verification.results import EpsilonCost, Inspection
+from convert.verification.results import to_builtins
+
+
+@dataclass(frozen=True)
+class EpsilonCost:
+    """The effect of a library's epsilon on the filter that suffers most from it.
+
+    `deviation` is the relative decrease of the filter's output: with variance v,
+    1 − √((v + ε of the weights) / (v + ε of the library)).
+    """
+
+    layout: str
+    epsilon: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The result of `bit inspect`."""
+
+    path: str
+    container: str
+    layout: str
+    architecture: str
+    classes: int
+    """0 if the network has no head."""
+    dtype: str
+    tensors: int
+    parameters: int
+    bytes: int
+    """Size of the weights."""
+    files: Mapping[str, File]
+    sha256: str
+    recorded_outputs: bool
+    """True if a recording of the original code exists for these bytes."""
+    ws_eps: float
+    """The epsilon that the weights are meant for."""
+    zero_head: bool
+    """True if the head is all zeros, as before fine-tuning."""
+    nonfinite: tuple[str, ...]
+    """Tensors that hold NaN or infinity."""
+    worst_filter: str
+    """The standardized filter with the smallest variance, such as `block1/unit01/conv1/kernel[…, 17]`."""
+    least_variance: float | None
+    epsilon_costs: tuple[EpsilonCost, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the output of `bit inspect --json`."""
+        return to_builtins(self)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of weights beyond 1e150, and of a NaN that signals

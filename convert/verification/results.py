@@ -12,7 +12,7 @@ import msgspec
 from bit import __version__
 from convert.checkpoints.records import Count, Name, Sentence, Sha256, parse_record
 from convert.errors import VerificationError
-from convert.files.base import File, shown
+from convert.files.base import shown
 from convert.references.registry import CONVERTED as CONVERTED
 from convert.references.registry import SOURCE as SOURCE
 
@@ -21,12 +21,17 @@ SCHEMA = 2
 
 END_TO_END, ISOLATED = "end-to-end", "isolated"
 """The values of `Check.mode`."""
+RECORDED_STEPS = "recorded steps"
+"""A value of `GradientCheck.mode`, besides those of `Check.mode`."""
 IDENTICAL, EQUAL, DIFFERENT, MISSING = "identical", "equal", "different", "missing"
 """The values of `TensorDifference.status`."""
 
 FLOAT64_TOLERANCE = 1e-9
 """Two implementations of one function agree to about 1e-13 in float64; the smallest known difference in
 meaning, an epsilon of 1e-8 instead of 1e-10, shows as 4e-4."""
+GRADIENT_TOLERANCES = {END_TO_END: FLOAT64_TOLERANCE, RECORDED_STEPS: FLOAT64_TOLERANCE, ISOLATED: 1e-11}
+"""Largest error of a gradient, by mode. Two automatic differentiations agree to about 1e-12 through whole networks and
+training steps, and to 1e-14 in one part, where a norm behind a kernel leaves 1e-10 of an unbiased variance."""
 NO_SOURCE = "bytes were not compared: the source is not available"
 """The warning of a verification without the source."""
 PIXEL_TOLERANCE = 1.0
@@ -64,6 +69,35 @@ class Check:
         side = " on the source" if self.side == SOURCE else ""
         mode = ", isolated" if self.mode == ISOLATED else ""
         return f"{self.implementation}{side} {self.dtype}{mode}"
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """The error of a gradient, or of the loss, against another automatic differentiation in float64.
+
+    The mode `end-to-end` propagates the loss through an implementation's own activations; in the mode `isolated` both
+    are given the same input and the same gradient of the output of a part; `recorded steps` are training steps.
+    """
+
+    reference: Sentence
+    implementation: Name
+    mode: Name
+    part: Name
+    """Last tap of the part, such as `block1/unit01` or `logits`."""
+    parameter: Name
+    """Canonical name of the parameter, `…/input` for the part's input, `loss` or `logits_after`."""
+    error: float
+    """Relative L2."""
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return math.isfinite(self.tolerance) and 0 <= self.error <= self.tolerance
+
+    @property
+    def run(self) -> str:
+        """Implementation and mode, such as `bit (PyTorch), isolated`."""
+        return f"{self.implementation}, {self.mode}"
 
 
 @dataclass(frozen=True)
@@ -196,6 +230,8 @@ class Verification:
     """Faults of files, tensors and required references."""
     network: NetworkResult = field(default_factory=NetworkResult)
     pixels: tuple[PixelCheck, ...] = ()
+    gradients: tuple[GradientCheck, ...] = ()
+    """The comparison of gradients; empty unless it was asked for."""
     replay: Replay | None = None
     """The comparison with a second conversion; None unless it was asked for."""
     warnings: tuple[Sentence, ...] = ()
@@ -206,9 +242,14 @@ class Verification:
         return self.network.checks
 
     @property
+    def _network_passed(self) -> bool:
+        outputs = all(check.passed for check in self.checks)
+        return outputs and all(check.passed for check in self.gradients)
+
+    @property
     def model_passed(self) -> bool:
         """True if files and tensors have no problems and the network computes what it should."""
-        return not self.problems and bool(self.checks) and all(check.passed for check in self.checks)
+        return not self.problems and bool(self.checks) and self._network_passed
 
     @property
     def pixels_passed(self) -> bool:
@@ -220,16 +261,22 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `verification.json`; a number that is not finite becomes null."""
-        values = _builtins(self)
+        values = to_builtins(self)
         values |= values.pop("network")
-        judged: dict[str, tuple[Check | PixelCheck, ...]] = {"checks": self.checks, "pixels": self.pixels}
+        judged: dict[str, tuple[Check | GradientCheck | PixelCheck, ...]]
+        judged = {"checks": self.checks, "gradients": self.gradients, "pixels": self.pixels}
         for name, checks in judged.items():
             values[name] = [{**row, "passed": check.passed} for check, row in zip(checks, values[name], strict=True)]
         verdict = {"passed": self.passed, "model_passed": self.model_passed, "pixels_passed": self.pixels_passed}
         return {"schema": SCHEMA, "verifier": f"bit-convert {__version__}", **verdict, **values}
 
 
-NOT_FINITE = {"checks": ("error", "tolerance"), "pixels": ("error",), "findings": ("before",)}
+NOT_FINITE = {
+    "checks": ("error", "tolerance"),
+    "gradients": ("error", "tolerance"),
+    "pixels": ("error",),
+    "findings": ("before",),
+}
 """Numbers that `Verification.to_dict` writes as null if they are not finite, by the list that holds them."""
 
 
@@ -270,8 +317,8 @@ class StoredVerification:
         except ValueError as error:
             raise VerificationError(f"verification.json is damaged ({error})", [f"is damaged ({error})"]) from None
         found = stored.verification
-        judged: tuple[Check | PixelCheck, ...] = (*found.checks, *found.pixels)
-        rows = (*values["checks"], *values["pixels"])
+        judged: tuple[Check | GradientCheck | PixelCheck, ...] = (*found.checks, *found.gradients, *found.pixels)
+        rows = (*values["checks"], *values["gradients"], *values["pixels"])
         failed = sum(not (item.passed and row.get("passed") is True) for item, row in zip(judged, rows, strict=True))
         edited = [name for name, value in found.to_dict().items() if value != values[name] and name != "verifier"]
         return replace(stored, failed=failed, edited=tuple(edited))
@@ -333,58 +380,9 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the output of `bit compare --json`."""
-        return {"equal": self.equal, **_builtins(self)}
+        return {"equal": self.equal, **to_builtins(self)}
 
 
-@dataclass(frozen=True)
-class EpsilonCost:
-    """The effect of a library's epsilon on the filter that suffers most from it.
-
-    `deviation` is the relative decrease of the filter's output: with variance v,
-    1 − √((v + ε of the weights) / (v + ε of the library)).
-    """
-
-    layout: str
-    epsilon: float
-    deviation: float
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """The result of `bit inspect`."""
-
-    path: str
-    container: str
-    layout: str
-    architecture: str
-    classes: int
-    """0 if the network has no head."""
-    dtype: str
-    tensors: int
-    parameters: int
-    bytes: int
-    """Size of the weights."""
-    files: Mapping[str, File]
-    sha256: str
-    recorded_outputs: bool
-    """True if a recording of the original code exists for these bytes."""
-    ws_eps: float
-    """The epsilon that the weights are meant for."""
-    zero_head: bool
-    """True if the head is all zeros, as before fine-tuning."""
-    nonfinite: tuple[str, ...]
-    """Tensors that hold NaN or infinity."""
-    worst_filter: str
-    """The standardized filter with the smallest variance, such as `block1/unit01/conv1/kernel[…, 17]`."""
-    least_variance: float | None
-    epsilon_costs: tuple[EpsilonCost, ...]
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the output of `bit inspect --json`."""
-        return _builtins(self)
-
-
-def _builtins(value: Any) -> dict[str, Any]:
+def to_builtins(value: Any) -> dict[str, Any]:
     """Return a dataclass as JSON has it, without NaN and infinity."""
     return dict(msgspec.json.decode(msgspec.json.encode(value)))

@@ -34,9 +34,18 @@ from convert.network.parameters import parameters
 from convert.progress import Progress
 from convert.references.recordings import SHIPPED, Recordings, find_recordings
 from convert.verification.bytes import compare_bytes
+from convert.verification.gradients import verify_gradients
 from convert.verification.network import compare_network
 from convert.verification.pixels import compare_pixels, stated_processor, without_preprocessing
-from convert.verification.results import CONVERTED, NO_SOURCE, SOURCE, NetworkResult, PixelCheck, Verification
+from convert.verification.results import (
+    CONVERTED,
+    NO_SOURCE,
+    SOURCE,
+    GradientCheck,
+    NetworkResult,
+    PixelCheck,
+    Verification,
+)
 from convert.verification.tap_errors import Candidate
 
 
@@ -53,6 +62,8 @@ class Settings:
     """Folders of recordings."""
     replay: bool = False
     """Convert again, and compare the bytes of every file; see `convert.verification.replay`."""
+    gradients: bool = False
+    """Compare gradients; see `convert.verification.gradients`."""
 
 
 def verify(
@@ -145,6 +156,12 @@ def _compare(
         candidate = Candidate(CONVERTED, converted, {name: converted.weights(name) for name in wrong})
         source = None if plan is None else Candidate(SOURCE, plan.checkpoint)
         network = compare_network(candidate, source, recordings, settings.references, progress)
+    gradients = tuple[GradientCheck, ...]()
+    if settings.gradients and same_network:
+        try:
+            gradients = verify_gradients(converted, progress)
+        except CheckpointError as error:
+            problems.append(f"gradients were not compared: {error}")
     required = {*settings.required, *network.crashed, *(["onnxruntime"] if converted.layout.folded else [])}
     problems += wrong.values()
     problems += [f"{name} did not run: {why}" for name, why in network.not_run.items() if name in required]
@@ -155,6 +172,7 @@ def _compare(
         problems=(*result.problems, *problems),
         warnings=(*result.warnings, *warnings),
         network=network,
+        gradients=gradients,
         pixels=pixels,
     )
 

@@ -14,8 +14,7 @@ from convert.checkpoints.options import ConversionOptions
 from convert.layouts import READABLE
 from convert.network.oracle import standardize
 from convert.progress import silent
-from convert.verification.inspection import inspect
-from convert.verification.results import Inspection
+from convert.verification.inspection import Inspection, inspect
 
 NARROW = "resnet/block1/unit02/b/standardized_conv2d/kernel"
 
