@@ -15,7 +15,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bit import __version__
-from convert.errors import CheckpointError, ConvertError, DownloadError, HubError, UsageError, VerificationError
+from convert.errors import (
+    CheckpointError,
+    ConvertError,
+    DownloadError,
+    HubError,
+    IncompleteError,
+    UsageError,
+    VerificationError,
+)
 
 if TYPE_CHECKING:
     from convert.api import (
@@ -45,6 +53,7 @@ __all__ = [
     "Difference",
     "DownloadError",
     "HubError",
+    "IncompleteError",
     "Inspection",
     "Manifest",
     "Publication",

@@ -25,7 +25,7 @@ from convert.conversion.existing import converted_folder as converted_folder
 from convert.conversion.existing import default_folder, existing_conversion, occupied
 from convert.conversion.plan import Plan, plan
 from convert.conversion.write import write
-from convert.errors import CheckpointError, UsageError, VerificationError, check_choice, check_names
+from convert.errors import CheckpointError, IncompleteError, UsageError, VerificationError, check_choice, check_names
 from convert.files.atomic import HeldFolder, NewFolder
 from convert.files.base import combined_sha256
 from convert.files.sharded import INDEX_SUFFIX
@@ -57,7 +57,7 @@ from convert.verification.comparison import compare as compare_checkpoints
 from convert.verification.inspection import Inspection
 from convert.verification.inspection import inspect as inspect_checkpoint
 from convert.verification.replay import check_replayable, replayed
-from convert.verification.results import Difference, Verification
+from convert.verification.results import INCOMPLETE, Difference, Verification
 from convert.verification.verify import Settings
 from convert.verification.verify import verify as verify_conversion
 
@@ -97,9 +97,10 @@ def convert(
     `out` is the new folder, by default `converted/NAME/LAYOUT`. `options` are those of
     `convert.options.ConvertOptions`, which describes each: `dtype="bfloat16"`, `force=True`.
     A folder that already holds exactly this conversion, verified, is left as it is and returned.
-    Raises `VerificationError` if the verification fails, with the `ConversionResult` as attribute
-    `result`; `CheckpointError` for a checkpoint or folder that cannot be used, `UsageError` for
-    options, `DownloadError` and `HubError` for checkpoints that cannot be fetched.
+    Raises `VerificationError` if the verification fails, and `IncompleteError` if it could not be
+    completed, with the `ConversionResult` as attribute `result`; `CheckpointError` for a checkpoint or
+    folder that cannot be used, `UsageError` for options, `DownloadError` and `HubError` for checkpoints
+    that cannot be fetched.
     """
     check_names(options, ConvertOptions)
     layout = layouts.find(to)
@@ -134,7 +135,8 @@ def convert(
             if verification.passed or not target.exists():
                 output.commit()
             else:
-                kept = f"the verification failed, so {target} was kept as it was"
+                words = INCOMPLETE if verification.verdict == INCOMPLETE else "failed"
+                kept = f"the verification {words}, so {target} was kept as it was"
                 result = replace(result, warnings=(*result.warnings, kept))
             return _passed(result)
 
@@ -152,7 +154,8 @@ def verify(
     `folder` may also be the name of the checkpoint that was converted, with `to` for the layout.
     `source` is the checkpoint that was converted, if it was moved. With a key or an identity the
     signature is checked first, see `check_signature`; then no comparison need be possible. Returns the
-    result whether it passed or not. Raises `CheckpointError` for a folder that cannot be verified,
+    result whether it passed or not; if it could not be completed, an earlier report of a pass is kept.
+    Raises `CheckpointError` for a folder that cannot be verified,
     `VerificationError` for an invalid signature, and `UsageError` for options.
     """
     check_names(options, CheckOptions)
@@ -281,9 +284,9 @@ def classify(
 
 def _require(reference: str) -> None:
     """Raise `UsageError` if a package that a reference implementation needs is missing."""
-    package, extra = REFERENCES[reference].missing, REFERENCES[reference].extra
+    package = REFERENCES[reference].missing
     if package is not None:
-        raise UsageError(f"{package} is not installed; run make setup, or pip install -e '.[{extra}]'")
+        raise UsageError(f"{package} is not installed; run make setup, or {REFERENCES[reference].install}")
 
 
 def _settings(options: VerifyOptions, full: bool) -> Settings:
@@ -369,11 +372,14 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def _passed(result: ConversionResult) -> ConversionResult:
-    """Return the result, or raise `VerificationError` if the verification failed."""
-    if not result.verification.passed:
-        problems = result.verification.problems
-        first = f": {problems[0]}" if problems else ""
-        error = VerificationError(f"the verification of {result.folder} failed{first}", problems)
-        error.result = result
-        raise error
-    return result
+    """Return the result, or raise `VerificationError` or `IncompleteError`."""
+    verification = result.verification
+    if verification.passed:
+        return result
+    kind: type[VerificationError | IncompleteError] = VerificationError
+    words, problems = "failed", verification.problems
+    if verification.verdict == INCOMPLETE:
+        kind, words, problems = IncompleteError, INCOMPLETE, verification.incomplete
+    error = kind(f"the verification of {result.folder} {words}{': '.join(['', *problems[:1]])}", problems)
+    error.result = result
+    raise error

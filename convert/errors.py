@@ -5,10 +5,11 @@
     ├── UsageError               an option or argument that is invalid or does not fit the others
     ├── DownloadError            a published file that could not be fetched
     ├── HubError                 a request to the Hugging Face Hub that failed
-    └── VerificationError        a conversion that does not pass, or is not what was verified
+    ├── VerificationError        a conversion that does not pass, or is not what was verified
+    └── IncompleteError          a verification that could not be completed; nothing differs so far
 
 A message says what is wrong, where, and what to do. The command `bit` exits with 1 for a
-`VerificationError` and with 2 for the others.
+`VerificationError`, with 3 for an `IncompleteError` and with 2 for the others.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ class VerificationError(ConvertError):
 
     result: Any = None
     """The `convert.ConversionResult` that failed, if `convert.convert` raised the error."""
+
+
+class IncompleteError(ConvertError):
+    """A verification in which a framework is missing, a process failed, or memory ran out, and nothing differs."""
+
+    result: Any = None
+    """The `convert.ConversionResult` with everything that ran, if `convert.convert` raised the error."""
 
 
 def check_choice(kind: str, value: str, known: Collection[str]) -> None:

@@ -15,6 +15,8 @@ from convert.options import StrPath
 
 FAILED = 1
 """Exit status of a verification that fails, and of a comparison that finds a difference."""
+UNFINISHED = 3
+"""Exit status of a verification that could not be completed."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -64,7 +66,7 @@ def reference_options(full: bool) -> Callable[[Command], Command]:
         "references",
         multiple=True,
         metavar="NAME",
-        help="Run this implementation, and fail if it cannot run: pytorch, flax, keras, timm, transformers or "
+        help="Run this implementation, and exit with 3 if it cannot run: pytorch, flax, keras, timm, transformers or "
         "onnxruntime. May be repeated.",
     )
     return lambda command: switch(named(recordings_option(command)))
@@ -79,9 +81,19 @@ def verification_lines(verification: convert.Verification, report: StrPath | Non
     return [*summary(verification), *verdicts(verification), *shown]
 
 
+def report_in(folder: Path, verification: convert.Verification) -> Path | None:
+    """Return the path of the page about this verification in a folder; None if there is another one, or none."""
+    from convert.checkpoints.manifest import REPORT_NAME, is_signed
+    from convert.reporting.files import keeps_pass
+
+    return None if is_signed(folder) or keeps_pass(folder, verification) else folder / REPORT_NAME
+
+
 def conclude(verification: convert.Verification) -> None:
-    """Print the warnings of a verification, and exit with 1 if it failed."""
+    """Print the warnings of a verification, and exit with 1 if anything differs, with 3 if it was not completed."""
+    from convert.verification.results import DIFFERS
+
     for warning in verification.warnings:
         print_warning(warning)
     if not verification.passed:
-        sys.exit(FAILED)
+        sys.exit(FAILED if verification.verdict == DIFFERS else UNFINISHED)

@@ -9,7 +9,14 @@ from typing import Unpack
 import click
 
 import convert
-from convert.cli.common import conclude, layout_option, reference_options, source_options, verification_lines
+from convert.cli.common import (
+    conclude,
+    layout_option,
+    reference_options,
+    report_in,
+    source_options,
+    verification_lines,
+)
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar
 from convert.options import ConvertOptions
 
@@ -63,13 +70,14 @@ def convert_command(
     with progress_bar() as progress:
         try:
             result = convert.convert(checkpoint, to, out, progress=progress, **options)
-        except convert.VerificationError as error:
+        except (convert.VerificationError, convert.IncompleteError) as error:
             if error.result is None:
                 raise
             result = error.result
     verified = result.verification if options["verify"] else None
     value = {"folder": str(result.folder), "created": result.created, "conversion": asdict(result.manifest)}
-    print_result(as_json, {**value, "verification": verified and verified.to_dict()}, _lines(result, verified))
+    value |= {"verdict": verified and verified.verdict, "verification": verified and verified.to_dict()}
+    print_result(as_json, value, _lines(result, verified))
     for warning in result.warnings:
         print_warning(warning)
     if verified is None:
@@ -79,8 +87,6 @@ def convert_command(
 
 
 def _lines(result: convert.ConversionResult, verified: convert.Verification | None) -> Iterator[str]:
-    from convert.checkpoints.manifest import REPORT_NAME
-
     manifest = result.manifest
     classes = f"{manifest.classes} classes" if manifest.classes else "no head"
     size = sum(file.bytes for file in manifest.files.values()) / 1e6
@@ -91,7 +97,7 @@ def _lines(result: convert.ConversionResult, verified: convert.Verification | No
     if not result.created:
         yield "  this conversion exists already; --force converts again (with make: ARGS=--force)"
     if verified is not None:
-        yield from verification_lines(verified, result.folder / REPORT_NAME)
+        yield from verification_lines(verified, report_in(result.folder, verified))
     if result.loading and (verified is None or verified.passed):
         yield "load it with:"
         yield from (f"  {escape(line)}" for line in result.loading.splitlines())

@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 import click
 
 import convert
-from convert.cli.common import FAILED
+from convert.cli.common import FAILED, UNFINISHED
 from convert.cli.terminal import print_json, print_remark, write
-from convert.errors import ConvertError, VerificationError
+from convert.errors import ConvertError, IncompleteError, VerificationError
 
 BAD_INPUT = 2
-"""Exit status for input that cannot be used; the other is `convert.cli.common.FAILED`."""
+"""Exit status for input that cannot be used; the others are in `convert.cli.common`."""
+STATUSES = {VerificationError: FAILED, IncompleteError: UNFINISHED}
+"""Exit statuses of the errors that have one of their own."""
 
 
 class Commands(click.Group):
@@ -40,8 +42,9 @@ class Commands(click.Group):
             page = f"; see {context.command_path} --help" if context else ""
             _refuse(error.format_message().rstrip(".") + page, as_json)
         except ConvertError as error:
-            status = FAILED if isinstance(error, VerificationError) else BAD_INPUT
-            _refuse(str(error), as_json, error.problems, status)
+            _refuse(str(error), as_json, error.problems, STATUSES.get(type(error), BAD_INPUT))
+        except MemoryError as error:
+            _refuse(f"memory ran out ({str(error) or 'no details'}); close other programs", as_json, (), UNFINISHED)
         except OSError as error:
             message = error.strerror or str(error)
             _refuse(f"{error.filename}: {message}" if error.filename else message, as_json)

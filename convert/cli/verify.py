@@ -7,7 +7,7 @@ from typing import Unpack
 
 import click
 
-from convert.cli.common import conclude, json_option, layout_option, reference_options, verification_lines
+from convert.cli.common import conclude, json_option, layout_option, reference_options, report_in, verification_lines
 from convert.cli.sign import trust_options
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar, width
 from convert.options import CheckOptions, TrustOptions
@@ -36,7 +36,7 @@ def verify_command(folder: str, to: str, source: str | None, as_json: bool, **op
     FOLDER may be the name of the CHECKPOINT that was converted, with --to for the layout.
     """
     from convert import api
-    from convert.checkpoints.manifest import REPORT_NAME, is_signed
+    from convert.checkpoints.manifest import is_signed
     from convert.reporting.text import tap_table
 
     signer: TrustOptions = {
@@ -49,12 +49,14 @@ def verify_command(folder: str, to: str, source: str | None, as_json: bool, **op
         path = signature.folder if signature is not None else api.converted_folder(folder, to)
         options["signature"] = signature
         verification = api.verify(path, source=source, progress=progress, **options)
-    compared = bool(verification.checks or verification.problems)
+    compared = bool(verification.checks or verification.problems or verification.incomplete)
     lines = [f"[green]✓[/] {escape(signature.words)}"] if signature is not None else []
     if compared or signature is None:
-        report = options.get("report") or (None if is_signed(path) else path / REPORT_NAME)
+        report = options.get("report") or report_in(path, verification)
         lines += [*tap_table(verification, width()), *verification_lines(verification, report)]
     value = verification.to_dict()
+    if not compared and signature is not None:
+        value["verdict"] = None
     if signature is not None:
         value["signature"] = {**asdict(signature), "folder": str(signature.folder), "shows": signature.words}
     print_result(as_json, value, lines)

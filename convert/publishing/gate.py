@@ -28,14 +28,14 @@ from convert.checkpoints.manifest import (
     Manifest,
 )
 from convert.checkpoints.records import parse_record
-from convert.errors import CheckpointError, VerificationError
+from convert.errors import CheckpointError, IncompleteError, VerificationError
 from convert.files.base import CHUNK, combined_sha256, open_regular, shown
 from convert.progress import Progress
 from convert.references.recordings import SHIPPED, find_recordings
 from convert.sources.hub_client import LARGEST_IN_COMMIT
 from convert.sources.provenance import address
 from convert.verification.consistency import Inputs, contradictions, needs_source
-from convert.verification.results import Check, PixelCheck, StoredVerification, Verification
+from convert.verification.results import INCOMPLETE, Check, PixelCheck, StoredVerification, Verification
 from convert.verification.verify import Settings, compare_files, compare_manifest, verify
 
 UNVERIFIED = {*REPORT_NAMES, *SIGNING_NAMES, CARD_NAME}
@@ -230,6 +230,9 @@ def _repeat(folder: Path, given: Inputs, hashes: Mapping[str, str], gate: Gate, 
         result = verify(folder, given.manifest, given.source, Settings(recordings=gate.recordings), progress)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, or leave out the repeated verification with --no-reverify") from None
+    if result.verdict == INCOMPLETE and result.incomplete:
+        reasons = result.incomplete
+        raise IncompleteError(f"the repeated verification of {folder} {INCOMPLETE}: {reasons[0]}", reasons)
     problems = [*result.problems]
     compared: tuple[Check | PixelCheck, ...] = (*result.checks, *result.pixels)
     failed = [check for check in compared if not check.passed]
@@ -273,6 +276,7 @@ def _faults(stored: StoredVerification) -> list[str]:
     verifier, result = f"bit-convert {__version__}", stored.verification
     count = len(result.checks) + len(result.pixels)
     faults = {
+        f"reports that it {INCOMPLETE} ({shown(next(iter(result.incomplete), None))})": bool(result.incomplete),
         "does not report a pass": not stored.passed,
         f"reports a problem ({shown(next(iter(result.problems), None))})": bool(result.problems),
         f"comes from {shown(stored.verifier)}, not from {verifier}": stored.verifier != verifier,

@@ -79,8 +79,8 @@ def ensure_recorded(
     try:
         if checkpoint.manifest is None and find_recordings(sha256, folders, checkpoint.config.ws_eps) is None:
             record(checkpoint, folders[-1], progress, frameworks=(), sha256=sha256)
-    except (CheckpointError, OSError) as error:
-        return (f"nothing was recorded: {error}",)
+    except (CheckpointError, OSError, MemoryError) as error:
+        return (f"nothing was recorded: {str(error) or 'out of memory'}",)
     return ()
 
 

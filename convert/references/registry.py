@@ -41,6 +41,11 @@ class Reference:
         """First required package that is not installed, or None."""
         return next((package for package in self.needs if find_spec(package) is None), None)
 
+    @property
+    def install(self) -> str:
+        """Command that installs the packages."""
+        return f"pip install -e '.[{self.extra}]'"
+
     def reads(self, checkpoint: Checkpoint) -> bool:
         """Return whether it can run this checkpoint."""
         layout = checkpoint.layout

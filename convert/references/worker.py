@@ -43,10 +43,14 @@ LONGEST = 300
 """Most characters of the reason for a failure: the message of a framework can fill pages."""
 
 
+class ProcessError(CheckpointError):
+    """A process that has failed or ended; the only one of the `problems` is the reason."""
+
+
 class ReferenceProcess:
     """A process in which a reference runs one checkpoint; leaving the `with` block ends it.
 
-    If the process fails or ends, calls raise `CheckpointError` with the reason.
+    If the process fails or ends, calls raise `ProcessError`.
     """
 
     def __init__(self, reference: Reference, checkpoint: Checkpoint) -> None:
@@ -91,13 +95,13 @@ class ReferenceProcess:
             self._connection.send(request)
 
     def receive(self) -> Any:
-        """Return the next answer of the process. Raises `CheckpointError` if it has failed or ended."""
+        """Return the next answer of the process. Raises `ProcessError` if it has failed or ended."""
         try:
             failure, answer = self._connection.recv()
         except (EOFError, OSError):  # in the middle of an answer it is the latter
             failure, answer = self._end(), None
         if failure:
-            raise CheckpointError(f"{self._reference.name} could not be run: {failure}", [failure])
+            raise ProcessError(f"{self._reference.name} could not be run: {failure}", [failure])
         return answer
 
     def _end(self) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
 from convert.checkpoints.manifest import REPORT_NAME, VERIFICATION_NAME, Manifest
+from convert.checkpoints.records import parse_record
 from convert.files.atomic import json_text, new_file
+from convert.files.base import open_regular
 from convert.reporting import html
-from convert.verification.results import Verification
+from convert.verification.results import INCOMPLETE, Verification
 
 
 def write_report_file(path: Path, verification: Verification, manifest: Manifest) -> None:
@@ -19,11 +22,26 @@ def write_report_file(path: Path, verification: Verification, manifest: Manifest
         partial.write_text(text, "utf-8")
 
 
-def write_report(folder: Path, verification: Verification, manifest: Manifest, shown: Path | None = None) -> str | None:
-    """Write both files of the report into `folder`, or neither; return why that failed, or None.
+def keeps_pass(folder: Path, verification: Verification) -> bool:
+    """Return whether `folder` keeps its report: of a pass with these files, while this one is incomplete."""
+    if verification.verdict != INCOMPLETE:
+        return False
+    with contextlib.suppress(OSError, ValueError), open_regular(folder / VERIFICATION_NAME) as file:
+        stored = parse_record(file.read())
+        return stored.get("passed") is True and stored.get("files") == dict(verification.files)
+    return False
 
-    `shown` is the path of the folder in that sentence, if it is another.
+
+def write_report(folder: Path, verification: Verification, manifest: Manifest, shown: Path | None = None) -> str | None:
+    """Write both files of the report into `folder`, or neither; return why they were not written, or None.
+
+    `shown` is the path of the folder in that sentence, if it is another. See also `keeps_pass`.
     """
+    if keeps_pass(folder, verification):
+        return (
+            f"{(shown or folder) / VERIFICATION_NAME} reports a pass and was kept: this verification {INCOMPLETE}; "
+            "--report FILE writes a report of it"
+        )
     try:
         page = html.render(verification, manifest).encode()
         report = {"report": hashlib.sha256(page).hexdigest()}

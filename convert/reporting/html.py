@@ -19,7 +19,7 @@ from convert.network.inputs import INPUTS
 from convert.reporting.plot import SCALE_WIDTH, plots
 from convert.reporting.templates import template
 from convert.reporting.text import grouped, input_label, number, worst
-from convert.verification.results import END_TO_END, Verification
+from convert.verification.results import END_TO_END, INCOMPLETE, Verification
 
 TEMPLATE = "report.html.jinja"
 
@@ -49,6 +49,7 @@ def render(verification: Verification, manifest: Manifest, signed: SignedBy | No
         plots=plots(verification.checks),
         runs=grouped(verification.checks, "run"),
         END_TO_END=END_TO_END,
+        incomplete=verification.verdict == INCOMPLETE,
         SCALE_WIDTH=SCALE_WIDTH,
         INPUTS=INPUTS,
         verifier=f"bit-convert {__version__}",

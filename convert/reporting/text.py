@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from rich.markup import escape
 
 from convert.network.inputs import INPUTS
-from convert.verification.results import Agreement, Check, GradientCheck, PixelCheck, Verification
+from convert.verification.results import INCOMPLETE, Agreement, Check, GradientCheck, PixelCheck, Verification
 
 AnyCheck = TypeVar("AnyCheck", Check, GradientCheck)
 PASS, FAIL, NOTE = "[green]✓[/]", "[red]✗[/]", "[yellow]![/]"
@@ -49,6 +49,7 @@ def summary(verification: Verification) -> list[str]:
     """Return one line for each thing that was compared, and for each that was not."""
     network = verification.network
     lines = [f"{FAIL} {escape(problem)}" for problem in verification.problems]
+    lines += [f"{NOTE} {escape(reason)}" for reason in verification.incomplete]
     lines += _byte_lines(verification)
     if verification.replay is not None and verification.replay.passed:
         files = len(verification.replay.identical)
@@ -63,7 +64,8 @@ def summary(verification: Verification) -> list[str]:
         lines.append(f"{GAP}tolerances include the rounding of the weights to {' and '.join(verification.roundings)}")
     if verification.checks:
         lines.append(f"{GAP}reference: {escape(network.reference)}")
-    lines += [f"{GAP}not run: {escape(f'{name}, {reason}')}" for name, reason in network.not_run.items()]
+    others = {name: why for name, why in network.not_run.items() if why not in " ".join(verification.incomplete)}
+    lines += [f"{GAP}not run: {escape(f'{name}, {reason}')}" for name, reason in others.items()]
     if (effect := network.epsilon) and effect.relative_l2 is not None:
         lines.append(
             f"{GAP}{escape(effect.library)} standardizes weights with epsilon {effect.epsilon:g}, this checkpoint "
@@ -74,10 +76,13 @@ def summary(verification: Verification) -> list[str]:
 
 
 def verdicts(verification: Verification) -> list[str]:
-    """Return the verdict; a failure names the part that failed, the model or the preprocessing."""
+    """Return the verdict; a difference names the part that failed, the model or the preprocessing."""
     if verification.passed:
         compared = verification.tensors_exact or verification.tensors_changed
         return ["[bold green]verified[/]" + ("" if compared else ", but not the bytes: name the source with --source")]
+    if verification.verdict == INCOMPLETE:
+        so_far = "nothing that was compared differs" if verification.checks else "nothing was compared"
+        return [f"[bold yellow]{INCOMPLETE}[/]: {so_far}"]
     differs = "differs" if any(not check.passed for check in verification.checks) else "is not verified"
     model = "[bold green]the model is verified[/]" if verification.model_passed else f"[bold red]the model {differs}[/]"
     pixels = [] if verification.pixels_passed else ["[bold red]the preprocessing differs[/]"]

@@ -20,7 +20,7 @@ from convert.network.taps import Array, Key, parts, tap_names
 from convert.progress import Progress, tracked
 from convert.references.recordings import Recordings
 from convert.references.registry import FOREIGN_GRAPH, REFERENCES, Reference
-from convert.references.worker import ReferenceProcess
+from convert.references.worker import ProcessError, ReferenceProcess
 from convert.verification.diagnosis import diagnose
 from convert.verification.metrics import finite, relative_l2
 from convert.verification.oracle_taps import OracleTaps, run_oracle
@@ -80,22 +80,26 @@ def compare_network(
 
 
 def _run(implementation: Implementation, expected: Expected, isolated: bool) -> RunResult:
-    """Compare one implementation; if it fails and there is a source, in isolation too, and diagnose it."""
+    """Compare one implementation; if it differs and there is a source, in isolation too, and diagnose it."""
     candidate, oracle = expected.candidate, expected.oracle
     config, task = candidate.checkpoint.config, f"comparing {implementation.name} {implementation.dtype}"
     taps = run_both_modes(implementation, expected, isolated)
     result = compare_taps(implementation, expected, tracked(taps, task, len(tap_names(config)), expected.progress))
-    if oracle is None or all(check.passed for check in result.checks):
+    if oracle is None or result.failure or all(check.passed for check in result.checks):
         return result
     if not isolated:
-        return _run(implementation, expected, isolated=True)
+        again = _run(implementation, expected, isolated=True)
+        return replace(result, failure=again.failure) if again.failure else again
     failed = {
         part: [c for c in result.checks if c.mode == ISOLATED and c.tap in part.taps and not c.passed]
         for part in parts(config)
         if candidate.keeps(part.name) and part.name in oracle.names
     }
     faulty = {part: checks for part, checks in failed.items() if checks}
-    return replace(result, findings=tuple(diagnose(implementation, oracle, faulty, candidate.differing)))
+    try:
+        return replace(result, findings=tuple(diagnose(implementation, oracle, faulty, candidate.differing)))
+    except ProcessError as error:
+        return replace(result, failure=error.problems[0])
 
 
 def _run_references(
@@ -103,7 +107,7 @@ def _run_references(
 ) -> tuple[list[RunResult], dict[str, str], tuple[str, ...]]:
     """Run each reference, in every dtype it has, on the sides that it reads.
 
-    Returns the results, the reason for each reference that did not run, and the names of those that crashed.
+    Returns the results, the reason for each reference that did not run or failed, and the names of those that failed.
     """
     planned, not_run = list[tuple[Reference, Expected]](), dict[str, str]()
     for reference in references:
@@ -112,19 +116,24 @@ def _run_references(
         if not found:
             not_run[reference.name] = "it reads neither the converted layout nor the layout of the source"
         elif reference.missing is not None:
-            not_run[reference.name] = f"{reference.missing} is not installed: pip install -e '.[{reference.extra}]'"
+            not_run[reference.name] = f"{reference.missing} is not installed: {reference.install}"
         elif any(_has_foreign_graph(expected.candidate.checkpoint) for expected in found):
             not_run[reference.name] = FOREIGN_GRAPH
         else:
             planned += [(reference, expected) for expected in (found if reference.layouts else found[:1])]
     results, crashed = [], dict[str, str]()
     for reference, expected, process in _started(planned):
-        try:
-            for dtype in reference.dtypes:
-                isolated = dtype == "float64" and expected.oracle is not None
-                results.append(_run(process.load(dtype), expected, isolated))
-        except CheckpointError as error:
-            crashed[reference.name] = str(error)
+        for dtype in reference.dtypes:
+            isolated = dtype == "float64" and expected.oracle is not None
+            try:
+                result = _run(process.load(dtype), expected, isolated)
+            except (CheckpointError, MemoryError) as error:
+                reasons = (*getattr(error, "problems", ()), str(error), "out of memory")
+                result = RunResult(failure=next(filter(None, reasons)))
+            results += [result] if result.checks else []
+            if result.failure:
+                crashed[reference.name] = f"{result.failure}; to install it again: {reference.install}"
+                break
     return results, not_run | crashed, tuple(crashed)
 
 

@@ -23,6 +23,8 @@ END_TO_END, ISOLATED = "end-to-end", "isolated"
 """The values of `Check.mode`."""
 RECORDED_STEPS = "recorded steps"
 """A value of `GradientCheck.mode`, besides those of `Check.mode`."""
+VERIFIED, DIFFERS, INCOMPLETE = "verified", "differs", "could not be completed"
+"""The values of `Verification.verdict`."""
 IDENTICAL, EQUAL, DIFFERENT, MISSING = "identical", "equal", "different", "missing"
 """The values of `TensorDifference.status`."""
 
@@ -186,7 +188,7 @@ class NetworkResult:
     not_run: Mapping[Name, Sentence] = field(default_factory=dict)
     """The reason for each reference implementation that did not run."""
     crashed: tuple[Name, ...] = ()
-    """Those that started and failed; each is a problem of the verification."""
+    """Those that started and failed; each leaves the verification incomplete."""
     findings: tuple[Finding, ...] = ()
     epsilon: EpsilonEffect | None = None
     reference: Sentence = ""
@@ -212,7 +214,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Verification:
-    """The verdict on a converted folder. It passes if every comparison passes and at least one was made."""
+    """The verdict on a converted folder. It passes if every comparison that had to be made was, and passes."""
 
     name: Name
     layout: Name
@@ -227,7 +229,9 @@ class Verification:
     roundings: tuple[Name, ...] = ()
     """The dtypes to which the weights were rounded since the original checkpoint."""
     problems: tuple[Sentence, ...] = ()
-    """Faults of files, tensors and required references."""
+    """Faults of files and tensors."""
+    incomplete: tuple[Sentence, ...] = ()
+    """The reason for each comparison that had to be made and could not be completed."""
     network: NetworkResult = field(default_factory=NetworkResult)
     pixels: tuple[PixelCheck, ...] = ()
     gradients: tuple[GradientCheck, ...] = ()
@@ -249,7 +253,7 @@ class Verification:
     @property
     def model_passed(self) -> bool:
         """True if files and tensors have no problems and the network computes what it should."""
-        return not self.problems and bool(self.checks) and self._network_passed
+        return not (self.problems or self.incomplete) and bool(self.checks) and self._network_passed
 
     @property
     def pixels_passed(self) -> bool:
@@ -259,6 +263,12 @@ class Verification:
     def passed(self) -> bool:
         return self.model_passed and self.pixels_passed
 
+    @property
+    def verdict(self) -> str:
+        """`verified`, `differs` or, if nothing differs so far, `could not be completed`."""
+        differs = self.problems or not (self.pixels_passed and self._network_passed)
+        return VERIFIED if self.passed else DIFFERS if differs else INCOMPLETE
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `verification.json`; a number that is not finite becomes null."""
         values = to_builtins(self)
@@ -267,8 +277,8 @@ class Verification:
         judged = {"checks": self.checks, "gradients": self.gradients, "pixels": self.pixels}
         for name, checks in judged.items():
             values[name] = [{**row, "passed": check.passed} for check, row in zip(checks, values[name], strict=True)]
-        verdict = {"passed": self.passed, "model_passed": self.model_passed, "pixels_passed": self.pixels_passed}
-        return {"schema": SCHEMA, "verifier": f"bit-convert {__version__}", **verdict, **values}
+        verdicts = {name: getattr(self, name) for name in ("verdict", "passed", "model_passed", "pixels_passed")}
+        return {"schema": SCHEMA, "verifier": f"bit-convert {__version__}", **verdicts, **values}
 
 
 NOT_FINITE = {
@@ -305,7 +315,7 @@ class StoredVerification:
                 message = f"has schema {shown(schema)}, but this version reads schema {SCHEMA}"
                 raise VerificationError(f"verification.json {message}", [message])
             names = {item.name for item in (*fields(Verification), *fields(NetworkResult))} - {"network"}
-            names |= {"schema", "verifier", "passed", "model_passed", "pixels_passed", "report"}
+            names |= {"schema", "verifier", "verdict", "passed", "model_passed", "pixels_passed", "report"}
             if missing := sorted(names - values.keys() - {"report"}):
                 raise ValueError(f"Object missing required field `{missing[0]}`")
             if unknown := sorted(values.keys() - names):

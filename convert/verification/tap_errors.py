@@ -18,6 +18,7 @@ from convert.network.runner import Batches, Implementation, run_network, run_par
 from convert.network.taps import WHOLE, Array, Key, parts, summarize, tap_names
 from convert.progress import Progress, tracked
 from convert.references.recordings import Recordings
+from convert.references.worker import ProcessError
 from convert.verification.metrics import relative_l2, summary_error
 from convert.verification.oracle_taps import OracleTaps, run_oracle
 from convert.verification.results import END_TO_END, FLOAT64_TOLERANCE, ISOLATED, SOURCE, Agreement, Check, Finding
@@ -174,32 +175,38 @@ class Expected:
 class RunResult:
     """The result of one run: one implementation, one dtype, one side."""
 
-    checks: tuple[Check, ...]
-    agreements: tuple[Agreement, ...]
-    environment: Mapping[str, str]
+    checks: tuple[Check, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     """Versions, device and threads."""
-    outputs: Mapping[Key, Array]
+    outputs: Mapping[Key, Array] = field(default_factory=dict)
     """Pooled features and logits, end-to-end."""
     findings: tuple[Finding, ...] = ()
+    failure: str = ""
+    """The reason why the process of the run ended early; the checks are those that were made before."""
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def compare_taps(implementation: Implementation, expected: Expected, taps: BothModes) -> RunResult:
-    """Check every tap of a run. A tap that is missing on either side fails."""
+    """Check every tap of a run. A tap that is missing on either side fails, unless the process of the run failed."""
     errors: dict[str, dict[Key, float]] = {END_TO_END: {}}
     outputs: dict[Key, Array] = {}
-    for tap, together, isolated in taps:
-        for mode, values in ((END_TO_END, together), (ISOLATED, isolated)):
-            for name, value in values.items():
-                errors.setdefault(mode, {})[name, tap] = expected.error(mode, (name, tap), value)
-        if tap in WHOLE:
-            outputs |= {(name, tap): value.astype(np.float64) for name, value in together.items()}
+    failure = ""
+    try:
+        for tap, together, isolated in taps:
+            for mode, values in ((END_TO_END, together), (ISOLATED, isolated)):
+                for name, value in values.items():
+                    errors.setdefault(mode, {})[name, tap] = expected.error(mode, (name, tap), value)
+            if tap in WHOLE:
+                outputs |= {(name, tap): value.astype(np.float64) for name, value in together.items()}
+    except ProcessError as ended:
+        failure = ended.problems[0]
     candidate, wanted = expected.candidate, expected.keys()
     order = [(name, tap) for tap in tap_names(candidate.checkpoint.config) for name in expected.images]
     run = (implementation.name, candidate.side, implementation.dtype)
     checks = []
     for mode, found in errors.items():
-        for key in dict.fromkeys((*order, *sorted(wanted), *found)):
+        for key in found if failure else dict.fromkeys((*order, *sorted(wanted), *found)):
             comparable = key in order and key in wanted
             tolerance = expected.tolerance(implementation.dtype, mode, key) if comparable else 0.0
             error = found.get(key, math.inf) if key in order else math.inf
@@ -209,7 +216,7 @@ def compare_taps(implementation: Implementation, expected: Expected, taps: BothM
         right = expected.logits(name) if tap == "logits" else None
         if right is not None and right.shape == logits.shape and np.isfinite(logits).all():
             agreements.append(_agreement((*run, name), logits, right))
-    return RunResult(tuple(checks), tuple(agreements), implementation.about, outputs)
+    return RunResult(tuple(checks), tuple(agreements), implementation.about, outputs, failure=failure)
 
 
 def _agreement(about: tuple[str, str, str, str], found: Array, expected: Array) -> Agreement:

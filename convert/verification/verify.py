@@ -33,6 +33,7 @@ from convert.files.containers import kind
 from convert.network.parameters import parameters
 from convert.progress import Progress
 from convert.references.recordings import SHIPPED, Recordings, find_recordings
+from convert.references.registry import FOREIGN_GRAPH
 from convert.verification.bytes import compare_bytes
 from convert.verification.gradients import verify_gradients
 from convert.verification.network import compare_network
@@ -57,7 +58,7 @@ class Settings:
     """Reference implementations to run, of `registry.REFERENCES`; with any of them, parts are compared in
     isolation too."""
     required: tuple[str, ...] = ()
-    """Those that must run for the verification to pass."""
+    """Those without which the verification is incomplete."""
     recordings: tuple[Path, ...] = (SHIPPED,)
     """Folders of recordings."""
     replay: bool = False
@@ -143,6 +144,7 @@ def _compare(
     pixels, problems = _compare_companions(companions, converted)
     problems += compare_manifest(manifest, companions, converted)
     warnings = [caveat] if (caveat := export.caveat(converted.config)) else []
+    incomplete: list[str] = []
     same_network, tensors = True, list[tuple[Step, str | None]]()
     if plan is not None:
         problems += _compare_plan(plan, manifest, converted.config)
@@ -155,21 +157,28 @@ def _compare(
     if same_network:
         candidate = Candidate(CONVERTED, converted, {name: converted.weights(name) for name in wrong})
         source = None if plan is None else Candidate(SOURCE, plan.checkpoint)
-        network = compare_network(candidate, source, recordings, settings.references, progress)
+        try:
+            network = compare_network(candidate, source, recordings, settings.references, progress)
+        except MemoryError as error:
+            incomplete.append(f"the network was not run to the end: {one_line(error)}; close other programs")
     gradients = tuple[GradientCheck, ...]()
     if settings.gradients and same_network:
         try:
             gradients = verify_gradients(converted, progress)
-        except CheckpointError as error:
-            problems.append(f"gradients were not compared: {error}")
+        except (CheckpointError, MemoryError) as error:
+            incomplete.append(f"gradients were not compared: {one_line(error)}")
     required = {*settings.required, *network.crashed, *(["onnxruntime"] if converted.layout.folded else [])}
     problems += wrong.values()
-    problems += [f"{name} did not run: {why}" for name, why in network.not_run.items() if name in required]
+    for name, why in network.not_run.items():
+        if name in required:
+            words = f"{name} {'failed' if name in network.crashed else 'did not run'}: {why}"
+            (problems if why == FOREIGN_GRAPH else incomplete).append(words)
     return replace(
         result,
         tensors_exact=sum(step.exact for step, problem in tensors if problem is None),
         tensors_changed=sum(not step.exact for step, problem in tensors if problem is None),
         problems=(*result.problems, *problems),
+        incomplete=tuple(incomplete),
         warnings=(*result.warnings, *warnings),
         network=network,
         gradients=gradients,

@@ -250,12 +250,21 @@ def test_requested_changes_are_shown() -> None:
         assert words in text
 
 
-def test_without_comparisons_a_verification_fails() -> None:
+def test_without_comparisons_a_verification_is_not_completed() -> None:
     _, manifest = small()
     page = Page(render(Verification("a", "timm", "R14x1", 0), manifest))
-    assert "✗ Verification failed" in page.texts("h2")
-    assert "Nothing was compared, so the model does not pass." in page.texts("dd")
+    assert "– Could not be completed" in page.texts("h2")
+    assert "Nothing was compared." in page.texts("dd")
     assert not page.texts("figure")
+
+
+def test_a_package_that_failed_is_named_with_the_reason_and_the_command_that_installs_it() -> None:
+    verification, manifest = small()
+    reason = "pytorch failed: it was killed by SIGKILL; to install it again: pip install -e '.[torch]'"
+    page = Page(render(replace(verification, incomplete=(reason,)), manifest))
+    assert "– Could not be completed" in page.texts("h2")
+    assert reason in page.texts("li")
+    assert "Nothing that was compared differs, but not everything was compared." in page.texts("dd")
 
 
 @pytest.mark.parametrize("values", [(0.0, 0.0), (math.inf, math.inf), (math.nan, math.nan), (1e-320, 1e300)])
