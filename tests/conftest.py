@@ -47,8 +47,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run networks without a recording on smaller images, where their size proves nothing."""
     small = {"square": (1, 2, 64, 64), "odd": (2, 1, 49, 65)}
-    for module in ("network", "consistency"):
-        monkeypatch.setattr(f"convert.verification.{module}.INPUTS", small)
+    for module in ("verification.network", "publishing.consistency"):
+        monkeypatch.setattr(f"convert.{module}.INPUTS", small)
     monkeypatch.setattr("convert.verification.comparison.batches", partial(batches, small))
 
 

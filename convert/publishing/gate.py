@@ -31,10 +31,10 @@ from convert.checkpoints.records import parse_record
 from convert.errors import CheckpointError, IncompleteError, VerificationError
 from convert.files.base import CHUNK, combined_sha256, open_regular, shown
 from convert.progress import Progress
+from convert.publishing.consistency import Inputs, contradictions, needs_source
 from convert.references.recordings import SHIPPED, find_recordings
 from convert.sources.hub_client import LARGEST_IN_COMMIT
 from convert.sources.provenance import address
-from convert.verification.consistency import Inputs, contradictions, needs_source
 from convert.verification.results import INCOMPLETE, Check, PixelCheck, StoredVerification, Verification
 from convert.verification.verify import Settings, compare_files, compare_manifest, verify
 
