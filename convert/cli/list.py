@@ -37,11 +37,11 @@ def _rows(chosen: list[convert.Published], together: bool) -> Iterator[tuple[str
     for name, item in rows.items():
         accuracy = f"{item.accuracies[-1].value:.2f}" if item.accuracies else ""
         mark = " !" if item.defects else ""
-        yield name + mark, str(item.classes), str(item.evaluation.size), accuracy, ", ".join(item.data)
+        yield name + mark, str(item.classes), accuracy, str(item.evaluation.size), ", ".join(item.data)
 
 
 def _lines(chosen: list[convert.Published], together: bool) -> Iterator[str]:
-    yield from table(("name", "classes", "input", "top-1 %", "trained on"), _rows(chosen, together), left=(0, 4))
+    yield from table(("name", "classes", "top-1 %", "input", "trained on"), _rows(chosen, together), left=(0, 4))
     for item in chosen:
         for defect in item.defects:
             yield f"[yellow]![/] {item.name}: {defect}"

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from convert.reporting.columns import Column, table_lines
+
 if TYPE_CHECKING:
     from convert.progress import Progress
 
@@ -84,14 +86,14 @@ def escape(text: object) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """Return the lines of a table, each column as wide as needed, those in `left` aligned left; none without rows."""
+    """Return the lines of a table, those columns in `left` aligned left; none without rows.
+
+    On a terminal the last columns are left out if they do not fit; the first always stays.
+    """
     cells = [headings, *([visible(cell, MAX_CELL) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        escape("  ".join(cell.ljust(size) if number in left else cell.rjust(size) for number, (cell, size) in row))
-        for row in (enumerate(zip(line, widths, strict=True)) for line in cells)
-    ]
-    return [f"[bold]{lines[0].rstrip()}[/]", *(line.rstrip() for line in lines[1:])] if len(lines) > 1 else []
+    columns = [Column(column, rank, rank in left) for rank, column in enumerate(zip(*cells, strict=True))]
+    first, *others = map(escape, table_lines(columns, width()))
+    return [f"[bold]{first}[/]", *others] if others else []
 
 
 def print_json(value: Any) -> None:

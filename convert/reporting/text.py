@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from rich.markup import escape
 
 from convert.network.inputs import INPUTS
+from convert.reporting.columns import Column, table_lines
 from convert.verification.results import INCOMPLETE, Agreement, Check, GradientCheck, PixelCheck, Verification
 
 AnyCheck = TypeVar("AnyCheck", Check, GradientCheck)
 PASS, FAIL, NOTE = "[green]✓[/]", "[red]✗[/]", "[yellow]![/]"
-GAP = "  "
-"""Space between two columns of a table."""
+INDENT = "  "
 
 
 def grouped(checks: Sequence[AnyCheck], *attributes: str) -> dict[Any, list[AnyCheck]]:
@@ -61,14 +60,16 @@ def summary(verification: Verification) -> list[str]:
         lines.append(_agreement_line(network.agreements))
     lines += [_pixel_line(check) for check in verification.pixels]
     if verification.roundings:
-        lines.append(f"{GAP}tolerances include the rounding of the weights to {' and '.join(verification.roundings)}")
+        lines.append(
+            f"{INDENT}tolerances include the rounding of the weights to {' and '.join(verification.roundings)}"
+        )
     if verification.checks:
-        lines.append(f"{GAP}reference: {escape(network.reference)}")
+        lines.append(f"{INDENT}reference: {escape(network.reference)}")
     others = {name: why for name, why in network.not_run.items() if why not in " ".join(verification.incomplete)}
-    lines += [f"{GAP}not run: {escape(f'{name}, {reason}')}" for name, reason in others.items()]
+    lines += [f"{INDENT}not run: {escape(f'{name}, {reason}')}" for name, reason in others.items()]
     if (effect := network.epsilon) and effect.relative_l2 is not None:
         lines.append(
-            f"{GAP}{escape(effect.library)} standardizes weights with epsilon {effect.epsilon:g}, this checkpoint "
+            f"{INDENT}{escape(effect.library)} standardizes weights with epsilon {effect.epsilon:g}, this checkpoint "
             f"expects {effect.original:g}: {escape(effect.tap)} computed there differ by {number(effect.relative_l2)} "
             f"({escape(input_label(effect.input))})"
         )
@@ -89,22 +90,6 @@ def verdicts(verification: Verification) -> list[str]:
     return [model, *pixels, "[bold red]verification failed[/]"]
 
 
-@dataclass(frozen=True, eq=False)
-class _Column:
-    cells: list[str]
-    """Dtype, heading, then one value for each tap."""
-    rank: int
-    """0 is always shown; the greatest is left out first."""
-    left: bool = False
-
-    @property
-    def width(self) -> int:
-        return max(map(len, self.cells))
-
-    def aligned(self) -> list[str]:
-        return [cell.ljust(self.width) if self.left else cell.rjust(self.width) for cell in self.cells]
-
-
 def tap_table(verification: Verification, width: int | None = None) -> list[str]:
     """Tabulate for each tap and dtype the error closest to the tolerance, that tolerance, and the run.
 
@@ -112,25 +97,19 @@ def tap_table(verification: Verification, width: int | None = None) -> list[str]
     always stay, and nothing is cut off. Without a width every column is shown.
     """
     taps = list(grouped(verification.checks, "tap"))
-    columns = [_Column(["", "tap", *taps], 0, left=True)]
+    columns = [Column(["", "tap", *taps], 0, left=True)]
     for dtype, same in grouped(verification.checks, "dtype").items():
         found = grouped(same, "tap")
         rows = [worst(found[tap]) if tap in found else None for tap in taps]
         errors = [row and ("" if row.passed else "✗ ") + f"{row.error:.1e}" for row in rows]
         tolerances = [row and number(row.tolerance) for row in rows]
         columns += [
-            _Column([dtype, "error", *(error or "" for error in errors)], 0),
-            _Column(["", "tolerance", *(tolerance or "" for tolerance in tolerances)], 1),
-            _Column(["", "run", *(row.run.replace(f" {dtype}", "") if row else "" for row in rows)], 2, left=True),
+            Column([dtype, "error", *(error or "" for error in errors)], 0),
+            Column(["", "tolerance", *(tolerance or "" for tolerance in tolerances)], 1),
+            Column(["", "run", *(row.run.replace(f" {dtype}", "") if row else "" for row in rows)], 2, left=True),
         ]
-    shown = [column for column in columns if column.rank == 0]
-    for column in sorted(columns, key=lambda column: column.rank)[len(shown) :]:
-        if width is not None and sum(len(GAP) + item.width for item in (*shown, column)) - len(GAP) > width:
-            break
-        shown.append(column)
-    cells = [column.aligned() for column in columns if column in shown]
-    lines = [escape(GAP.join(row).rstrip()) for row in zip(*cells, strict=True)]
-    return [f"[bold]{line}[/]" for line in lines[: 2 if taps else 0]] + [line.replace("✗", FAIL) for line in lines[2:]]
+    shown = [escape(line) for line in table_lines(columns, width)]
+    return [f"[bold]{line}[/]" for line in shown[: 2 if taps else 0]] + [line.replace("✗", FAIL) for line in shown[2:]]
 
 
 def _byte_lines(verification: Verification) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.text import Text
 from support.command import assert_refused, run_here
 
 from convert.cli.terminal import (
@@ -25,19 +26,39 @@ from convert.cli.terminal import (
     write,
 )
 
+ROWS = [("block1/unit01/conv1/kernel", "1.234e-05", "square"), ("[a]", "1", "")]
 
-def test_a_table_is_as_wide_as_its_cells_whatever_the_terminal(
+
+def test_a_table_in_a_pipe_is_as_wide_as_its_cells(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    print_rich(*table(("name", "error"), [("block1/unit01/conv1/kernel", "1.234e-05"), ("[a]", "1")]))
+    print_rich(*table(("name", "error", "input"), ROWS, left=(0, 2)))
     assert capsys.readouterr().out.splitlines() == [
-        "name                            error",
-        "block1/unit01/conv1/kernel  1.234e-05",
+        "name                            error  input",
+        "block1/unit01/conv1/kernel  1.234e-05  square",
         "[a]                                 1",
     ]
     print_rich(*table(("name", "error"), []))
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(45, 3), (44, 2), (37, 2), (36, 1), (5, 1)])
+def test_a_table_on_a_terminal_leaves_out_whole_columns(
+    columns: int, shown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.cli.terminal.width", lambda: columns)
+    for row, line in zip([("name", "error", "input"), *ROWS], table(("name", "error", "input"), ROWS), strict=True):
+        assert Text.from_markup(line).plain.split() == [cell for cell in row[:shown] if cell]
+
+
+def test_the_list_of_the_zoo_fits_60_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("convert.cli.terminal.width", lambda: 60)
+    lines = run_here("list", cwd=tmp_path).stdout.splitlines()
+    assert lines[0].split() == ["name", "classes", "top-1", "%", "input"]
+    rows = [line for line in lines if line.startswith("BiT-")]
+    assert len(rows) > 20
+    assert all(len(line) <= 60 for line in rows)
 
 
 def test_long_lines_are_not_broken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
