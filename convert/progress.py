@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -20,3 +21,14 @@ def tracked(items: Iterable[T], task: str, total: int, progress: Progress) -> It
     for done, item in enumerate(items, 1):
         progress(task, done, total)
         yield item
+
+
+def one_at_a_time(progress: Progress) -> Progress:
+    """Return a callback for several threads: calls of `progress` never overlap."""
+    lock = threading.Lock()
+
+    def report(task: str, done: int, total: int) -> None:
+        with lock:
+            progress(task, done, total)
+
+    return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
             raise CheckpointError(f"the path {str(path)!r} has characters that cannot be printed; rename it")
         self.name = name or checkpoint_name(path, self.manifest)
         self.file = open_weights(path)
+        self._reading = threading.Lock()
         self.notes = list(self.file.notes)
         """Messages about parts of the file that were ignored."""
         self.assumption: str | None = None
@@ -119,7 +121,8 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
         """Return one parameter by canonical name, or a slice of the output channels (last canonical axis).
 
         `axes` and `dtype` choose the axes and the dtype of the result; the default is the canonical axes
-        in float64. Reads piece by piece, so that little more memory is used than the result takes.
+        in float64. Reads piece by piece, so that little more memory is used than the result takes. Several
+        threads may read at the same time.
         """
         place = self.place(name)
         tensor, stored = self.tensor(place), self.stored_axes(place)
@@ -132,7 +135,8 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
         for start, index in runs(tensor.stored_shape, READ_BYTES // tensor.dtype.itemsize, axis, channels):
             target = as_stored[index]
             bits = np.empty(target.shape, tensor.dtype.bits)
-            self.file.read(tensor, start, bits.reshape(-1))
+            with self._reading:
+                self.file.read(tensor, start, bits.reshape(-1))
             target[...] = tensor.dtype.to_float64(bits)
         return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -29,10 +30,15 @@ ENVIRONMENT = {
     # oneDNN keeps a copy of every kernel in another format: 6 GB with R152x4.
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "CUDA_VISIBLE_DEVICES": "",
-    # By default glibc keeps freed arrays of up to 32 MB, and memory between others of any size.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 18),
 }
-"""Environment variables of the processes."""
+"""Environment variables of the processes, see also `environment`."""
+KEPT_PARAMETERS, KEPT, RETURNED = 100_000_000, 1 << 25, 1 << 18
+"""Parameters of a network up to which freed arrays of 32 MB, the most that glibc allows, are kept for the next ones,
+and bytes of the arrays that are kept otherwise. To ask the system for each array anew takes a fourth of the time; what
+is kept between others would be gigabytes for R152x4."""
+MEMORY = 2_000_000_000
+"""Bytes of memory for each process: 1.5 GB for R152x4, and the taps that are compared meanwhile."""
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 SERVE = (
     "import sys; given, sys.path[:] = sys.argv[1:5], sys.argv[5:]; "
     "from convert.references import worker; worker.serve(*given)"
@@ -53,8 +59,11 @@ class ReferenceProcess:
     If the process fails or ends, calls raise `ProcessError`.
     """
 
-    def __init__(self, reference: Reference, checkpoint: Checkpoint) -> None:
+    def __init__(self, reference: Reference, checkpoint: Checkpoint, threads: int | None = None) -> None:
+        """Start the process, which computes with `threads`; by default with one on every processor."""
         self._reference = reference
+        threads = threads or processors()
+        count = sum(math.prod(tensor.shape) for tensor in checkpoint.file.tensors.values())
         # The temporary files of the process are here too, so that they go even if it is killed.
         self._folder = tempfile.TemporaryDirectory(prefix="bit-reference-")
         self._log = Path(self._folder.name) / "log"
@@ -67,13 +76,17 @@ class ReferenceProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[connection.fileno()],
-                env={**os.environ, **ENVIRONMENT, "TMPDIR": self._folder.name},
+                env={**os.environ, **environment(threads, count), "TMPDIR": self._folder.name},
             )
 
     @property
     def identifier(self) -> int:
         """The operating system's number of the process."""
         return self._process.pid
+
+    def kill(self) -> None:
+        """End the process now, from any thread; whoever waits for an answer gets a `ProcessError`."""
+        self._process.kill()
 
     def load(self, dtype: str) -> Differentiable:
         """Return the network in `float32` or `float64`; it replaces the one that was loaded before.
@@ -118,10 +131,50 @@ class ReferenceProcess:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.kill()
+        self.kill()
         self._process.wait()
         self._connection.close()
         self._folder.cleanup()
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def at_once(count: int) -> int:
+    """Return how many of `count` processes to run side by side: one a processor, as far as memory allows."""
+    return max(1, min(count, processors(), _available() // MEMORY))
+
+
+def _available() -> int:
+    """Return the bytes of memory that are free for this process."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # another system than Linux
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    with contextlib.suppress(OSError, ValueError):  # a container may have less; without a limit it says "max"
+        limit, used = (int((CONTROL_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        available = min(available, limit - used)
+    return available
+
+
+def environment(threads: int, count: int) -> dict[str, str]:
+    """Return the environment variables of a process that computes with `threads`, for a network of `count` parameters.
+
+    Each library is told the number in a way of its own.
+    """
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""]
+    return {
+        **ENVIRONMENT,
+        "OMP_NUM_THREADS": str(threads),
+        "NPROC": str(threads),
+        "XLA_FLAGS": " ".join(filter(None, flags)),
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(KEPT if count <= KEPT_PARAMETERS else RETURNED),
+    }
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +19,10 @@ from convert.network.inputs import INPUTS, batches, input_sha256
 from convert.network.oracle import Oracle
 from convert.network.runner import Implementation
 from convert.network.taps import Array, Key, parts, tap_names
-from convert.progress import Progress, tracked
+from convert.progress import Progress, one_at_a_time, tracked
 from convert.references.recordings import Recordings
 from convert.references.registry import FOREIGN_GRAPH, REFERENCES, Reference
-from convert.references.worker import ProcessError, ReferenceProcess
+from convert.references.worker import ProcessError, ReferenceProcess, at_once, processors
 from convert.verification.diagnosis import diagnose
 from convert.verification.metrics import finite, relative_l2
 from convert.verification.oracle_taps import OracleTaps, run_oracle
@@ -43,6 +45,7 @@ def compare_network(
     ONNX Runtime, unless it is not the one that `bit convert` writes.
     """
     checkpoint, layout = converted.checkpoint, converted.checkpoint.layout
+    progress = one_at_a_time(progress)
     images = batches(recordings.float64.inputs if recordings else INPUTS, checkpoint.config.num_channels)
     with tempfile.TemporaryDirectory(prefix="bit-taps-") as folder:
         oracle = None if source is None else OracleTaps(source.checkpoint, images, Path(folder), progress)
@@ -52,15 +55,22 @@ def compare_network(
             if candidate is not None
         }
         expected, isolated = sides[CONVERTED], bool(references) and oracle is not None
-        runs = []
-        if oracle is not None and recordings is not None and (references or converted.origin.roundings):
-            taps: BothModes = ((tap, values, {}) for tap, values in oracle.taps())
-            runs.append(compare_taps(oracle.source.oracle(), sides[SOURCE], taps))
-        of_oracle = _run(checkpoint.oracle(), expected, isolated)
-        runs += [of_oracle, *(_run(implementation, expected, isolated) for implementation in others)]
         names = dict.fromkeys((*references, *(["onnxruntime"] if layout.folded else [])))
-        by_references, not_run, crashed = _run_references([REFERENCES[name] for name in names], sides)
-        runs += by_references
+        planned, not_run = _planned([REFERENCES[name] for name in names], sides)
+        with _started(planned) as running:
+            runs = []
+            if oracle is not None and recordings is not None and (references or converted.origin.roundings):
+                taps: BothModes = ((tap, values, {}) for tap, values in oracle.taps())
+                runs.append(compare_taps(oracle.source.oracle(), sides[SOURCE], taps))
+            of_oracle = _run(checkpoint.oracle(), expected, isolated)
+            runs += [of_oracle, *(_run(implementation, expected, isolated) for implementation in others)]
+            by_references = [(reference, run) for reference, runs_of_it in running for run in runs_of_it.result()]
+        runs += [run for _, run in by_references if run.checks]
+        crashed = {
+            reference.name: f"{run.failure}; to install it again: {reference.install}"
+            for reference, run in by_references
+            if run.failure
+        }
         findings: dict[tuple[str, str | None], Finding] = {}
         for finding in (item for run in runs for item in run.findings):
             findings.setdefault((finding.part, finding.explanation), finding)
@@ -69,8 +79,8 @@ def compare_network(
             checks=tuple(check for run in runs for check in run.checks),
             agreements=tuple(item for run in runs for item in run.agreements),
             environments={run.checks[0].run: dict(run.environment) for run in runs},
-            not_run=not_run,
-            crashed=crashed,
+            not_run=not_run | crashed,
+            crashed=tuple(crashed),
             findings=tuple(findings.values()),
             epsilon=_measure_epsilon(expected, of_oracle.outputs) if has_other_epsilon else None,
             reference=expected.reference(),
@@ -102,13 +112,10 @@ def _run(implementation: Implementation, expected: Expected, isolated: bool) -> 
         return replace(result, failure=error.problems[0])
 
 
-def _run_references(
+def _planned(
     references: Sequence[Reference], sides: Mapping[str, Expected]
-) -> tuple[list[RunResult], dict[str, str], tuple[str, ...]]:
-    """Run each reference, in every dtype it has, on the sides that it reads.
-
-    Returns the results, the reason for each reference that did not run or failed, and the names of those that failed.
-    """
+) -> tuple[list[tuple[Reference, Expected]], dict[str, str]]:
+    """Return the runs of each reference on the sides that it reads, and the reason for each that cannot run."""
     planned, not_run = list[tuple[Reference, Expected]](), dict[str, str]()
     for reference in references:
         found = [sides[side] for side in reference.sides if side in sides]
@@ -121,20 +128,7 @@ def _run_references(
             not_run[reference.name] = FOREIGN_GRAPH
         else:
             planned += [(reference, expected) for expected in (found if reference.layouts else found[:1])]
-    results, crashed = [], dict[str, str]()
-    for reference, expected, process in _started(planned):
-        for dtype in reference.dtypes:
-            isolated = dtype == "float64" and expected.oracle is not None
-            try:
-                result = _run(process.load(dtype), expected, isolated)
-            except (CheckpointError, MemoryError) as error:
-                reasons = (*getattr(error, "problems", ()), str(error), "out of memory")
-                result = RunResult(failure=next(filter(None, reasons)))
-            results += [result] if result.checks else []
-            if result.failure:
-                crashed[reference.name] = f"{result.failure}; to install it again: {reference.install}"
-                break
-    return results, not_run | crashed, tuple(crashed)
+    return planned, not_run
 
 
 def _has_foreign_graph(checkpoint: Checkpoint) -> bool:
@@ -145,17 +139,45 @@ def _has_foreign_graph(checkpoint: Checkpoint) -> bool:
     return not is_written_here(checkpoint)
 
 
+@contextlib.contextmanager
 def _started(
     planned: Sequence[tuple[Reference, Expected]],
-) -> Iterator[tuple[Reference, Expected, ReferenceProcess]]:
-    """Yield a process for each run; the next process imports the framework meanwhile."""
-    with contextlib.ExitStack() as ahead:
-        waiting: ReferenceProcess | None = None
-        for number, (reference, expected) in enumerate(planned, 1):
-            with waiting or ReferenceProcess(reference, expected.candidate.checkpoint) as process:
-                for following, other in planned[number : number + 1]:
-                    waiting = ahead.enter_context(ReferenceProcess(following, other.candidate.checkpoint))
-                yield reference, expected, process
+) -> Iterator[list[tuple[Reference, Future[list[RunResult]]]]]:
+    """Run references in the background, as many side by side as `at_once` allows; leaving the context ends them.
+
+    Processes of one thread each finish earlier than one process of many: much of what a framework does, such as
+    importing and compiling, has one thread anyway.
+    """
+    count = at_once(len(planned))
+    threads, processes, ended = processors() // count, list[ReferenceProcess](), threading.Event()
+
+    def run(reference: Reference, expected: Expected) -> list[RunResult]:
+        with ReferenceProcess(reference, expected.candidate.checkpoint, threads) as process:
+            processes.append(process)
+            return [] if ended.is_set() else list(_run_dtypes(reference, expected, process))
+
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield [(reference, pool.submit(run, reference, expected)) for reference, expected in planned]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        ended.set()
+        for process in processes:
+            process.kill()
+        pool.shutdown()
+
+
+def _run_dtypes(reference: Reference, expected: Expected, process: ReferenceProcess) -> Iterator[RunResult]:
+    """Compare a reference in every dtype that it has, up to one that fails."""
+    for dtype in reference.dtypes:
+        try:
+            result = _run(process.load(dtype), expected, dtype == "float64" and expected.oracle is not None)
+        except (CheckpointError, MemoryError) as error:
+            reasons = (*getattr(error, "problems", ()), str(error), "out of memory")
+            result = RunResult(failure=next(filter(None, reasons)))
+        yield result
+        if result.failure:
+            break
 
 
 @np.errstate(invalid="ignore", over="ignore")

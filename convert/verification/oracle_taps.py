@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -35,6 +36,8 @@ class OracleTaps:
     folder: Path
     """An empty temporary folder."""
     progress: Progress
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    """Held while taps are computed; another thread that asks for them waits."""
 
     @cached_property
     def names(self) -> list[str]:
@@ -56,15 +59,25 @@ class OracleTaps:
         before = list(takewhile(lambda item: item != part, parts(self.source.config)))
         return self[before[-1].name] if before else self.images
 
-    @cached_property
+    @property
     def float32_errors(self) -> dict[Key, float]:
         """The relative L2 error of each tap when the oracle computes in float32."""
+        with self._lock:
+            return self._float32_errors
+
+    @property
+    def _paths(self) -> dict[Key, Path]:
+        with self._lock:
+            return self._computed
+
+    @cached_property
+    def _float32_errors(self) -> dict[Key, float]:
         oracle = self.source.oracle(np.float32)
         taps = run_oracle(oracle, self.images, "measuring the rounding of float32", self.progress)
         return {(name, tap): relative_l2(x, self[tap][name]) for tap, values in taps for name, x in values.items()}
 
     @cached_property
-    def _paths(self) -> dict[Key, Path]:
+    def _computed(self) -> dict[Key, Path]:
         paths = dict[Key, Path]()
         oracle = self.source.oracle()
         for tap, values in run_oracle(oracle, self.images, "running the oracle on the source", self.progress):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -85,6 +86,8 @@ class Expected:
     images: Batches
     progress: Progress
     _rounding: dict[str, dict[Key, float]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while an effect of rounding is measured; another thread that asks for it waits."""
 
     def reference(self, mode: str = END_TO_END) -> str:
         """Return the name of the reference in reports."""
@@ -143,8 +146,9 @@ class Expected:
             origin = replace(origin, roundings=origin.roundings[before:])
         if not origin.roundoff:
             return 0.0
-        if mode not in self._rounding:
-            self._rounding[mode] = dict(self._measure_rounding(mode, origin.roundoff))
+        with self._lock:
+            if mode not in self._rounding:
+                self._rounding[mode] = dict(self._measure_rounding(mode, origin.roundoff))
         tolerance = ROUNDING_FACTOR * self._rounding[mode].get(key, 0.0)
         return tolerance if self.oracle is not None or tolerance <= LARGEST_ROUNDING_TOLERANCE else 0.0
 

@@ -14,8 +14,9 @@ import pytest
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
+from convert.references import worker
 from convert.references.registry import REFERENCES
-from convert.references.worker import ReferenceProcess
+from convert.references.worker import MEMORY, ReferenceProcess, at_once, environment
 
 ENDS = {
     "import os; os._exit(3)": "it ended with status 3",
@@ -78,3 +79,50 @@ def test_a_script_without_a_main_guard_starts_once_and_verifies(tiny_npz: Path, 
     assert result.returncode == 0, result.stderr
     assert result.stdout == "True True\n"
     assert (tmp_path / "started").read_text() == "once\n"
+
+
+@pytest.mark.parametrize(
+    ("processors", "memory", "expected"),
+    [(1, 8, 1), (2, 8, 2), (16, 8, 5), (16, 2, 2), (2, 1.9, 1), (2, 0, 1)],
+)
+def test_as_many_run_side_by_side_as_processors_and_memory_allow(
+    processors: int, memory: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "processors", lambda: processors)
+    monkeypatch.setattr(worker, "_available", lambda: int(memory * MEMORY))
+    assert at_once(5) == expected
+    assert at_once(0) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux tells how much memory is free")
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "CONTROL_GROUP", tmp_path)
+    free = worker._available()
+    assert free > 0
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert worker._available() > 5000
+    (tmp_path / "memory.max").write_text("6000\n")
+    assert worker._available() == 5000
+
+
+def test_each_framework_is_told_the_number_of_threads(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("OMP_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS", "XLA_FLAGS")
+    (tmp_path / "torch.py").write_text(f"import os; raise ImportError([os.environ[name] for name in {names}])")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=there")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    expected = r"\['1', '1', '1', '--xla_dump_to=there --xla_cpu_multi_thread_eigen=false'\]"
+    with (
+        Checkpoint(tiny_npz) as checkpoint,
+        ReferenceProcess(REFERENCES["pytorch"], checkpoint, threads=1) as process,
+        pytest.raises(CheckpointError, match=expected),
+    ):
+        process.load("float64")
+
+
+def test_only_small_networks_keep_freed_memory() -> None:
+    small, large = (int(environment(1, count)["MALLOC_MMAP_THRESHOLD_"]) for count in (25_500_000, 937_000_000))
+    assert small > 100 * large

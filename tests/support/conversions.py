@@ -18,7 +18,7 @@ from convert.conversion.write import write
 from convert.files.atomic import NewFolder
 from convert.layouts import LAYOUTS
 from convert.network.parameters import parameters
-from convert.progress import silent
+from convert.progress import Progress, silent
 from convert.references.recordings import SHIPPED
 from convert.reporting.files import write_report
 from convert.sources.synthetic import parameter
@@ -69,12 +69,13 @@ def verified(
     references: tuple[str, ...] = (),
     required: tuple[str, ...] = (),
     recordings: tuple[Path, ...] = (SHIPPED,),
+    progress: Progress = silent,
 ) -> Verification:
     """Verify a converted folder and write the report into it, as `bit verify` does."""
     manifest = Manifest.read(folder)
     assert manifest is not None
     with contextlib.ExitStack() as stack:
         opened = None if source is None else stack.enter_context(Checkpoint(source))
-        result = verify(folder, manifest, opened, Settings(references, required, recordings), silent)
+        result = verify(folder, manifest, opened, Settings(references, required, recordings), progress)
     assert write_report(folder, result, manifest) is None
     return result

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,30 @@ def test_a_framework_that_is_missing_matters_only_if_it_was_named(
     assert named.verdict == INCOMPLETE
     assert named.incomplete == (f"pytorch did not run: no_such_package is not installed: {INSTALL}",)
     assert sum("pytorch did not run: no_such_package is not installed" in line for line in summary(named)) == 1
+
+
+def test_an_interrupt_ends_the_processes_of_all_references(
+    folder: Path, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "at_once", lambda count: 2)
+    started, start = list[ReferenceProcess](), ReferenceProcess.__init__
+
+    def noted(process: ReferenceProcess, *arguments: Any) -> None:
+        start(process, *arguments)
+        started.append(process)
+
+    def interrupt(task: str, done: int, total: int) -> None:
+        if task.startswith("comparing oracle"):
+            while len(started) < 2:  # both threads have come so far
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReferenceProcess, "__init__", noted)
+    with pytest.raises(KeyboardInterrupt):
+        verified(folder, tiny_npz, ("pytorch", "flax", "timm"), progress=interrupt)
+    for process in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.identifier, 0)
 
 
 def test_a_process_that_is_killed_in_the_middle_leaves_what_it_had_computed(
