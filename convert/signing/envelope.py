@@ -7,6 +7,7 @@ import binascii
 
 import msgspec
 
+from bit.files import one_line
 from convert.errors import VerificationError
 from convert.signing.keys import PrivateKey, PublicKey
 
@@ -39,7 +40,7 @@ def unseal(line: bytes, key: PublicKey) -> bytes:
     try:
         envelope = msgspec.json.decode(line, type=Envelope)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise VerificationError(f"it is not a DSSE envelope with one signature ({error})") from None
+        raise VerificationError(f"it is not a DSSE envelope with one signature ({one_line(error)})") from None
     if envelope.payload_type != PAYLOAD_TYPE:
         raise VerificationError(f"the payload has the type {envelope.payload_type[:80]!r}, expected {PAYLOAD_TYPE}")
     payload = decode_base64(envelope.payload)

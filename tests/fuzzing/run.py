@@ -40,8 +40,8 @@ OPTIONS = (
     "-len_control=0",
 )
 """Options of libFuzzer."""
-HANG = 60
-"""Seconds after which an input that is read alone counts as one without end."""
+BLOCKED = 1200
+"""Seconds after which an input that is read alone counts as one without end, though the processor is idle."""
 STATUS = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)/")
 """A line of libFuzzer: inputs read, edges and features of the code reached, inputs kept."""
 ARTIFACT = re.compile(r"(?:timeout|oom|crash|leak)-[0-9a-f]{40}")
@@ -116,9 +116,9 @@ def _repeat(reader: str, table: str, path: Path) -> None:
     with _in_memory() as environment:
         command = [*_worker(reader, table), "--read", path]
         try:
-            result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=HANG)
+            result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=BLOCKED)
         except subprocess.TimeoutExpired:
-            text = f"time more than {HANG} s\n"
+            text = f"nothing for {BLOCKED} s\n"
         else:
             ended = f"died of {signal.Signals(-result.returncode).name}\n" if result.returncode < 0 else ""
             text = ended + result.stderr if result.returncode else ""

@@ -8,14 +8,18 @@ nothing.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 
+HANG = 60
+"""Seconds of the processor after which an input that is read alone counts as one without end."""
 ADDRESSES = 6 << 30
 """Bytes of addresses that an input may take beyond those in use at the start; more is a `MemoryError`. Far above the
 memory allowed, because frameworks reserve addresses that they do not use."""
@@ -79,6 +83,11 @@ def _name(found: object) -> str | None:
     return getattr(found, "name", None)
 
 
+def _limit_time() -> None:
+    """Limit the time of the processor; the clock on the wall would depend on what else runs."""
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + HANG, -1))
+
+
 def _limit_addresses() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + ADDRESSES
@@ -102,6 +111,7 @@ def main() -> None:
         for data in reader.seeds(place).values():  # so that nothing is imported or prepared while the input is read
             reader.read(place, data)
         _limit_addresses()
+        _limit_time()
         found = attempt(reader, place, options.read.read_bytes())
     if found is not None:
         sys.exit(found.text)
