@@ -23,12 +23,22 @@ def tracked(items: Iterable[T], task: str, total: int, progress: Progress) -> It
         yield item
 
 
-def one_at_a_time(progress: Progress) -> Progress:
-    """Return a callback for several threads: calls of `progress` never overlap."""
-    lock = threading.Lock()
+class StoppedError(Exception):
+    """Work in another thread has no purpose any more."""
 
-    def report(task: str, done: int, total: int) -> None:
-        with lock:
-            progress(task, done, total)
 
-    return report
+class SharedProgress:
+    """A callback for several threads: calls of `progress` never overlap, and after `stop` they raise `StoppedError`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._lock, self._stopped = progress, threading.Lock(), False
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        with self._lock:
+            if self._stopped:
+                raise StoppedError
+            self._progress(task, done, total)
+
+    def stop(self) -> None:
+        """End the work of every thread at the next step that it reports."""
+        self._stopped = True

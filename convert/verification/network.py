@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from convert.network.inputs import INPUTS, batches, input_sha256
 from convert.network.oracle import Oracle
 from convert.network.runner import Implementation
 from convert.network.taps import Array, Key, parts, tap_names
-from convert.progress import Progress, one_at_a_time, tracked
+from convert.progress import Progress, SharedProgress, tracked
 from convert.references.recordings import Recordings
 from convert.references.registry import FOREIGN_GRAPH, REFERENCES, Reference
 from convert.references.worker import ProcessError, ReferenceProcess, at_once, processors
@@ -45,19 +44,19 @@ def compare_network(
     ONNX Runtime, unless it is not the one that `bit convert` writes.
     """
     checkpoint, layout = converted.checkpoint, converted.checkpoint.layout
-    progress = one_at_a_time(progress)
+    shared = SharedProgress(progress)
     images = batches(recordings.float64.inputs if recordings else INPUTS, checkpoint.config.num_channels)
     with tempfile.TemporaryDirectory(prefix="bit-taps-") as folder:
-        oracle = None if source is None else OracleTaps(source.checkpoint, images, Path(folder), progress)
+        oracle = None if source is None else OracleTaps(source.checkpoint, images, Path(folder), shared)
         sides = {
-            candidate.side: Expected(candidate, recordings, oracle, images, progress)
+            candidate.side: Expected(candidate, recordings, oracle, images, shared)
             for candidate in (converted, source)
             if candidate is not None
         }
         expected, isolated = sides[CONVERTED], bool(references) and oracle is not None
         names = dict.fromkeys((*references, *(["onnxruntime"] if layout.folded else [])))
         planned, not_run = _planned([REFERENCES[name] for name in names], sides)
-        with _started(planned) as running:
+        with _started(planned, shared) as running:
             runs = []
             if oracle is not None and recordings is not None and (references or converted.origin.roundings):
                 taps: BothModes = ((tap, values, {}) for tap, values in oracle.taps())
@@ -141,29 +140,31 @@ def _has_foreign_graph(checkpoint: Checkpoint) -> bool:
 
 @contextlib.contextmanager
 def _started(
-    planned: Sequence[tuple[Reference, Expected]],
+    planned: Sequence[tuple[Reference, Expected]], progress: SharedProgress
 ) -> Iterator[list[tuple[Reference, Future[list[RunResult]]]]]:
-    """Run references in the background, as many side by side as `at_once` allows; leaving the context ends them.
+    """Run references in the background, as many side by side as `at_once` allows; an error in the context ends them.
 
     Processes of one thread each finish earlier than one process of many: much of what a framework does, such as
     importing and compiling, has one thread anyway.
     """
     count = at_once(len(planned))
-    threads, processes, ended = processors() // count, list[ReferenceProcess](), threading.Event()
+    threads, processes = processors() // count, list[ReferenceProcess]()
 
     def run(reference: Reference, expected: Expected) -> list[RunResult]:
         with ReferenceProcess(reference, expected.candidate.checkpoint, threads) as process:
             processes.append(process)
-            return [] if ended.is_set() else list(_run_dtypes(reference, expected, process))
+            return list(_run_dtypes(reference, expected, process))
 
     pool = ThreadPoolExecutor(count)
     try:
         yield [(reference, pool.submit(run, reference, expected)) for reference, expected in planned]
-    finally:
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        ended.set()
+        progress.stop()
         for process in processes:
             process.kill()
+        raise
+    finally:
         pool.shutdown()
 
 
