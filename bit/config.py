@@ -170,6 +170,15 @@ class BitConfig:
                 raise ValueError(f"{channels} channels cannot be divided into {self.num_groups} groups")
 
     @property
+    def smallest_image(self) -> int:
+        """Least height and width of an image, in pixels.
+
+        Every layer has a border, except that with `SAME` the pooling of the stem has none: it needs 3 pixels, half as
+        many as the image has.
+        """
+        return 5 if self.global_padding == "SAME" and not self.embedding_dynamic_padding else 1
+
+    @property
     def stage_names(self) -> tuple[str, ...]:
         """Names of the feature maps: `stem`, then `stage1` and so on."""
         return ("stem", *(f"stage{stage + 1}" for stage in range(len(self.depths))))

@@ -18,6 +18,7 @@ from safetensors.flax import load_file
 
 from bit.config import NORM_EPS, WEIGHTS_NAME, BitConfig
 from bit.files import check_regular, one_line
+from bit.images import check_images
 from bit.mismatch import check_size, listed, mismatches
 
 Taps = dict[str, jax.Array]
@@ -129,8 +130,10 @@ class BiT(nn.Module):
         """Classify images `[N, H, W, num_channels]` in [-1, 1].
 
         Returns logits `[N, num_labels]`, or the pooled features if there is no head, and every tap
-        by name: `root_block/conv`, `root_block`, each unit, `pre_head`, `pooled`, `logits`.
+        by name: `root_block/conv`, `root_block`, each unit, `pre_head`, `pooled`, `logits`. Raises
+        `ValueError` for images that the network does not accept, see `check_images`.
         """
+        check_images(self.config, images.shape)
         config, taps = self.config, {}
         x = taps["root_block/conv"] = Stem(config, name="root_block")(images)
         x = taps["root_block"] = max_pool(x)

@@ -15,6 +15,7 @@ from keras import ops
 
 from bit.config import NORM_EPS, BitConfig
 from bit.files import check_regular, one_line
+from bit.images import check_images
 
 WEIGHTS_NAME = "model.weights.h5"
 
@@ -160,13 +161,22 @@ class BiT(keras.Model):  # type: ignore[misc]
         self.head = Head(config) if config.num_labels else None
         self(np.zeros((1, 64, 64, config.num_channels), np.float32))
 
+    def __call__(self, images: Any, *arguments: Any, **options: Any) -> Any:
+        """Check the images, and call the model; Keras would wrap an error of `call` in several lines."""
+        self._check(images)
+        return super().__call__(images, *arguments, **options)
+
     def call(self, images: Any) -> Any:
         """Return logits `[N, num_labels]` of `[N, H, W, num_channels]` in [-1, 1]; without a head, pooled features."""
         taps = self.taps(images)
         return taps["logits" if self.head else "pooled"]
 
     def taps(self, images: Any) -> dict[str, Any]:
-        """Return every tap by name: `root_block/conv`, `root_block`, each unit, `pre_head`, `pooled`, `logits`."""
+        """Return every tap by name: `root_block/conv`, `root_block`, each unit, `pre_head`, `pooled`, `logits`.
+
+        Raises `ValueError` for images that the network does not accept, see `check_images`.
+        """
+        self._check(images)
         taps: dict[str, Any] = {}
         x = taps["root_block/conv"] = self.root(ops.convert_to_tensor(images))
         x = taps["root_block"] = max_pool(x)
@@ -178,6 +188,11 @@ class BiT(keras.Model):  # type: ignore[misc]
         if self.head:
             taps["logits"] = self.head(x)
         return taps
+
+    def _check(self, images: Any) -> None:
+        shape = images.shape if hasattr(images, "shape") else np.shape(images)
+        if getattr(shape, "rank", 0) is not None:  # in a graph, TensorFlow may know nothing of a shape
+            check_images(self.config, tuple(shape))
 
 
 def load(folder: str | Path) -> BiT:

@@ -73,7 +73,9 @@ class GroupNormActivation(nn.GroupNorm):
         self.activation = make_activation(config) if activate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.activation(super().forward(x))
+        # PyTorch's own `forward` refuses a single image of one value a group, which has a result in larger batches.
+        normalized = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        output: Tensor = self.activation(normalized)
         return output
 
 
@@ -156,8 +158,11 @@ def max_pool(x: Tensor) -> Tensor:
     """Pool 3×3 windows with stride 2; a border of zeros surrounds `x`.
 
     Zeros, not −∞, as in Google's code: no ReLU comes before, so they exceed negative values at the
-    border. They are applied to the result, which is a quarter as large.
+    border. They are applied to the result, which is a quarter as large. In a graph, which holds for even and odd sizes,
+    they surround the input.
     """
+    if torch.compiler.is_compiling():
+        return functional.max_pool2d(functional.pad(x, (1, 1, 1, 1)), 3, 2)
     pooled = functional.max_pool2d(x, 3, 2, padding=1)
     for axis in (2, 3):
         pooled.select(axis, 0).clamp_min_(0)

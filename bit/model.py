@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from bit.config import BitConfig
+from bit.images import check_images
 from bit.inference import split_batch
 from bit.layers import Embeddings, GroupNormActivation, StandardizedConv2d, Unit
 from bit.pretrained import PretrainedModel
@@ -135,12 +136,9 @@ class BitModel(PretrainedModel):
         """Run the network on `pixel_values` `[N, num_channels, H, W]` in [-1, 1].
 
         Returns a `BitModelOutput`, or a tuple of the same results unless `return_dict`. Raises
-        `ValueError` for another number of axes or channels.
+        `ValueError` for images that the network does not accept, see `check_images`.
         """
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values must be [N, {self.config.num_channels}, H, W], not {list(pixel_values.shape)}"
-            )
+        check_images(self.config, pixel_values.shape, channels_last=False)
         parts: tuple[Tensor, ...] = (pixel_values,)
         if self.embedder.convolution.folded and pixel_values.device.type == "cpu" and not torch.compiler.is_compiling():
             parts = split_batch(pixel_values, self.config.embedding_size / 64)

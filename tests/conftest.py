@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import support.one_thread  # noqa: F401
 from hypothesis import settings
 from support.networks import TINY
 
@@ -20,11 +20,6 @@ from convert.sources.synthetic import write_npz
 
 if TYPE_CHECKING:
     from support.hub import HubServer
-
-# Before any framework is imported, and for the processes that tests start: tests run side by side.
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-    os.environ.setdefault(variable, "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 
 settings.register_profile("seeded", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("seeded")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from bit.config import NORM_EPS, BitConfig
+from bit.images import check_images
 from convert.network.parameters import ALL, unit_name
 from convert.network.runner import Batches, by_channels, compute
 from convert.network.taps import Array, Part
@@ -45,10 +46,15 @@ class Oracle:
         self.about = {"version": f"NumPy {np.__version__}", "device": "CPU"}
 
     def run(self, part: Part, x: Batches) -> Sequence[Arrays]:
-        """Return the values of the part's taps, in order. Images are `[N, H, W, num_channels]` in [-1, 1]."""
+        """Return the values of the part's taps, in order. Images are `[N, H, W, num_channels]` in [-1, 1].
+
+        Raises `ValueError` for images that the network does not accept, see `check_images`.
+        """
         return compute(self, part, {name: values.astype(self.dtype, copy=False) for name, values in x.items()})
 
     def stem(self, x: Arrays) -> list[Arrays]:
+        for images in x.values():
+            check_images(self.config, images.shape)
         convolved = self.convolution(x, "stem", stride=2)
         return [convolved, {name: self.pool(values) for name, values in convolved.items()}]
 

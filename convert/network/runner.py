@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit.config import BitConfig
+from bit.images import check_images
 from convert.network.taps import Part, parts
 
 Batches = Mapping[str, NDArray[Any]]
@@ -106,7 +107,12 @@ def run_part(implementation: Implementation, part: Part, inputs: Batches) -> Tap
 
 
 def run_network(implementation: Implementation, config: BitConfig, images: Batches) -> Taps:
-    """Yield every tap of the network, each part given the output of the one before."""
+    """Yield every tap of the network, each part given the output of the one before.
+
+    Raises `ValueError` for images that the network does not accept, see `check_images`.
+    """
+    for batch in images.values():
+        check_images(config, batch.shape)
     state = images
     for part in parts(config):
         for tap, values in run_part(implementation, part, state):
