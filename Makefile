@@ -13,13 +13,14 @@ export MODEL TO OUT REPO
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # Two files of tests at a time, or as many as there are cores; each framework runs with one thread.
-PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
+# They start hundreds of Python processes, which need not compile again what they import.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 # What is installed: nothing but the command's own dependencies, or all that tests and models need.
 CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify push list record inspect test test-all faults fuzz \
+.PHONY: help setup convert verify push list record inspect test test-all faults mutants fuzz \
 	bench bench-convert bench-model bench-verify lint clean
 
 help: ## list the targets
@@ -54,6 +55,9 @@ test-all: $(DEV) ## run the tests that take gigabytes or minutes, too; one needs
 
 faults: $(DEV) ## plant 26 faults into conversions, and print what is found beside allclose(atol=1e-3)
 	PYTHONPATH=tests $(VENV)/bin/python -m support.planted
+
+mutants: $(DEV) ## plant 2,000 generated mutants into conversions, and print what kills, locates and names each
+	PYTHONPATH=tests $(VENV)/bin/python -m mutants.run $(ARGS)
 
 fuzz: $(DEV) ## fuzz every reader of files (ARGS="--reader npz --seconds 60"), and print what is found
 	PYTHONPATH=tests $(VENV)/bin/python -m fuzzing.run $(ARGS)

@@ -70,6 +70,18 @@ def bind(config: BitConfig, layout: Layout, located: Located, shapes: Shapes) ->
     Raises `CheckpointError`; `problems` names every tensor that is missing, unexpected, stored twice
     or of another shape than the configuration gives it.
     """
+    stored, problems = match(config, layout, located, shapes)
+    if problems:
+        counts = f"found {len(shapes)} tensors, expected {len(parameters(config))}"
+        found = listed(problems, " (--json lists all)")
+        raise CheckpointError(f"does not hold a BiT {config.architecture}: {found} ({counts})", problems)
+    return stored
+
+
+def match(
+    config: BitConfig, layout: Layout, located: Located, shapes: Shapes
+) -> tuple[dict[Place, str], tuple[str, ...]]:
+    """Return the stored name of each parameter that is there in the right shape, and every problem in words."""
     expected = parameters(config)
     stored = {place: keys[0] for place, keys in located.items()}
     problems = [
@@ -80,11 +92,12 @@ def bind(config: BitConfig, layout: Layout, located: Located, shapes: Shapes) ->
         {stored.get(item.place, layout.key(item.place)): layout.shape(item) for item in expected},
         {key: shape for key, shape in shapes.items() if key not in aliases},
     )
-    if problems:
-        counts = f"found {len(shapes)} tensors, expected {len(expected)}"
-        found = listed(problems, " (--json lists all)")
-        raise CheckpointError(f"does not hold a BiT {config.architecture}: {found} ({counts})", problems)
-    return stored
+    fitting = {
+        item.place: stored[item.place]
+        for item in expected
+        if item.place in stored and tuple(shapes[stored[item.place]]) == layout.shape(item)
+    }
+    return fitting, tuple(problems)
 
 
 def check_name(name: str, config: BitConfig) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bit.config import CONFIG_NAME, BitConfig
 from bit.files import read_json
-from convert.checkpoints.architecture import bind, check_name, found_in_words, infer
+from convert.checkpoints.architecture import Located, Shapes, bind, check_name, found_in_words, infer, match
 from convert.checkpoints.manifest import Manifest
 from convert.errors import CheckpointError
 from convert.files.base import StoredTensor
@@ -60,16 +60,29 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
     `path` is that file, the index of the shards, or a folder that holds either. `name` and `manifest`
     are found beside the weights unless they are given. Raises `CheckpointError` unless the file holds
     every parameter of one network once, in one layout, and the name does not state another network.
+
+    With `expected`, the network that weights of unknown make should hold, what does not fit is listed in
+    `faults`; the error is left for files without any parameter of BiT.
     """
 
-    def __init__(self, path: Path, name: str | None = None, manifest: Manifest | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str | None = None,
+        manifest: Manifest | None = None,
+        expected: BitConfig | None = None,
+    ) -> None:
         self.path = path
         self.manifest = manifest or Manifest.beside(path)
         if not str(path.absolute()).isprintable():
             raise CheckpointError(f"the path {str(path)!r} has characters that cannot be printed; rename it")
         self.name = name or checkpoint_name(path, self.manifest)
-        self.file = open_weights(path)
+        self.file = open_weights(path, incomplete=expected is not None)
         self._reading = threading.Lock()
+        self.faults: tuple[str, ...] = tuple(self.file.faults)
+        """Tensors and settings that are missing, unexpected or contradictory, if the network was `expected`."""
+        self.states_ws_eps = self.manifest is not None
+        """True if the manifest or `config.json` states the epsilon of weight standardization."""
         self.notes = list(self.file.notes)
         """Messages about parts of the file that were ignored."""
         self.assumption: str | None = None
@@ -81,16 +94,24 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
             located = self.layout.locate(shapes)
             if not located:
                 raise CheckpointError(f"has no BiT weights in a known layout ({found_in_words(shapes)})")
-            self.config: BitConfig = infer(self.layout, located, shapes)
+            self.config, keys = self._bound(located, shapes, expected)
             """`num_labels` is 0 for a network without a head."""
-            keys = bind(self.config, self.layout, located, shapes)
             self.keys = {place: stored[key] for place, key in keys.items()}
-            check_name(self.name, self.config)
-            self._read_stated()
+            if expected is None:
+                check_name(self.name, self.config)
+                self._read_stated()
+            else:
+                with self._faults_kept():
+                    self._read_stated()
             self._parameters = {parameter.name: parameter for parameter in parameters(self.config)}
         except CheckpointError as error:
             self.file.close()
             raise CheckpointError(f"{self.file.path}: {error}", error.problems) from None
+
+    @property
+    def complete(self) -> bool:
+        """True if every parameter of the network is there."""
+        return all(parameter.place in self.keys for parameter in self._parameters.values())
 
     @property
     def profile(self) -> str:
@@ -165,6 +186,33 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _bound(
+        self, located: Located, shapes: Shapes, expected: BitConfig | None
+    ) -> tuple[BitConfig, dict[Place, str]]:
+        """Return the network in the file, and the stored name of each parameter.
+
+        If the tensors are not those of any network, it is the `expected` one, with the names of what there is of it.
+        """
+        try:
+            config = infer(self.layout, located, shapes)
+            return config, bind(config, self.layout, located, shapes)
+        except CheckpointError:
+            if expected is None:
+                raise
+            keys, problems = match(expected, self.layout, located, shapes)
+            if not keys:
+                raise
+            self.faults += problems
+            return expected.replace(id2label=None), keys
+
+    @contextlib.contextmanager
+    def _faults_kept(self) -> Iterator[None]:
+        """Add an error of the files beside the weights to the faults."""
+        try:
+            yield
+        except CheckpointError as error:
+            self.faults += (str(error),)
+
     def _read_stated(self) -> None:
         """Add to the configuration what the manifest, `config.json` and the file state beyond the tensors."""
         file, values = self.file.path.with_name(CONFIG_NAME), {}
@@ -181,7 +229,9 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
         self.config = self._with_published_labels()
         if self.manifest is not None:
             self.config = self.config.replace(ws_eps=self.manifest.ws_eps)
-        elif self.layout.ws_eps != self.config.ws_eps and "ws_eps" not in values:
+            return
+        self.states_ws_eps = "ws_eps" in values
+        if self.layout.ws_eps != self.config.ws_eps and not self.states_ws_eps:
             self.assumption = (
                 f"the file does not state the weight-standardization epsilon: assuming Google's "
                 f"{self.config.ws_eps:g}, not {self.layout.ws_eps:g} as in {self.layout.export.library}"

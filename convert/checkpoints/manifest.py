@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, NotRequired, TypedDict, TypeVar
 
 import msgspec
 
@@ -126,6 +126,8 @@ class Manifest:
     """True if a conversion of the same source, with the same options and by the same version, writes the same bytes."""
     converter: str = field(default=f"{CONVERTER} {__version__}")
     schema: int = SCHEMA
+    own: ClassVar[bool] = True
+    """False if there is no `conversion.json`: another program converted."""
 
     def __post_init__(self) -> None:
         """Check what the types do not say."""
@@ -146,7 +148,7 @@ class Manifest:
             faults += _faults_of_files(place, files)
         if not _is_file_name(self.name):
             faults.append(f"name {shown(self.name)!r} cannot be the name of a folder")
-        if not re.fullmatch(rf"{CONVERTER} [0-9][0-9A-Za-z.+-]*", self.converter):
+        if self.own and not re.fullmatch(rf"{CONVERTER} [0-9][0-9A-Za-z.+-]*", self.converter):
             faults.append(f"converter is not {CONVERTER} with a version")
         if self.layout not in LAYOUTS:
             faults.append(f"layout is not one of {', '.join(LAYOUTS)}")
@@ -218,6 +220,13 @@ class Manifest:
         except CheckpointError:  # another program's file of the same name
             return None
         return cls.read(path.parent) if header is not None and path.name in header.files else None
+
+
+@dataclass(frozen=True)
+class InferredManifest(Manifest):
+    """The manifest that the conversion of another program would have, see `convert.conversion.inferred`."""
+
+    own: ClassVar[bool] = False
 
 
 def is_signed(folder: Path) -> bool:

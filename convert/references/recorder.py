@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.fingerprints import fingerprints
 from convert.errors import CheckpointError, UsageError
 from convert.files.atomic import NewFolder, write_json
 from convert.files.base import combined_sha256
@@ -33,14 +34,15 @@ def record(
     progress: Progress,
     frameworks: tuple[str, ...] = FRAMEWORKS,
     sha256: str | None = None,
+    inputs: Mapping[str, tuple[int, int, int, int]] = INPUTS,
 ) -> Path:
     """Record the taps of an unconverted checkpoint in a new folder inside `folder`, and return that.
 
     The oracle runs in float64, the `frameworks` in float32; if none of them is installed, so does
-    the oracle. `sha256` is that of the checkpoint, if it was just computed. Earlier recordings of
-    the checkpoint are replaced. Raises `UsageError` for the folder of the project's recordings, and
-    `CheckpointError` for a converted checkpoint, for one whose outputs are shipped with the project,
-    and for outputs that are not finite.
+    the oracle. `sha256` is that of the checkpoint, if it was just computed; `inputs` are the seed, count,
+    height and width of the images. Earlier recordings of the checkpoint are replaced. Raises
+    `UsageError` for the folder of the project's recordings, and `CheckpointError` for a converted
+    checkpoint, for one whose outputs are shipped with the project, and for outputs that are not finite.
     """
     if folder.resolve().is_relative_to(SHIPPED.resolve()):
         raise UsageError(f"{folder} is the folder of the project's own recordings; choose another")
@@ -56,6 +58,7 @@ def record(
         "ws_eps": checkpoint.config.ws_eps,
         "sha256": sha256,
         "recorder": RECORDER,
+        **fingerprints(checkpoint),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
@@ -63,7 +66,7 @@ def record(
     with NewFolder(target, _foreign, force=True) as output, contextlib.closing(_runs(checkpoint, frameworks)) as runs:
         write_json(output.path / CHECKPOINT, msgspec.to_builtins(RecordedCheckpoint(checkpoint.name, sha256)))
         for name, implementation in runs:
-            recording = _recording(implementation, checkpoint, about, progress)
+            recording = _recording(implementation, checkpoint, about, inputs, progress)
             recording.write(output.path / f"{name}-{recording.dtype}.safetensors")
         output.commit()
     return target
@@ -109,9 +112,13 @@ def _runs(checkpoint: Checkpoint, frameworks: tuple[str, ...]) -> Generator[tupl
 
 
 def _recording(
-    implementation: Implementation, checkpoint: Checkpoint, about: Mapping[str, Any], progress: Progress
+    implementation: Implementation,
+    checkpoint: Checkpoint,
+    about: Mapping[str, Any],
+    inputs: Mapping[str, tuple[int, int, int, int]],
+    progress: Progress,
 ) -> Recording:
-    run = run_network(implementation, checkpoint.config, batches(INPUTS, checkpoint.config.num_channels))
+    run = run_network(implementation, checkpoint.config, batches(inputs, checkpoint.config.num_channels))
     task = f"recording {implementation.name} {implementation.dtype}"
     taps: dict[Key, Summary] = {}
     for tap, values in tracked(run, task, len(tap_names(checkpoint.config)), progress):
@@ -123,4 +130,4 @@ def _recording(
             taps[name, tap] = summarize(tap, value)
     name, environment = f"{implementation.name} of {RECORDER}", dict(implementation.about)
     dtype = implementation.dtype.replace("float", "f")
-    return Recording(name, environment["version"], INPUTS, taps, dtype, {**about, "environment": environment})
+    return Recording(name, environment["version"], inputs, taps, dtype, {**about, "environment": environment})

@@ -13,27 +13,20 @@ from timm.layers.std_conv import StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor
 
+from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.references.stored import stored_tensors
 from convert.references.torch_streaming import Intercept, Modules, Read, StreamedNetwork, no_weights
 
 
 def load(checkpoint: Checkpoint, dtype: str) -> StreamedNetwork:
-    """Return timm's network as the entries `resnetv2_*_bit` build it, in any size, with the checkpoint's epsilon.
+    """Return timm's network with the checkpoint's weights and epsilon.
 
     Raises `ValueError` unless the files hold exactly the network's tensors.
     """
     config, path = checkpoint.config, checkpoint.file.path
     with no_weights():
-        network = ResNetV2(
-            layers=list(config.depths),
-            channels=config.hidden_sizes,
-            stem_chs=config.embedding_size,
-            in_chans=config.num_channels,
-            num_classes=config.num_labels,
-            stem_type="fixed",
-            conv_layer=partial(StdConv2d, eps=config.ws_eps),
-        )
+        network = build(config)
     google = checkpoint.layout.name == "google"
     read = _loaded_by_timm(network, path) if google else stored_tensors(path, network)
     modules = Modules(
@@ -45,6 +38,19 @@ def load(checkpoint: Checkpoint, dtype: str) -> StreamedNetwork:
         head=network.head.fc,
     )
     return StreamedNetwork("timm", timm.__version__, network, modules, read, dtype)
+
+
+def build(config: BitConfig) -> ResNetV2:
+    """Return timm's network as the entries `resnetv2_*_bit` build it, in any size, with the epsilon of `config`."""
+    return ResNetV2(
+        layers=list(config.depths),
+        channels=config.hidden_sizes,
+        stem_chs=config.embedding_size,
+        in_chans=config.num_channels,
+        num_classes=config.num_labels,
+        stem_type="fixed",
+        conv_layer=partial(StdConv2d, eps=config.ws_eps),
+    )
 
 
 def _loaded_by_timm(network: ResNetV2, path: Path) -> Read:

@@ -40,7 +40,7 @@ MEMORY = 2_000_000_000
 """Bytes of memory for each process: 1.5 GB for R152x4, and the taps that are compared meanwhile."""
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 SERVE = (
-    "import sys; given, sys.path[:] = sys.argv[1:5], sys.argv[5:]; "
+    "import sys; given, sys.path[:] = sys.argv[1:6], sys.argv[6:]; "
     "from convert.references import worker; worker.serve(*given)"
 )
 """Program of the process, which imports from where this process does. It does not import the caller's script, as
@@ -69,7 +69,8 @@ class ReferenceProcess:
         self._log = Path(self._folder.name) / "log"
         self._connection, connection = Pipe()
         with connection, self._log.open("wb") as log:
-            arguments = (str(connection.fileno()), reference.name, str(checkpoint.path.absolute()), checkpoint.name)
+            place, epsilon = str(checkpoint.path.absolute()), repr(checkpoint.config.ws_eps)
+            arguments = (str(connection.fileno()), reference.name, place, checkpoint.name, epsilon)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", SERVE, *arguments, *sys.path],
                 stdin=subprocess.DEVNULL,
@@ -198,13 +199,17 @@ class _Remote:
         return gradients
 
 
-def serve(handle: str, reference: str, path: str, checkpoint_name: str) -> None:
-    """Answer requests over the inherited file descriptor `handle` until the other end is closed."""
+def serve(handle: str, reference: str, path: str, checkpoint_name: str, ws_eps: str) -> None:
+    """Answer requests over the inherited file descriptor `handle` until the other end is closed.
+
+    `ws_eps` is the epsilon to run the weights with, which the files need not state.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends this process
     with Connection(int(handle)) as connection, contextlib.suppress(OSError):  # the other end went with the parent
         try:
             module = REFERENCES[reference].module()
             with Checkpoint(Path(path), checkpoint_name) as checkpoint:
+                checkpoint.config = checkpoint.config.replace(ws_eps=float(ws_eps))
                 while True:
                     request = connection.recv()
                     if isinstance(request, str):

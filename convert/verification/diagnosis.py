@@ -8,11 +8,13 @@ from itertools import chain, islice
 
 import numpy as np
 
+from convert.network.oracle import Oracle
 from convert.network.parameters import parameters
 from convert.network.runner import Batches, Implementation, run_part
 from convert.network.taps import Array, Part
 from convert.verification import mistakes
 from convert.verification.metrics import relative_l2
+from convert.verification.mistakes import Mistake
 from convert.verification.oracle_taps import OracleTaps
 from convert.verification.results import Check, Finding
 
@@ -35,38 +37,58 @@ def diagnose(
     names = {part: [name for name in every if name.startswith(f"{part.prefix}/")] for part in failed}
     findings: dict[str, Finding] = {}
     for part, checks in islice(failed.items(), MOST_PARTS):
-        outputs = _outputs(implementation, part, oracle)
+        inputs = oracle.inputs(part)
+        outputs = _outputs(implementation, part, inputs)
         seen = [name for name in names[part] if name in differing]
         others = [name for other in failed if other != part and not seen for name in names[other]]
         known_mistakes = chain(
             [mistakes.seen_in_values(right, seen, differing)] if seen else [],
             mistakes.seen_in_classes(right, outputs["logits"], oracle["logits"]) if "logits" in outputs else [],
-            mistakes.of_functions(right),
+            mistakes.of_functions(right, part),
             mistakes.of_weights(right, names[part], others),
         )
-        errors = ((item.explanation, _error(_outputs(item.oracle, part, oracle), outputs)) for item in known_mistakes)
-        explanation, after = _best(errors, tolerance=max(check.tolerance for check in checks))
+        explanation, after = _best(known_mistakes, part, inputs, outputs, max(check.tolerance for check in checks))
         before = max(check.error for check in checks)
         finding = Finding(implementation.name, part.name, explanation, before, after)
         findings.setdefault(explanation or part.name, finding)
     return list(findings.values())
 
 
-def _best(errors: Iterable[tuple[str, float]], tolerance: float) -> tuple[str | None, float | None]:
-    """Return the explanation that leaves the smallest error, and that error, if it is within the tolerance."""
+def _best(
+    known_mistakes: Iterable[Mistake],
+    part: Part,
+    inputs: Batches,
+    outputs: Mapping[str, Batches],
+    tolerance: float,
+) -> tuple[str | None, float | None]:
+    """Return the explanation that leaves the smallest error, and that error, if it is within the tolerance.
+
+    Every mistake is tried on the smallest input, and on all if it explains that.
+    """
+    smallest = min(inputs, key=lambda name: inputs[name].size)
     best, after = None, math.inf
-    for explanation, error in errors:
-        if error < after:
-            best, after = explanation, error
-        if after <= tolerance / 10:
-            break
-    return (best, after) if after <= tolerance else (None, None)
+    for item in known_mistakes:
+        for given in ({smallest: inputs[smallest]}, inputs):
+            error = _error(item.oracle, part, given, outputs)
+            if error > tolerance:
+                break
+        else:
+            if error < after:
+                best, after = item.explanation, error
+            if after <= tolerance / 10:
+                break
+    return best, after if best is not None else None
 
 
-@np.errstate(invalid="ignore", over="ignore")
-def _outputs(implementation: Implementation, part: Part, oracle: OracleTaps) -> dict[str, Batches]:
-    return dict(run_part(implementation, part, oracle.inputs(part)))
+@np.errstate(all="ignore")
+def _outputs(implementation: Implementation, part: Part, inputs: Batches) -> dict[str, Batches]:
+    return dict(run_part(implementation, part, inputs))
 
 
-def _error(found: Mapping[str, Batches], expected: Mapping[str, Batches]) -> float:
-    return max(relative_l2(found[tap][name], values[name]) for tap, values in expected.items() for name in values)
+def _error(oracle: Oracle, part: Part, inputs: Batches, expected: Mapping[str, Batches]) -> float:
+    """Return the largest error of an oracle with a mistake; infinite if it does not run on these shapes."""
+    try:
+        found = _outputs(oracle, part, inputs)
+    except ValueError:
+        return math.inf
+    return max(relative_l2(values[name], expected[tap][name]) for tap, values in found.items() for name in values)

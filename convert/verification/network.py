@@ -61,8 +61,8 @@ def compare_network(
             if oracle is not None and recordings is not None and (references or converted.origin.roundings):
                 taps: BothModes = ((tap, values, {}) for tap, values in oracle.taps())
                 runs.append(compare_taps(oracle.source.oracle(), sides[SOURCE], taps))
-            of_oracle = _run(checkpoint.oracle(), expected, isolated)
-            runs += [of_oracle, *(_run(implementation, expected, isolated) for implementation in others)]
+            of_oracle = judge(checkpoint.oracle(), expected, isolated)
+            runs += [of_oracle, *(judge(implementation, expected, isolated) for implementation in others)]
             by_references = [(reference, run) for reference, runs_of_it in running for run in runs_of_it.result()]
         runs += [run for _, run in by_references if run.checks]
         crashed = {
@@ -88,7 +88,7 @@ def compare_network(
         )
 
 
-def _run(implementation: Implementation, expected: Expected, isolated: bool) -> RunResult:
+def judge(implementation: Implementation, expected: Expected, isolated: bool) -> RunResult:
     """Compare one implementation; if it differs and there is a source, in isolation too, and diagnose it."""
     candidate, oracle = expected.candidate, expected.oracle
     config, task = candidate.checkpoint.config, f"comparing {implementation.name} {implementation.dtype}"
@@ -97,7 +97,7 @@ def _run(implementation: Implementation, expected: Expected, isolated: bool) -> 
     if oracle is None or result.failure or all(check.passed for check in result.checks):
         return result
     if not isolated:
-        again = _run(implementation, expected, isolated=True)
+        again = judge(implementation, expected, isolated=True)
         return replace(result, failure=again.failure) if again.failure else again
     failed = {
         part: [c for c in result.checks if c.mode == ISOLATED and c.tap in part.taps and not c.passed]
@@ -172,7 +172,7 @@ def _run_dtypes(reference: Reference, expected: Expected, process: ReferenceProc
     """Compare a reference in every dtype that it has, up to one that fails."""
     for dtype in reference.dtypes:
         try:
-            result = _run(process.load(dtype), expected, dtype == "float64" and expected.oracle is not None)
+            result = judge(process.load(dtype), expected, dtype == "float64" and expected.oracle is not None)
         except (CheckpointError, MemoryError) as error:
             reasons = (*getattr(error, "problems", ()), str(error), "out of memory")
             result = RunResult(failure=next(filter(None, reasons)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,18 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TIMM_KEYS = {"input_size", "pool_size", "crop_pct", "crop_mode", "interpolation", "mean", "std"}
 """The keys of timm's `pretrained_cfg` that describe preprocessing."""
+
+RANGE: dict[str, Any] = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": (0.5,) * 3,
+    "image_std": (0.5,) * 3,
+}
+"""The settings that give pixels in [-1, 1], as BiT was trained (big_transfer, `bit_pytorch/train.py`)."""
+
+INVALID_SETTINGS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
+"""Exceptions that invalid settings raise, when they are read or when the pixels are made."""
 
 Pixels = NDArray[np.float32]
 
@@ -75,8 +87,13 @@ def without_preprocessing(name: str, content: Mapping[str, Any]) -> dict[str, An
 
 def compare_pixels(found: BitImageProcessorPil, expected: BitImageProcessorPil) -> Iterator[PixelCheck]:
     """Compare the pixels that two preprocessings make of the same two images."""
+    stated, right = dataclasses.asdict(found), dataclasses.asdict(expected)
+    different = [f"{key} is {stated[key]} instead of {right[key]}" for key in stated if stated[key] != right[key]]
     for name, image in inputs().items():
-        yield compare_image(name, found(image)["pixel_values"][0], image, expected)
+        check = compare_image(name, found(image)["pixel_values"][0], image, expected)
+        if not check.passed and check.explanation is None and different:
+            check = dataclasses.replace(check, explanation="; ".join(different))
+        yield check
 
 
 def compare_image(name: str, found: Pixels, image: NDArray[np.uint8], expected: BitImageProcessorPil) -> PixelCheck:
@@ -86,6 +103,24 @@ def compare_image(name: str, found: Pixels, image: NDArray[np.uint8], expected: 
         return PixelCheck(name, error, None)
     mistakes = (why for why, made in _known_mistakes(image, expected) if _levels(found, made) <= PIXEL_TOLERANCE)
     return PixelCheck(name, error, next(mistakes, None))
+
+
+def compare_stated(
+    stated: BitImageProcessorPil, usual: Sequence[BitImageProcessorPil]
+) -> tuple[tuple[PixelCheck, ...], str | None]:
+    """Compare stated preprocessing with the usual ones of the weights; return the checks, and a remark on the size.
+
+    Any of the usual ones passes. The range of the pixels belongs to the weights, while their size and crop are a
+    choice: others than the usual ones are a remark.
+    """
+    for right in usual:
+        if all(
+            _levels(*(made(image)["pixel_values"][0] for made in (stated, right))) <= PIXEL_TOLERANCE
+            for image in inputs().values()
+        ):
+            return tuple(compare_pixels(stated, right)), None
+    right = dataclasses.replace(stated, **RANGE)
+    return tuple(compare_pixels(stated, right)), "size, crop or filter of the images is none of the usual ones of BiT"
 
 
 def inputs() -> dict[str, NDArray[np.uint8]]:

@@ -22,7 +22,7 @@ from convert.references.recordings import Recordings
 from convert.references.worker import ProcessError
 from convert.verification.metrics import relative_l2, summary_error
 from convert.verification.oracle_taps import OracleTaps, run_oracle
-from convert.verification.results import END_TO_END, FLOAT64_TOLERANCE, ISOLATED, SOURCE, Agreement, Check, Finding
+from convert.verification.results import END_TO_END, ISOLATED, SOURCE, TOLERANCES, Agreement, Check, Finding
 
 FLOAT32_FACTOR = 4
 """Multiple of the larger error that the recorded float32 runs have at the same tap."""
@@ -125,7 +125,7 @@ class Expected:
 
     def tolerance(self, dtype: str, mode: str, key: Key) -> float:
         """Return the largest relative L2 error that passes."""
-        tolerance = FLOAT64_TOLERANCE if dtype == "float64" else FLOAT32_FACTOR * self._float32_error(key)
+        tolerance = TOLERANCES[mode] if dtype == "float64" else FLOAT32_FACTOR * self._float32_error(key)
         return tolerance + self._for_rounded_weights(mode, key)
 
     def _float32_error(self, key: Key) -> float:

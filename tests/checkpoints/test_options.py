@@ -21,6 +21,7 @@ from convert.checkpoints.options import ConversionOptions
 from convert.errors import UsageError
 from convert.files.base import file_sha256
 from convert.layouts import LAYOUTS, READABLE
+from convert.sources.synthetic import write_npz
 from convert.verification.results import Verification
 
 
@@ -226,7 +227,7 @@ def test_the_command_reports_what_it_changed(tiny_npz: Path, tmp_path: Path) -> 
     arguments = ("--to", "timm", "--head", "new:3", "--dtype", "bfloat16", "--ws-eps", "compensate")
     result = bit("convert", tiny_npz, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "34 tensors are exactly the source's after the requested change" in result.stdout
+    assert "34 tensors are exactly the source's after the stated change" in result.stdout
     assert "use them for inference" in result.stderr
     manifest = json.loads((tmp_path / "converted" / "tiny" / "timm" / "conversion.json").read_text())
     options = {"head": "new:3", "dtype": "bfloat16", "ws_eps": "compensate", "profile": "timm"}
@@ -235,10 +236,9 @@ def test_the_command_reports_what_it_changed(tiny_npz: Path, tmp_path: Path) -> 
     assert [row["scale"] for row in manifest["tensors"] if "scale" in row] == [10.0] * 12
 
 
+@pytest.mark.usefixtures("small_inputs")
 @pytest.mark.parametrize("architecture", ["R14x1", pytest.param("R26x1", marks=pytest.mark.long)])
 def test_the_tolerance_for_rounding_holds_for_any_seed(tmp_path: Path, architecture: str) -> None:
-    from convert.sources.synthetic import write_npz
-
     for seed in range(1, 5):
         write_npz(tmp_path / f"{seed}.npz", BitConfig.from_architecture(architecture, num_labels=9), seed)
         folder = convert(

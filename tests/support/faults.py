@@ -148,7 +148,7 @@ def _forward_raw(unit: Unit, x: Tensor) -> Tensor:
     return output
 
 
-def _pool(pool: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
+def pool_stem(pool: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
     def change(network: nn.Module) -> None:
         embedder: Any = network.get_submodule("bit.embedder")
 
@@ -162,7 +162,7 @@ def _pool(pool: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
     return change
 
 
-def _same_pool(x: Tensor) -> Tensor:
+def same_pool(x: Tensor) -> Tensor:
     lowest = x.min() - 1
     return functional.max_pool2d(pad_same(x - lowest, 3, 2), 3, 2) + lowest
 
@@ -182,9 +182,12 @@ FAULTS = (
     Fault("epsilon 1e-5", "root_block", "epsilon 1e-05", network=_epsilon(1e-5)),
     Fault("no weight standardization", "root_block", "not standardized", network=_unstandardized),
     Fault(
-        "stem pooled with −∞", "root_block", "border of −∞", network=_pool(lambda x: functional.max_pool2d(x, 3, 2, 1))
+        "stem pooled with −∞",
+        "root_block",
+        "border of −∞",
+        network=pool_stem(lambda x: functional.max_pool2d(x, 3, 2, 1)),
     ),
-    Fault("stem pooled with SAME", "root_block", "SAME", network=_pool(_same_pool)),
+    Fault("stem pooled with SAME", "root_block", "SAME", network=pool_stem(same_pool)),
     Fault("stride on the first convolution", "block2/unit01", "first convolution", network=_stride_first),
     Fault("projection of the raw input", "block1/unit01", "raw input", network=_raw_projection),
     Fault("16 groups", "block1/unit01", "16 groups", network=_groups),
