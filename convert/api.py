@@ -8,7 +8,6 @@ are those of `convert.errors`, and `OSError` for files that cannot be read or wr
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,24 +17,21 @@ from typing import TYPE_CHECKING, Unpack
 import msgspec
 
 from convert import layouts
-from convert.checkpoints.checkpoint import Checkpoint
-from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, foreign_names, is_signed
+from convert.checkpoints.manifest import Manifest, foreign_names
 from convert.checkpoints.options import ConversionOptions
 from convert.conversion.existing import converted_folder as converted_folder
 from convert.conversion.existing import default_folder, existing_conversion, occupied
 from convert.conversion.plan import Plan, plan
 from convert.conversion.write import write
-from convert.errors import CheckpointError, IncompleteError, UsageError, VerificationError, check_choice, check_names
-from convert.files.atomic import HeldFolder, NewFolder
+from convert.errors import CheckpointError, IncompleteError, VerificationError, check_names
+from convert.files.atomic import NewFolder
 from convert.files.base import combined_sha256
 from convert.files.sharded import INDEX_SUFFIX
 from convert.options import (
-    CheckOptions,
     ConvertOptions,
     PushOptions,
     SourceOptions,
     StrPath,
-    VerifyOptions,
 )
 from convert.progress import Progress, silent
 from convert.published.catalogue import Published as Published
@@ -45,21 +41,24 @@ from convert.publishing.publish import Publication, PublishOptions
 from convert.publishing.publish import publish as publish_folder
 from convert.publishing.signature import check_signature as check_signature
 from convert.publishing.signature import sign as sign
-from convert.publishing.signature import signing_options, trust_of
+from convert.publishing.signature import signing_options
 from convert.references import recorder
-from convert.references.recordings import SHIPPED, find_recordings, recordings_folder
-from convert.references.registry import REFERENCES
-from convert.reporting.files import write_report, write_report_file
+from convert.references.recordings import SHIPPED, recordings_folder
+from convert.reporting.files import write_report
 from convert.signing.check import Signature as Signature
 from convert.sources.resolve import cache_folder as cache_folder
-from convert.sources.resolve import hub_name, locate, user_path
+from convert.sources.resolve import user_path
 from convert.verification.comparison import compare as compare_checkpoints
 from convert.verification.inspection import Inspection
 from convert.verification.inspection import inspect as inspect_checkpoint
-from convert.verification.replay import check_replayable, replayed
 from convert.verification.results import INCOMPLETE, Difference, Verification
 from convert.verification.verify import Settings
 from convert.verification.verify import verify as verify_conversion
+from convert.verifying import Conversion as Conversion
+from convert.verifying import find_conversion as find_conversion
+from convert.verifying import open_checkpoint, require, settings_of, verify_folder
+from convert.verifying import verify as verify
+from convert.verifying import verify_found as verify_found
 
 if TYPE_CHECKING:
     from bit.classification import Prediction
@@ -108,13 +107,13 @@ def convert(
     changes = ConversionOptions(
         options.get("head", "keep"), options.get("dtype"), options.get("ws_eps", "keep"), options.get("profile")
     ).for_layout(layout, shard_size)
-    settings = _settings(options, full=False)
+    settings = settings_of(options, full=False)
     if layout.export.container == "onnx":
-        _require("onnxruntime")
+        require("onnxruntime")
     target = user_path(out) if out is not None else default_folder(checkpoint, to)
     existing = None if force or not os.path.lexists(target) else existing_conversion(target, layout, changes)
     output = NewFolder(target, foreign_names, force=force or existing is not None)
-    with _opened(checkpoint, progress, options) as source:
+    with open_checkpoint(checkpoint, progress, options) as source:
         planned = plan(source, layout, changes, shard_size)
         if existing is not None:
             verification = _verified_before(target, existing, planned, settings, progress)
@@ -141,62 +140,13 @@ def convert(
             return _passed(result)
 
 
-def verify(
-    folder: StrPath,
-    *,
-    to: str = "transformers",
-    source: StrPath | None = None,
-    progress: Progress = silent,
-    **options: Unpack[CheckOptions],
-) -> Verification:
-    """Verify a converted folder, and write the report beside the weights; nothing is written into a signed folder.
-
-    `folder` may also be the name of the checkpoint that was converted, with `to` for the layout.
-    `source` is the checkpoint that was converted, if it was moved. With a key or an identity the
-    signature is checked first, see `check_signature`; then no comparison need be possible. Returns the
-    result whether it passed or not; if it could not be completed, an earlier report of a pass is kept.
-    Raises `CheckpointError` for a folder that cannot be verified,
-    `VerificationError` for an invalid signature, and `UsageError` for options.
-    """
-    check_names(options, CheckOptions)
-    gradients = options.get("gradients", False)
-    settings = replace(_settings(options, full=True), replay=options.get("replay", False), gradients=gradients)
-    for reference in ("pytorch", "flax") if gradients else ():
-        _require(reference)
-    signature = options.get("signature")
-    if signature is None and (trust := trust_of(options)) is not None:
-        signature = check_signature(folder, to=to, trust=trust, progress=progress)
-    path = converted_folder(folder, to) if signature is None else signature.folder
-    file = user_path(options.get("report") or "")
-    if options.get("report") and is_signed(path) and path.resolve() in file.resolve().parents:
-        raise UsageError(f"{file} is in the signed folder, which stays as it is; choose another --report")
-    manifest = _manifest(path)
-    if gradients and layouts.find(manifest.layout).folded:
-        raise UsageError(f"{path} holds standardized kernels, which have no gradients; leave out --gradients")
-    origin = user_path(source) if source is not None else path / manifest.source.path
-    known = source is not None or origin.exists()
-    with Checkpoint(origin, manifest.name) if known else contextlib.nullcontext() as opened:
-        needed = signature is None or settings.replay
-        if opened or needed or find_recordings(manifest.origin.sha256, settings.recordings):
-            verification = _verify(path, manifest, opened, settings, progress)
-        else:
-            reason = f"nothing was compared again: there is no recording for {manifest.name}; name the source: --source"
-            labels = (manifest.name, manifest.layout, manifest.architecture, manifest.classes)
-            verification = Verification(*labels, warnings=(reason,))
-    if signature is not None:
-        signature.check_same(verification.files)
-    if options.get("report"):
-        write_report_file(file, verification, manifest)
-    return verification
-
-
 def inspect(checkpoint: StrPath, *, progress: Progress = silent, **options: Unpack[SourceOptions]) -> Inspection:
     """Describe a checkpoint: layout, network, dtype, and properties of the weights that stand out.
 
     Raises `CheckpointError` for a damaged or unknown file.
     """
     check_names(options, SourceOptions)
-    with _opened(checkpoint, progress, options) as opened:
+    with open_checkpoint(checkpoint, progress, options) as opened:
         return inspect_checkpoint(opened, progress)
 
 
@@ -213,7 +163,7 @@ def compare(
     Raises `CheckpointError` for networks of different sizes; the heads may differ.
     """
     check_names(options, SourceOptions)
-    with _opened(first, progress, options) as one, _opened(second, progress, options) as other:
+    with open_checkpoint(first, progress, options) as one, open_checkpoint(second, progress, options) as other:
         return compare_checkpoints(one, other, progress, taps=taps)
 
 
@@ -231,7 +181,7 @@ def record(
     `CheckpointError` for a converted checkpoint and for weights whose outputs are not finite.
     """
     check_names(options, SourceOptions)
-    with _opened(checkpoint, progress, options) as opened:
+    with open_checkpoint(checkpoint, progress, options) as opened:
         return recorder.record(opened, recordings_folder(recordings), progress)
 
 
@@ -271,7 +221,7 @@ def classify(
     model = user_path(folder)
     if not model.is_dir():
         raise CheckpointError(f"there is no folder {str(model)!r}")
-    _require("pytorch")
+    require("pytorch")
     from bit.classification import classify as classify_files
     from bit.classification import image_files
 
@@ -280,29 +230,6 @@ def classify(
         return dict(classify_files(files, model, top, progress))
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-
-
-def _require(reference: str) -> None:
-    """Raise `UsageError` if a package that a reference implementation needs is missing."""
-    package = REFERENCES[reference].missing
-    if package is not None:
-        raise UsageError(f"{package} is not installed; run make setup, or {REFERENCES[reference].install}")
-
-
-def _settings(options: VerifyOptions, full: bool) -> Settings:
-    """Return the reference implementations to run and the folders of recordings. Raises `UsageError`."""
-    required = tuple(options.get("references", ()))
-    for name in required:
-        check_choice("reference", name, REFERENCES)
-    chosen = required or (tuple(REFERENCES) if options.get("full", full) else ())
-    return Settings(chosen, required, (SHIPPED, recordings_folder(options.get("recordings"))))
-
-
-def _opened(checkpoint: StrPath, progress: Progress, options: SourceOptions) -> Checkpoint:
-    """Open a checkpoint; a name is downloaded or generated first."""
-    name = os.fspath(checkpoint)
-    folder = user_path(options.get("checkpoints", "checkpoints"))
-    return Checkpoint(locate(name, folder, progress, options.get("mirror")), hub_name(name))
 
 
 def _result(target: Path, manifest: Manifest, planned: Plan) -> ConversionResult:
@@ -327,48 +254,12 @@ def _verified_before(
     if [step.row for step in planned.steps] != manifest.tensors or stored != indexes:
         raise occupied(target, "and was converted with other options")
     if settings.references:
-        return _verify(target, manifest, planned.checkpoint, settings, progress, planned)
+        return verify_folder(target, manifest, planned.checkpoint, settings, progress, planned)
     try:
         return check_folder(target, progress, Gate(recordings=settings.recordings)).result
     except VerificationError as error:
         reason = error.problems[0] if error.problems else "it was not verified"
         raise occupied(target, f"and holds this conversion, but {reason}; bit verify verifies it") from None
-
-
-def _verify(
-    folder: Path,
-    manifest: Manifest,
-    source: Checkpoint | None,
-    settings: Settings,
-    progress: Progress,
-    planned: Plan | None = None,
-) -> Verification:
-    """Verify an existing folder, and write the report there unless it is signed.
-
-    Nothing is written if another folder took the name in the meantime.
-    """
-    with HeldFolder(folder) as held:
-        if _manifest(folder) != manifest:
-            raise CheckpointError(f"{folder} was replaced in the meantime; run the command again")
-        if settings.replay:
-            check_replayable(folder, manifest, source)
-        verification = verify_conversion(folder, manifest, source, settings, progress, planned)
-        if settings.replay and source is not None:
-            verification = replayed(verification, manifest, source, progress)
-        held.check()
-        if is_signed(folder):
-            return verification
-        trouble = write_report(held.place, verification, manifest, shown=folder)
-        held.check()
-    return replace(verification, warnings=(*verification.warnings, trouble)) if trouble else verification
-
-
-def _manifest(folder: Path) -> Manifest:
-    """Return the manifest of a folder to verify. Raises `CheckpointError` if there is none."""
-    manifest = Manifest.read(folder)
-    if manifest is None:
-        raise CheckpointError(f"{folder} holds no {MANIFEST_NAME}: only folders that bit convert wrote can be verified")
-    return manifest
 
 
 def _passed(result: ConversionResult) -> ConversionResult:

@@ -66,8 +66,8 @@ class TrustOptions(TypedDict, total=False):
     """URL of the identity provider that vouches for `identity`."""
 
 
-class CheckOptions(VerifyOptions, TrustOptions, total=False):
-    """Options of the verification of a folder that may be signed."""
+class CheckOptions(SourceOptions, VerifyOptions, TrustOptions, total=False):
+    """Options of the verification of a conversion, which may be signed."""
 
     signature: Signature | None
     """A signature that `check_signature` has checked, in place of a key or an identity."""

@@ -148,7 +148,7 @@ def test_the_same_conversion_is_verified_again_with_the_implementations_that_are
         asked.append(arguments[3].references)
         return first.verification
 
-    monkeypatch.setattr("convert.api.verify_conversion", verify)
+    monkeypatch.setattr("convert.verifying.verify_conversion", verify)
     assert not convert.convert(tiny_npz, references=["pytorch"]).created
     assert not convert.convert(tiny_npz, full=True).created
     assert asked == [("pytorch",), tuple(REFERENCES)]

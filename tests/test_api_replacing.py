@@ -69,7 +69,7 @@ def test_the_report_of_a_folder_that_was_replaced_does_not_reach_the_new_one(
         return result
 
     verify = api.verify_conversion
-    monkeypatch.setattr("convert.api.verify_conversion", verify_slowly)
+    monkeypatch.setattr("convert.verifying.verify_conversion", verify_slowly)
     with pytest.raises(convert.CheckpointError, match="out was replaced in the meantime"):
         convert.verify("out", full=False)
     assert contents(folder) == new[0]

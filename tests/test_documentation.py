@@ -52,10 +52,11 @@ def command_lines() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def workplace(synthetic: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a user converted Synthetic-R50x1 to every layout that a page loads."""
+    """A folder with the conversions that a page loads; R14x1, which runs faster, stands for R50x1 where it can."""
     folder = tmp_path_factory.mktemp("documentation")
     for layout in ("transformers", "timm", "flax", "keras"):
-        convert(synthetic("R50x1"), layout, folder / "converted" / "Synthetic-R50x1" / layout)
+        architecture = "R50x1" if layout == "timm" else "R14x1"  # timm knows none smaller
+        convert(synthetic(architecture), layout, folder / "converted" / "Synthetic-R50x1" / layout)
     (folder / "checkpoints").mkdir()
     for architecture in ("R14x1", "R50x1"):
         (folder / "checkpoints" / f"Synthetic-{architecture}.npz").symlink_to(synthetic(architecture))

@@ -7,7 +7,7 @@ from typing import Unpack
 
 import click
 
-from convert.cli.common import conclude, json_option, layout_option, reference_options, report_in, verification_lines
+from convert.cli.common import conclude, layout_option, reference_options, report_in, source_options, verification_lines
 from convert.cli.sign import trust_options
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar, width
 from convert.options import CheckOptions, TrustOptions
@@ -16,7 +16,11 @@ from convert.options import CheckOptions, TrustOptions
 @click.command("verify")
 @click.argument("folder")
 @layout_option
-@click.option("--source", metavar="PATH", help="The checkpoint that was converted, if it was moved.")
+@click.option(
+    "--source",
+    metavar="CHECKPOINT",
+    help="The checkpoint that was converted: needed if it was moved, or if another program converted it.",
+)
 @reference_options(full=True)
 @click.option(
     "--replay",
@@ -26,14 +30,22 @@ from convert.options import CheckOptions, TrustOptions
 @click.option("--gradients", is_flag=True, help="Compare loss and gradients in PyTorch and JAX; needs both.")
 @trust_options
 @click.option("--report", metavar="FILE", help="Write the report to FILE: a page if it ends with .html, else JSON.")
-@json_option
+@source_options
 def verify_command(folder: str, to: str, source: str | None, as_json: bool, **options: Unpack[CheckOptions]) -> None:
-    """Verify a converted folder.
+    """Verify a conversion of this or another program.
 
-    With --public-key, or --identity and --identity-provider, the signature, the attestation and every
-    byte are checked first; FOLDER may then be hf:owner/name. The folder is compared with the source,
-    with recordings and with reference implementations. Nothing is written into a signed folder.
-    FOLDER may be the name of the CHECKPOINT that was converted, with --to for the layout.
+    The folder is compared with the source, with recordings and with reference implementations. FOLDER may be the
+    name of the CHECKPOINT that was converted, with --to for the layout.
+
+    Without a conversion.json, FOLDER is a folder or file of weights of any layout, and --source the CHECKPOINT from
+    which they were made. Rounding to another dtype is accepted and stated; every other difference is explained.
+    The report is written with --report only.
+
+    FOLDER may be hf:owner/name. If bit convert wrote the repository, the source that is named there is fetched and
+    converted again, and the bytes are compared.
+
+    With --public-key, or --identity and --identity-provider, the signature, the attestation and every byte are
+    checked first. Nothing is written into a signed folder.
     """
     from convert import api
     from convert.checkpoints.manifest import is_signed
@@ -45,14 +57,17 @@ def verify_command(folder: str, to: str, source: str | None, as_json: bool, **op
         "identity_provider": options.pop("identity_provider", None),
     }
     with progress_bar() as progress:
-        signature = api.check_signature(folder, to=to, progress=progress, **signer) if any(signer.values()) else None
-        path = signature.folder if signature is not None else api.converted_folder(folder, to)
-        options["signature"] = signature
-        verification = api.verify(path, source=source, progress=progress, **options)
+        if any(signer.values()):
+            signature = api.check_signature(folder, to=to, progress=progress, **signer)
+            options["signature"], found = signature, api.Conversion.signed(signature)
+        else:
+            signature, found = None, api.find_conversion(folder, to=to, source=source, progress=progress)
+        verification = api.verify_found(found, source, progress, **options)
     compared = bool(verification.checks or verification.problems or verification.incomplete)
     lines = [f"[green]✓[/] {escape(signature.words)}"] if signature is not None else []
     if compared or signature is None:
-        report = options.get("report") or report_in(path, verification)
+        kept = report_in(found.path, verification) if found.holds_report else None
+        report = options.get("report") or kept
         lines += [*tap_table(verification, width()), *verification_lines(verification, report)]
     value = verification.to_dict()
     if not compared and signature is not None:
@@ -60,8 +75,8 @@ def verify_command(folder: str, to: str, source: str | None, as_json: bool, **op
     if signature is not None:
         value["signature"] = {**asdict(signature), "folder": str(signature.folder), "shows": signature.words}
     print_result(as_json, value, lines)
-    if signature is None and is_signed(path):
-        print_warning(f"{path} is signed, but the signature was not checked: name the signer with --public-key")
+    if signature is None and is_signed(found.path):
+        print_warning(f"{found.path} is signed, but the signature was not checked: name the signer with --public-key")
     if compared or signature is None:
         conclude(verification)
     else:  # the signature holds, and there is nothing here to compare with

@@ -103,6 +103,8 @@ class TensorFile(contextlib.ExitStack[None]):
         """Arrays that cannot be weights, by name, with the reason."""
         self.notes: list[str] = []
         """Sentences that name the parts of the file that are ignored."""
+        self.faults: list[str] = []
+        """Sentences that name what is missing, if a file that is not complete may be opened."""
         self.labels: list[str] = []
         """Names of the classes, if the file holds them."""
         self.checksums: list[Checksum] = []

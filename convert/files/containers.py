@@ -39,13 +39,22 @@ NEEDED = {"onnx": ("onnx", "an ONNX file; reading it needs onnx")}
 KINDS = "safetensors, npz, h5, a file of torch.save, ONNX, or an index of shards"
 
 
-def open_weights(path: Path) -> TensorFile:
+def open_weights(path: Path, incomplete: bool = False) -> TensorFile:
     """Open a file of weights, an index of shards, or the only one of these in a folder.
 
-    Raises `CheckpointError` for anything else, and for a damaged file.
+    Raises `CheckpointError` for anything else, and for a damaged file. With `incomplete`, shards that are
+    missing or damaged are left out and listed in `faults`.
     """
-    file = _in_folder(path) if path.is_dir() else path
-    return ShardedFile(file, _open) if kind(file) == "index" else _open(file)
+    file = find_weights(path)
+    return ShardedFile(file, _open, incomplete) if kind(file) == "index" else _open(file)
+
+
+def find_weights(path: Path) -> Path:
+    """Return the file of weights, or the index of shards, at a path: the only one of these in a folder.
+
+    Raises `CheckpointError` for a folder that holds none, or several.
+    """
+    return _in_folder(path) if path.is_dir() else path
 
 
 def writer_of(container: str) -> type[Writer]:

@@ -34,11 +34,12 @@ class ShardedFile(TensorFile):
     """All files that an index lists, as one.
 
     Raises `CheckpointError` unless every listed file is in the folder of the index and the files hold
-    exactly the tensors that the index lists for them.
+    exactly the tensors that the index lists for them. With `incomplete`, what is missing or damaged is
+    listed in `faults`, as long as one file can be read.
     """
 
-    def __init__(self, path: Path, open_file: Callable[[Path], TensorFile]) -> None:
-        self._open_file = open_file
+    def __init__(self, path: Path, open_file: Callable[[Path], TensorFile], incomplete: bool = False) -> None:
+        self._open_file, self._incomplete = open_file, incomplete
         self._shards: dict[str, TensorFile] = {}
         self._holder: dict[str, TensorFile] = {}
         super().__init__(path)
@@ -61,11 +62,11 @@ class ShardedFile(TensorFile):
                 raise CheckpointError(
                     f"{self.path} lists '{shown(name)}', which is not the name of a file in this folder"
                 )
-            shard = self.path.with_name(name)
-            if not shard.is_file():
-                raise CheckpointError(f"{self.path} lists {name}, which is missing")
-            self._shards[name] = file = self.enter_context(self._open_file(shard))
-            self.notes += [f"{name}: {note}" for note in file.notes]
+            if (file := self._opened(name)) is not None:
+                self._shards[name] = file
+                self.notes += [f"{name}: {note}" for note in file.notes]
+        if not self._shards:
+            raise CheckpointError(self.faults[0])
         for name, file in self._shards.items():
             for key, tensor in file.tensors.items():
                 if key in self._holder:
@@ -75,8 +76,21 @@ class ShardedFile(TensorFile):
                     raise CheckpointError(f"{self.path}: {key} is in {name}, but the index lists it {where}")
                 self._holder[key], self.tensors[key] = file, tensor
         for key, name in weight_map.items():
-            if key not in self.tensors:
+            if key not in self.tensors and not self._incomplete:
                 raise CheckpointError(f"{self.path} lists {key} in {name}, which does not hold it")
+
+    def _opened(self, name: str) -> TensorFile | None:
+        """Open one of the files; None if it is missing or damaged, and need not be there."""
+        shard = self.path.with_name(name)
+        try:
+            if not shard.is_file():
+                raise CheckpointError(f"{self.path} lists {name}, which is missing")
+            return self.enter_context(self._open_file(shard))
+        except CheckpointError as error:
+            if not self._incomplete:
+                raise
+            self.faults.append(str(error))
+            return None
 
     def _weight_map(self) -> dict[str, str]:
         if self.nbytes > MAX_DIRECTORY:

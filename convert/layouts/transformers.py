@@ -43,6 +43,7 @@ _UNIT = "bit.encoder.stages.{stage}.layers.{layer}."
 TRANSFORMERS = Layout(
     name="transformers",
     ws_eps=1e-8,
+    spellings={r"^(?=(embedder|encoder|norm)\.)": "bit."},  # as `BitModel`, the network without a head, is saved
     rows={
         "stem/kernel": Row("bit.embedder.convolution.weight", "oihw"),
         "unit/norm{n}/scale": Row(_UNIT + "norm{n}.weight", "c"),

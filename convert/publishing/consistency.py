@@ -27,12 +27,12 @@ from convert.verification.pixels import stated_processor
 from convert.verification.results import (
     CONVERTED,
     END_TO_END,
-    FLOAT64_TOLERANCE,
     GRADIENT_TOLERANCES,
     ISOLATED,
     NO_SOURCE,
     PIXEL_TOLERANCE,
     SOURCE,
+    TOLERANCES,
     Check,
     Verification,
 )
@@ -265,7 +265,7 @@ def _tolerances(stored: Verification, given: Inputs, progress: Progress) -> Iter
                 continue
             if (tolerance := known.get(_key(check))) is None:
                 if check.dtype == "float64" and not rounded:
-                    tolerance = FLOAT64_TOLERANCE
+                    tolerance = TOLERANCES[check.mode]
                 elif oracle is None and (recorded is None or (rounded and check.mode == ISOLATED)):
                     faulty.add(check.run)
                     yield f"has tolerances of {check.run} that follow from the source; name it with --source"

@@ -16,6 +16,8 @@ from convert.verification.results import INCOMPLETE, Agreement, Check, GradientC
 AnyCheck = TypeVar("AnyCheck", Check, GradientCheck)
 PASS, FAIL, NOTE = "[green]✓[/]", "[red]✗[/]", "[yellow]![/]"
 INDENT = "  "
+HALF = ("float16", "bfloat16")
+"""The dtypes to which rounding changes what a network computes so much that the verdict says it."""
 
 
 def grouped(checks: Sequence[AnyCheck], *attributes: str) -> dict[Any, list[AnyCheck]]:
@@ -79,8 +81,10 @@ def summary(verification: Verification) -> list[str]:
 def verdicts(verification: Verification) -> list[str]:
     """Return the verdict; a difference names the part that failed, the model or the preprocessing."""
     if verification.passed:
-        compared = verification.tensors_exact or verification.tensors_changed
-        return ["[bold green]verified[/]" + ("" if compared else ", but not the bytes: name the source with --source")]
+        remarks = [f", rounded to {name}" for name in verification.roundings if name in HALF]
+        if not (verification.tensors_exact or verification.tensors_changed):
+            remarks.append(", but not the bytes: name the source with --source")
+        return [f"[bold green]verified[/]{''.join(dict.fromkeys(remarks))}"]
     if verification.verdict == INCOMPLETE:
         so_far = "nothing that was compared differs" if verification.checks else "nothing was compared"
         return [f"[bold yellow]{INCOMPLETE}[/]: {so_far}"]
@@ -118,7 +122,7 @@ def _byte_lines(verification: Verification) -> Iterator[str]:
     if exact:
         yield f"{PASS} bytes: {every}{exact} tensors convert back to the source exactly"
     if changed:
-        yield f"{PASS} bytes: {every}{changed} tensors are exactly the source's after the requested change"
+        yield f"{PASS} bytes: {every}{changed} tensors are exactly the source's after the stated change"
 
 
 def _run_line(run: str, checks: Sequence[Check]) -> str:

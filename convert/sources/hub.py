@@ -20,6 +20,9 @@ from convert.sources.redaction import redacted
 
 T = TypeVar("T")
 
+MANIFEST_NAME = "conversion.json"
+"""The file in repositories of this program; `convert.checkpoints.manifest` describes it."""
+
 WEIGHTS = (".npz", ".h5", ".bin", ".pth", ".pt", ".tar")
 """Extensions of weights on the Hub in repositories without safetensors."""
 SILENCE = 10.0
@@ -62,6 +65,12 @@ def wanted(names: Iterable[str]) -> list[str]:
     weights = [name for name in names if name.endswith(".safetensors")]
     weights = weights or [name for name in names if name.endswith(WEIGHTS)]
     return weights + [name for name in names if name.endswith(".json")] if weights else []
+
+
+def a_conversion(names: Iterable[str]) -> list[str]:
+    """Return what is to be verified: every file beside a manifest at the top level, else the names of `wanted`."""
+    names = [name for name in names if NAME.fullmatch(name)]
+    return names if MANIFEST_NAME in names else wanted(names)
 
 
 def everything(names: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -22,12 +23,12 @@ ACCEPTED = "a file or folder, a name that `bit list` prints, timm's name of one,
 HUB = re.compile(r"(?P<prefix>hf:)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 
-def locate(checkpoint: str, folder: Path, progress: Progress, mirror: str | None = None) -> Path:
+def locate(checkpoint: str, folder: Path, progress: Progress, mirror: str | None = None, local: bool = True) -> Path:
     """Return the path of a checkpoint; generate or download it into `folder` if it is not there yet.
 
     `checkpoint` is one of
 
-    - a path;
+    - a path, unless `local` is False;
     - `Synthetic-R50x1` and the like, seeded weights;
     - a published checkpoint, by Google's name (`BiT-M-R50x1`) or timm's (`resnetv2_50x1_bit.goog_in21k`, with
       or without `timm/`), from Google's bucket or `mirror`;
@@ -37,7 +38,7 @@ def locate(checkpoint: str, folder: Path, progress: Progress, mirror: str | None
     `DownloadError` for a checkpoint that cannot be fetched.
     """
     path = user_path(checkpoint)
-    if checkpoint and path.exists():
+    if local and checkpoint and path.exists():
         return path
     if checkpoint in SYNTHETIC:
         kept = folder / f"{checkpoint}.npz"
@@ -68,16 +69,18 @@ def hub_name(checkpoint: str) -> str | None:
     return match["repository"].split("/")[1] if match is not None else None
 
 
-def fetch_repository(checkpoint: str, progress: Progress) -> Path | None:
-    """Fetch every file of a repository given as `hf:owner/name`, and return the folder; None for any other name.
+def fetch_repository(
+    checkpoint: str, progress: Progress, choose: Callable[[Iterable[str]], list[str]] = hub.everything
+) -> Path | None:
+    """Fetch the files of a repository given as `hf:owner/name`, and return the folder; None for any other name.
 
-    Raises `DownloadError` if the repository cannot be fetched, and `CheckpointError` for names of files that
-    are not safe.
+    `choose` returns those to fetch, by default all. Raises `DownloadError` if the repository cannot be fetched, and
+    `CheckpointError` for names of files that are not safe.
     """
     match = HUB.fullmatch(checkpoint)
     if match is None or not match["prefix"]:
         return None
-    return hub.fetch(match["repository"], match["revision"], progress, hub.everything)
+    return hub.fetch(match["repository"], match["revision"], progress, choose)
 
 
 def cache_folder() -> Path:

@@ -6,9 +6,10 @@ import contextlib
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from convert.checkpoints.manifest import (
     SIGNING_NAMES,
     Manifest,
 )
-from convert.conversion.plan import Plan, Step
+from convert.conversion.plan import Plan
 from convert.conversion.plan import plan as make_plan
 from convert.conversion.write import origin_of
 from convert.errors import CheckpointError, ConvertError
@@ -34,10 +35,11 @@ from convert.network.parameters import parameters
 from convert.progress import Progress
 from convert.references.recordings import SHIPPED, Recordings, find_recordings
 from convert.references.registry import FOREIGN_GRAPH
-from convert.verification.bytes import compare_bytes
+from convert.verification.bytes import StoredValues, compare_bytes, compare_fingerprints, explained
 from convert.verification.gradients import verify_gradients
+from convert.verification.mistakes import in_words
 from convert.verification.network import compare_network
-from convert.verification.pixels import compare_pixels, stated_processor, without_preprocessing
+from convert.verification.pixels import INVALID_SETTINGS, compare_pixels, stated_processor, without_preprocessing
 from convert.verification.results import (
     CONVERTED,
     NO_SOURCE,
@@ -48,6 +50,9 @@ from convert.verification.results import (
     Verification,
 )
 from convert.verification.tap_errors import Candidate
+
+MOST_EXPLAINED = 3
+"""Largest number of tensors whose difference from the source is described."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Settings:
     recordings: tuple[Path, ...] = (SHIPPED,)
     """Folders of recordings."""
     replay: bool = False
-    """Convert again, and compare the bytes of every file; see `convert.verification.replay`."""
+    """Convert again, and compare the bytes of every file; see `convert.verification.bytes.replayed`."""
     gradients: bool = False
     """Compare gradients; see `convert.verification.gradients`."""
 
@@ -93,18 +98,33 @@ def verify(
             f"{folder} cannot be verified: there is no recording for {manifest.name}, and the source "
             f"{manifest.source.path} (relative to {folder}) is missing; name it with --source"
         )
+    files, problems, warnings = compare_folder_files(folder, manifest)
+    if source is None:
+        warnings.append(NO_SOURCE)
+    result = begun(manifest, files, problems, [*warnings, *remarks(manifest, recordings)])
+    try:
+        with Checkpoint(folder, manifest.name, manifest) as converted:
+            if source is not None and plan is None:
+                plan = make_plan(source, converted.layout, manifest.options)
+            result = _compare_beside(converted, plan, result)
+            return compare_weights(converted, plan, recordings, settings, result, progress)
+    except ConvertError as error:
+        return replace(result, problems=(*result.problems, str(error)))
+
+
+def compare_folder_files(folder: Path, manifest: Manifest) -> tuple[dict[str, str], list[str], list[str]]:
+    """Hash the files of a conversion, without reports, signature and card; return SHA-256s, problems and warnings."""
     later = {*REPORT_NAMES, *SIGNING_NAMES, CARD_NAME}
     paths = (path for path in sorted(folder.iterdir()) if path.name not in later and path.is_file())
     files = {path.name: file_sha256(path) for path in paths}
-    problems, warnings = compare_files(folder, manifest, files)
-    if source is None:
-        warnings.append(NO_SOURCE)
-    if recordings is None or recordings.own:
-        warnings.append(
-            f"there is no recording of the original code for {manifest.name}: the conversion is compared with "
-            "the oracle on the source"
-        )
-    result = Verification(
+    return files, *compare_files(folder, manifest, files)
+
+
+def begun(
+    manifest: Manifest, files: Mapping[str, str], problems: Iterable[str], warnings: Iterable[str]
+) -> Verification:
+    """Return a verification in which nothing but files was compared."""
+    return Verification(
         manifest.name,
         manifest.layout,
         manifest.architecture,
@@ -120,16 +140,35 @@ def verify(
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         },
     )
-    try:
-        with Checkpoint(folder, manifest.name, manifest) as converted:
-            if source is not None and plan is None:
-                plan = make_plan(source, converted.layout, manifest.options)
-            return _compare(converted, plan, recordings, settings, result, progress)
-    except ConvertError as error:
-        return replace(result, problems=(*problems, str(error)))
 
 
-def _compare(
+def remarks(manifest: Manifest, recordings: Recordings | None) -> Iterator[str]:
+    """Yield what a comparison without recordings of the original code does not show."""
+    if recordings is None or recordings.own:
+        yield (
+            f"there is no recording of the original code for {manifest.name}: the conversion is compared with "
+            "the oracle on the source"
+        )
+
+
+def _compare_beside(converted: Checkpoint, plan: Plan | None, result: Verification) -> Verification:
+    """Compare the files beside the weights with what the manifest and the plan demand; add it to a result."""
+    manifest = converted.manifest
+    assert manifest is not None, "it was opened with one"
+    companions = converted.companions()
+    pixels, problems = _compare_companions(companions, converted)
+    problems += compare_manifest(manifest, companions, converted)
+    warnings = [caveat] if (caveat := converted.layout.export.caveat(converted.config)) else []
+    if plan is not None:
+        problems += _compare_plan(plan, manifest, converted.config)
+        if converted.config.id2label != plan.config.id2label and not converted.layout.export.labelled:
+            warnings.append(f"class names are not kept: {converted.layout.name} does not store them")
+    return replace(
+        result, problems=(*result.problems, *problems), warnings=(*result.warnings, *warnings), pixels=pixels
+    )
+
+
+def compare_weights(
     converted: Checkpoint,
     plan: Plan | None,
     recordings: Recordings | None,
@@ -137,25 +176,19 @@ def _compare(
     result: Verification,
     progress: Progress,
 ) -> Verification:
-    """Complete a result with the comparisons of an opened conversion; `plan` is None without the source."""
-    manifest, export = converted.manifest, converted.layout.export
-    assert manifest is not None, "it was opened with one"
-    companions = converted.companions()
-    pixels, problems = _compare_companions(companions, converted)
-    problems += compare_manifest(manifest, companions, converted)
-    warnings = [caveat] if (caveat := export.caveat(converted.config)) else []
+    """Complete a result with the comparisons of an opened conversion; `plan` is None without the source.
+
+    Tensors that are not among the steps of the plan are not compared, and a network that is not complete is not run.
+    """
     incomplete: list[str] = []
-    same_network, tensors = True, list[tuple[Step, str | None]]()
-    if plan is not None:
-        problems += _compare_plan(plan, manifest, converted.config)
-        if converted.config.id2label != plan.config.id2label and not export.labelled:
-            warnings.append(f"class names are not kept: {converted.layout.name} does not store them")
-        same_network = parameters(plan.config) == parameters(converted.config)
-        tensors = list(compare_bytes(plan, converted, progress)) if same_network else []
+    same_network = plan is None or parameters(plan.config) == parameters(converted.config)
+    tensors = list(compare_bytes(plan, converted, progress)) if plan is not None and same_network else []
+    same_network = same_network and converted.complete
     wrong = {step.place.name: problem for step, problem in tensors if problem is not None}
+    differing = StoredValues(converted, wrong)
     network = NetworkResult()
     if same_network:
-        candidate = Candidate(CONVERTED, converted, {name: converted.weights(name) for name in wrong})
+        candidate = Candidate(CONVERTED, converted, differing)
         source = None if plan is None else Candidate(SOURCE, plan.checkpoint)
         try:
             network = compare_network(candidate, source, recordings, settings.references, progress)
@@ -168,7 +201,13 @@ def _compare(
         except (CheckpointError, MemoryError) as error:
             incomplete.append(f"gradients were not compared: {one_line(error)}")
     required = {*settings.required, *network.crashed, *(["onnxruntime"] if converted.layout.folded else [])}
-    problems += wrong.values()
+    inferred = plan is not None and converted.manifest is not None and not converted.manifest.own
+    problems = list(explained(plan, differing, wrong)) if plan is not None and inferred else list(wrong.values())
+    if plan is None and recordings is not None and same_network:
+        problems += compare_fingerprints(recordings, converted)
+    if plan is not None and not inferred and not any(finding.explanation for finding in network.findings):
+        # The difference is too small to show in the outputs, or leaves nothing finite in them.
+        problems += in_words(plan.checkpoint.oracle(), islice(differing, MOST_EXPLAINED), differing)
     for name, why in network.not_run.items():
         if name in required:
             words = f"{name} {'failed' if name in network.crashed else 'did not run'}: {why}"
@@ -179,10 +218,8 @@ def _compare(
         tensors_changed=sum(not step.exact for step, problem in tensors if problem is None),
         problems=(*result.problems, *problems),
         incomplete=tuple(incomplete),
-        warnings=(*result.warnings, *warnings),
         network=network,
         gradients=gradients,
-        pixels=pixels,
     )
 
 
@@ -262,14 +299,14 @@ def _compare_preprocessing(
         found = stated_processor(stated)
         if found is not None:
             yield from compare_pixels(found, right)
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
+    except INVALID_SETTINGS as error:
         yield PixelCheck("settings", math.inf, f"invalid settings ({one_line(error)})")
 
 
 def _compare_plan(plan: Plan, manifest: Manifest, config: BitConfig) -> Iterator[str]:
     """Yield where the manifest and the converted network differ from what the plan makes of the source."""
     if parameters(plan.config) != parameters(config) or plan.config.ws_eps != config.ws_eps:
-        yield f"converted network is {_describe(config)}, expected {_describe(plan.config)}"
+        yield f"converted network is {describe(config)}, expected {describe(plan.config)}"
     expected, stated = origin_of(plan, manifest.source.files), manifest.origin
     if replace(expected, address=None) != replace(stated, address=None):  # the source may be a copy by now
         yield f"{MANIFEST_NAME}: origin does not match the source"
@@ -277,8 +314,10 @@ def _compare_plan(plan: Plan, manifest: Manifest, config: BitConfig) -> Iterator
         yield f"{MANIFEST_NAME}: tensor rows do not match the conversion plan"
     if plan.config.id2label != config.id2label and plan.layout.export.labelled:
         yield "class names do not match the source"
+    if plan.config.problem_type != config.problem_type and plan.layout.export.labelled:
+        yield "problem type does not match the source"
 
 
-def _describe(config: BitConfig) -> str:
+def describe(config: BitConfig) -> str:
     classes = f"{config.num_labels} classes" if config.num_labels else "no head"
     return f"{config.architecture} with {classes} and epsilon {config.ws_eps:g}"

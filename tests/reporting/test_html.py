@@ -180,8 +180,8 @@ def test_what_is_wrong_comes_right_under_the_verdict() -> None:
         "Diagnosis of timm: block3/unit01: the kernel of conv2 is mirrored",
         "Diagnosis of bit (PyTorch): pooled: no known mistake explains the error",
         "timm on the source float64, isolated: ",
-        "landscape image: greatest difference 31.2 of 255 levels (up to 1 allowed): mean and deviation are CLIP's",
-        "small image: greatest difference 2 of 255 levels (up to 1 allowed); no known mistake explains it",
+        "landscape image: greatest difference 31.2 of 255 levels (up to 0.01 allowed): mean and deviation are CLIP's",
+        "small image: greatest difference 2 of 255 levels (up to 0.01 allowed); no known mistake explains it",
     ):
         assert words in wrong
 

@@ -94,7 +94,7 @@ def test_the_bytes_are_one_line() -> None:
     assert f"✓ bytes: {count - 1} tensors convert back to the source exactly" in plain(summary(failed))
     changed = plain(summary(replace(verification, tensors_exact=2, tensors_changed=3)))
     assert "✓ bytes: 2 tensors convert back to the source exactly" in changed
-    assert "✓ bytes: 3 tensors are exactly the source's after the requested change" in changed
+    assert "✓ bytes: 3 tensors are exactly the source's after the stated change" in changed
 
 
 def test_everything_else_has_a_line_too() -> None:
@@ -104,8 +104,8 @@ def test_everything_else_has_a_line_too() -> None:
         "✗ timm: block3/unit01: the kernel of conv2 is mirrored",
         "✗ bit (PyTorch): pooled: no known mistake explains the error",
         "✓ classes: top 1 and top 5 of 3 images are the same in every run",
-        "✗ preprocessing: landscape image, greatest difference 31.2 of 255 levels (up to 1 allowed): mean and",
-        "✗ preprocessing: small image, greatest difference 2 of 255 levels (up to 1 allowed); no known mistake",
+        "✗ preprocessing: landscape image, greatest difference 31.2 of 255 levels (up to 0.01 allowed): mean and",
+        "✗ preprocessing: small image, greatest difference 2 of 255 levels (up to 0.01 allowed); no known mistake",
         "  tolerances include the rounding of the weights to float16",
         "  reference: recordings of the original code",
         "  not run: onnxruntime, it cannot read",

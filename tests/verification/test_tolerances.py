@@ -42,6 +42,6 @@ def test_weights_that_were_rounded_before_get_no_tolerance_for_rounding_again(ti
     result = verified(folder, rounded, ("pytorch",), recordings=(tmp_path / "recordings",))
     assert result.passed
     isolated = [check for check in result.checks if check.mode == "isolated"]
-    assert max(check.tolerance for check in isolated) == pytest.approx(1e-9)
+    assert max(check.tolerance for check in isolated) == pytest.approx(1e-12)
     float64 = [check for check in result.checks if check.mode == "end-to-end" and check.dtype == "float64"]
     assert max(check.tolerance for check in float64) > 1e-6, "compared with recordings of the unrounded weights"

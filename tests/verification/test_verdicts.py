@@ -277,7 +277,7 @@ def test_memory_that_runs_out_anywhere_else_is_one_line_and_status_3(
     def fail(*arguments: object, **options: object) -> None:
         raise MemoryError("Unable to allocate 8 GiB")
 
-    monkeypatch.setattr("convert.api.verify", fail)
+    monkeypatch.setattr("convert.api.verify_found", fail)
     result = run_here("verify", folder, "--quick", cwd=tmp_path)
     assert result.returncode == 3
     assert result.stderr == "error: memory ran out (Unable to allocate 8 GiB); close other programs\n"
