@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from support.networks import TINY
 
 from bit.config import BitConfig
 from convert.network.inputs import batches
+from convert.references.worker import ENVIRONMENT, compiled_folder
 from convert.sources.synthetic import write_npz
 
 if TYPE_CHECKING:
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
 
 settings.register_profile("seeded", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("seeded")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile a network once for all processes and runs of the tests, before JAX reads the environment."""
+    folder = compiled_folder(config.cache.mkdir("bit")) if config.cache else None
+    if folder is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name.startswith("JAX_")})
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -23,19 +25,30 @@ from convert.network.runner import Batches
 from convert.network.taps import Array, Part
 from convert.references.registry import REFERENCES, Reference
 from convert.references.training import TrainingRecording, repeat_steps
+from convert.sources.resolve import cache_folder
 
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    # Everything that JAX compiles is kept, however small.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_COMPILATION_CACHE_MAX_SIZE": "500000000",
     "KERAS_BACKEND": "tensorflow",
     # oneDNN keeps a copy of every kernel in another format: 6 GB with R152x4.
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "CUDA_VISIBLE_DEVICES": "",
 }
 """Environment variables of the processes, see also `environment`."""
-KEPT_PARAMETERS, KEPT, RETURNED = 100_000_000, 1 << 25, 1 << 18
-"""Parameters of a network up to which freed arrays of 32 MB, the most that glibc allows, are kept for the next ones,
-and bytes of the arrays that are kept otherwise. To ask the system for each array anew takes a fourth of the time; what
-is kept between others would be gigabytes for R152x4."""
+KEPT_PARAMETERS = 100_000_000
+"""Parameters of a network up to which freed memory is kept for the next arrays. To ask the system for each array anew
+takes a fourth of the time; what is kept would be gigabytes for R152x4."""
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # arrays of 32 MB, the most that glibc allows
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
+"""Settings of glibc, in bytes; other systems ignore them."""
 MEMORY = 2_000_000_000
 """Bytes of memory for each process: 1.5 GB for R152x4, and the taps that are compared meanwhile."""
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -161,20 +174,34 @@ def _available() -> int:
     return available
 
 
+def compiled_folder(parent: Path) -> Path:
+    """Return the folder in `parent` where JAX keeps what it compiles: 1.5 MB for R50x1, half of the time of JAX there.
+
+    JAX tells versions and programs apart, but not processors.
+    """
+    about = platform.processor()
+    with contextlib.suppress(OSError):  # another system than Linux
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        about = "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
+    return parent / "jax" / f"{platform.machine()}-{zlib.crc32(about.encode()):08x}"
+
+
 def environment(threads: int, count: int) -> dict[str, str]:
     """Return the environment variables of a process that computes with `threads`, for a network of `count` parameters.
 
     Each library is told the number in a way of its own.
     """
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(compiled_folder(cache_folder()))
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""]
     return {
         **ENVIRONMENT,
+        "JAX_COMPILATION_CACHE_DIR": compiled,
         "OMP_NUM_THREADS": str(threads),
         "NPROC": str(threads),
         "XLA_FLAGS": " ".join(filter(None, flags)),
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_NUM_INTEROP_THREADS": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(KEPT if count <= KEPT_PARAMETERS else RETURNED),
+        **(KEEP_MEMORY if count <= KEPT_PARAMETERS else RETURN_MEMORY),
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
@@ -56,13 +57,16 @@ def compare_network(
         expected, isolated = sides[CONVERTED], bool(references) and oracle is not None
         names = dict.fromkeys((*references, *(["onnxruntime"] if layout.folded else [])))
         planned, not_run = _planned([REFERENCES[name] for name in names], sides)
-        with _started(planned, shared) as running:
+        # The oracle computes with one thread beside them: more would wait for each other.
+        with _started(planned, shared) as running, threadpool_limits(1 if planned else None, "blas"):
             runs = []
             if oracle is not None and recordings is not None and (references or converted.origin.roundings):
                 taps: BothModes = ((tap, values, {}) for tap, values in oracle.taps())
                 runs.append(compare_taps(oracle.source.oracle(), sides[SOURCE], taps))
             of_oracle = judge(checkpoint.oracle(), expected, isolated)
             runs += [of_oracle, *(judge(implementation, expected, isolated) for implementation in others)]
+            has_other_epsilon = layout.ws_eps != checkpoint.config.ws_eps and not layout.folded
+            epsilon = _measure_epsilon(expected, of_oracle.outputs) if has_other_epsilon else None
             by_references = [(reference, run) for reference, runs_of_it in running for run in runs_of_it.result()]
         runs += [run for _, run in by_references if run.checks]
         crashed = {
@@ -73,7 +77,6 @@ def compare_network(
         findings: dict[tuple[str, str | None], Finding] = {}
         for finding in (item for run in runs for item in run.findings):
             findings.setdefault((finding.part, finding.explanation), finding)
-        has_other_epsilon = layout.ws_eps != checkpoint.config.ws_eps and not layout.folded
         return NetworkResult(
             checks=tuple(check for run in runs for check in run.checks),
             agreements=tuple(item for run in runs for item in run.agreements),
@@ -81,7 +84,7 @@ def compare_network(
             not_run=not_run | crashed,
             crashed=tuple(crashed),
             findings=tuple(findings.values()),
-            epsilon=_measure_epsilon(expected, of_oracle.outputs) if has_other_epsilon else None,
+            epsilon=epsilon,
             reference=expected.reference(),
             inputs={name: input_sha256(batch) for name, batch in images.items()},
             recordings=recordings.files if recordings is not None else {},

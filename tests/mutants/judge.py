@@ -21,7 +21,7 @@ from mutants.networks import Base, convert, forged, write_weights
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import MANIFEST_NAME
 from convert.errors import ConvertError
-from convert.network.inputs import images
+from convert.network.inputs import INPUTS, images
 from convert.network.runner import Implementation, run_network
 from convert.network.taps import Part
 from convert.progress import silent
@@ -35,16 +35,26 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (item.family, item.name): item
     for item in (*tables.OPERATORS, *weights.OPERATORS, *functions.OPERATORS, *settings.OPERATORS)
 }
-SIZES = ((3, 1, 64, 64), (4, 2, 57, 81), (5, 1, 96, 40))
-"""Seed, count, height and width of further images on which mutants that may be equivalent are compared."""
+SIZES = ((3, 1, 64, 64), (4, 2, 57, 81), (5, 1, 96, 40), *INPUTS.values())
+"""Seed, count, height and width of the images on which mutants that may be equivalent are compared."""
 
 
 def judge(mutant: Mutant, base: Base) -> Outcome:
-    """Plant a mutant and judge it."""
-    start, operator = time.monotonic(), OPERATORS[mutant.family, mutant.operator]
-    planted = operator.apply(base, mutant.place, Random(mutant.seed))
-    outcome = (_judge_network if mutant.family == "network" else _judge_folder)(mutant, operator, base, planted)
+    """Plant a mutant and judge it on small images; what survives, on those of a user's verification.
+
+    Some mistakes show on large images only: ReLU6 differs where an activation exceeds 6.
+    """
+    start = time.monotonic()
+    outcome = _judge(mutant, base)
+    if not (outcome.numbers and outcome.everything) and not outcome.equivalent:
+        outcome = _judge(mutant, base.full)
     return replace(outcome, seconds=round(time.monotonic() - start, 2))
+
+
+def _judge(mutant: Mutant, base: Base) -> Outcome:
+    operator = OPERATORS[mutant.family, mutant.operator]
+    planted = operator.apply(base, mutant.place, Random(mutant.seed))
+    return (_judge_network if mutant.family == "network" else _judge_folder)(mutant, operator, base, planted)
 
 
 def _judge_folder(mutant: Mutant, operator: Operator, base: Base, planted: Any) -> Outcome:

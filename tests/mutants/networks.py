@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -25,7 +26,7 @@ from convert.layouts import LAYOUTS
 from convert.layouts.google import GOOGLE
 from convert.layouts.layout import Layout
 from convert.network.axes import Transform
-from convert.network.inputs import batches
+from convert.network.inputs import INPUTS, batches
 from convert.network.parameters import KINDS, Place, parameters
 from convert.network.taps import parts
 from convert.progress import silent
@@ -36,8 +37,10 @@ from convert.verification.oracle_taps import OracleTaps
 from convert.verification.results import CONVERTED
 from convert.verification.tap_errors import Candidate, Expected
 
-SMALL = {"square": (1, 2, 48, 48), "odd": (2, 1, 33, 49)}
-"""The images of the recordings: the kinds of those of `convert.network.inputs`, at a twentieth of the cost."""
+Inputs = Mapping[str, tuple[int, int, int, int]]
+"""Seed, count, height and width of images by name, see `convert.network.inputs`."""
+SMALL: Inputs = {"square": (1, 2, 48, 48), "odd": (2, 1, 33, 49)}
+"""The images of the recordings: the kinds of `INPUTS`, those of a user's verification, at a twentieth of the cost."""
 LARGE = {996: "R50x1", 997: "R50x1", 998: "R14x1", 999: "R14x1"}
 """Numbers of networks that are no random ones."""
 TARGETS = ("transformers", "transformers", "timm", "timm", "google", "flax", "keras", "google-tf2")
@@ -79,6 +82,8 @@ class Base:
     place: Path
     """A folder for temporary files."""
     weights: Weights
+    inputs: Inputs = field(default_factory=lambda: SMALL)
+    """The images of the recordings."""
     caches: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -111,7 +116,7 @@ class Base:
 
     @cached_property
     def images(self) -> Mapping[str, NDArray[np.float32]]:
-        return batches(SMALL, self.config.num_channels)
+        return batches(self.inputs, self.config.num_channels)
 
     def part_of(self, names: Any) -> str:
         """Return the first part that has one of these parameters; empty if none has."""
@@ -131,8 +136,24 @@ class Base:
         oracle = OracleTaps(self.opened_source, self.images, taps, silent)
         return Expected(Candidate(CONVERTED, Checkpoint(self.right)), self.recordings, oracle, self.images, silent)
 
+    @cached_property
+    def full(self) -> Base:
+        """The same network with a recording of the images of a user's verification."""
+        base = replace(self, place=self.place / "full", inputs=INPUTS, caches={})
+        shutil.copytree(self.place / "source", base.place / "source")
+        shutil.copytree(self.right, base.right)
+        base.record()
+        return base
+
+    def record(self) -> None:
+        """Record the source."""
+        with Checkpoint(self.source) as source:
+            record(source, self.place / "recordings", silent, frameworks=(), inputs=self.inputs)
+
     def close(self) -> None:
         """Close the files that were opened."""
+        if "full" in self.__dict__:
+            self.full.close()
         if "opened_source" in self.__dict__:
             self.opened_source.close()
         if "expected" in self.__dict__:
@@ -149,8 +170,7 @@ def prepared(
     base = Base(number, config, layouts, place, weights)
     base.source.parent.mkdir(parents=True)
     write_weights(base, weights, base.source)
-    with Checkpoint(base.source) as source:
-        record(source, place / "recordings", silent, frameworks=(), inputs=SMALL)
+    base.record()
     convert(base.source, base.layout, base.right, options)
     return base
 

@@ -10,10 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
+from convert.network.runner import run_part
+from convert.network.taps import parts
 from convert.references import worker
 from convert.references.registry import REFERENCES
 from convert.references.worker import MEMORY, ReferenceProcess, at_once, environment
@@ -126,3 +129,21 @@ def test_each_framework_is_told_the_number_of_threads(
 def test_only_small_networks_keep_freed_memory() -> None:
     small, large = (int(environment(1, count)["MALLOC_MMAP_THRESHOLD_"]) for count in (25_500_000, 937_000_000))
     assert small > 100 * large
+
+
+@pytest.mark.parametrize("writable", [True, False], ids=["a folder", "no folder"])
+def test_what_jax_compiles_is_kept_in_the_cache_folder(
+    writable: bool, tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, images = tmp_path / "cache", {"": np.zeros((1, 8, 8, 3), np.float32)}
+    if not writable:
+        cache.write_text("in the way")
+    monkeypatch.setenv("BIT_CACHE", str(cache))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    kept = []
+    for _ in range(2):
+        with Checkpoint(tiny_npz) as checkpoint, ReferenceProcess(REFERENCES["flax"], checkpoint) as process:
+            list(run_part(process.load("float32"), parts(checkpoint.config)[0], images))
+        kept.append({path.name for path in cache.glob("jax/*/*-cache")})
+    assert kept[0] == kept[1]
+    assert bool(kept[0]) == writable
