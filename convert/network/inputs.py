@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,11 @@ def images(seed: int, count: int, height: int, width: int, channels: int = 3) ->
 
     With three channels these are the inputs of the recordings, bit for bit.
     """
+    return _images(seed, count, height, width, channels).copy()
+
+
+@lru_cache(maxsize=8)
+def _images(seed: int, count: int, height: int, width: int, channels: int) -> NDArray[np.float32]:
     rng = np.random.RandomState(seed)
     field = rng.uniform(-1, 1, (count, 9, 9, channels))
     for axis, size in ((1, height), (2, width)):

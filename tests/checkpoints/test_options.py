@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.command import assert_refused, bit
+from support.command import assert_refused, run_here
 from support.conversions import arrays_of, bits_of, convert, verified
 from support.networks import TINY
 
@@ -38,12 +38,13 @@ def test_every_weight_is_rounded_to_the_nearest(tiny_npz: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("architecture", ["R14x1", pytest.param("R50x1", marks=pytest.mark.long)])
+@pytest.mark.usefixtures("small_inputs")
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 1e-4), ("float16", 1e-5)])
 def test_rounding_stays_within_the_tolerance_and_uses_part_of_it(
     synthetic: Callable[[str], Path], tmp_path: Path, architecture: str, dtype: str, least: float
 ) -> None:
     folder = convert(synthetic(architecture), "timm", tmp_path / "out", options=ConversionOptions(dtype=dtype))
-    result = verified(folder, synthetic(architecture))
+    result = verified(folder, synthetic(architecture), recordings=())
     assert result.passed
     assert (result.tensors_exact, result.tensors_changed) == (0, len(result_rows(folder)))
     for error, tolerance in errors(result, "logits"):
@@ -54,6 +55,7 @@ def result_rows(folder: Path) -> list[object]:
     return list(json.loads((folder / "conversion.json").read_text())["tensors"])
 
 
+@pytest.mark.long
 def test_rounded_weights_that_are_converted_again_have_the_same_tolerance(
     synthetic: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -72,7 +74,7 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
     arrays = arrays_of(TINY)
     arrays["resnet/head/conv2d/bias"][2] = 7e4
     np.savez(tmp_path / "a.npz", **arrays)
-    result = bit("convert", "a.npz", "--dtype", "float16", cwd=tmp_path)
+    result = run_here("convert", "a.npz", "--dtype", "float16", cwd=tmp_path)
     assert_refused(result, "resnet/head/conv2d/bias holds values up to 7e+04, which float16 cannot hold", tmp_path)
 
 
@@ -80,7 +82,7 @@ def test_values_that_are_too_small_for_float16_are_refused(tmp_path: Path) -> No
     arrays = arrays_of(TINY)
     arrays["resnet/root_block/standardized_conv2d/kernel"] *= np.float32(1e-6)
     np.savez(tmp_path / "a.npz", **arrays)
-    result = bit("convert", "a.npz", "--dtype", "float16", cwd=tmp_path)
+    result = run_here("convert", "a.npz", "--dtype", "float16", cwd=tmp_path)
     assert_refused(result, "standardized_conv2d/kernel holds values so small that float16 is", tmp_path)
 
 
@@ -107,6 +109,7 @@ def test_a_head_is_dropped(source: Path, tmp_path: Path) -> None:
     assert_head_is_dropped(source, "transformers", tmp_path / "out")
 
 
+@pytest.mark.usefixtures("small_inputs")
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_a_head_is_dropped_in_every_layout(tiny_npz: Path, tmp_path: Path, layout: str) -> None:
     assert_head_is_dropped(tiny_npz, layout, tmp_path / "out")
@@ -126,6 +129,7 @@ def test_a_new_head_is_filled_with_zeros(source: Path, tmp_path: Path) -> None:
     assert_new_head_is_zeros(source, "transformers", tmp_path / "out")
 
 
+@pytest.mark.usefixtures("small_inputs")
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_a_new_head_is_filled_with_zeros_in_every_layout(tiny_npz: Path, tmp_path: Path, layout: str) -> None:
     assert_new_head_is_zeros(tiny_npz, layout, tmp_path / "out")
@@ -155,7 +159,7 @@ def test_a_dropped_head_can_be_added_again(tiny_npz: Path, tmp_path: Path) -> No
     assert verified(headed, bare).passed
 
 
-@pytest.mark.parametrize("layout", ["timm", "transformers"])
+@pytest.mark.parametrize("layout", ["timm", pytest.param("transformers", marks=pytest.mark.long)])
 @pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-12), ("float32", 1e-5)])
 def test_compensated_kernels_compute_googles_function_with_the_librarys_epsilon(
     synthetic: Callable[[str], Path], tmp_path: Path, layout: str, dtype: str, most: float
@@ -225,7 +229,7 @@ def test_an_unknown_layout_gets_a_suggestion() -> None:
 
 def test_the_command_reports_what_it_changed(tiny_npz: Path, tmp_path: Path) -> None:
     arguments = ("--to", "timm", "--head", "new:3", "--dtype", "bfloat16", "--ws-eps", "compensate")
-    result = bit("convert", tiny_npz, *arguments, cwd=tmp_path)
+    result = run_here("convert", tiny_npz, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "34 tensors are exactly the source's after the stated change" in result.stdout
     assert "use them for inference" in result.stderr
@@ -237,10 +241,19 @@ def test_the_command_reports_what_it_changed(tiny_npz: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("small_inputs")
-@pytest.mark.parametrize("architecture", ["R14x1", pytest.param("R26x1", marks=pytest.mark.long)])
-def test_the_tolerance_for_rounding_holds_for_any_seed(tmp_path: Path, architecture: str) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(TINY, id="small"),
+        *(
+            pytest.param(BitConfig.from_architecture(name, num_labels=9), marks=pytest.mark.long, id=name)
+            for name in ("R14x1", "R26x1")
+        ),
+    ],
+)
+def test_the_tolerance_for_rounding_holds_for_any_seed(tmp_path: Path, config: BitConfig) -> None:
     for seed in range(1, 5):
-        write_npz(tmp_path / f"{seed}.npz", BitConfig.from_architecture(architecture, num_labels=9), seed)
+        write_npz(tmp_path / f"{seed}.npz", config, seed)
         folder = convert(
             tmp_path / f"{seed}.npz", "timm", tmp_path / f"out{seed}", options=ConversionOptions(dtype="bfloat16")
         )

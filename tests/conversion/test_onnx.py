@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from support.command import assert_refused, bit, run_here
+from support.command import assert_refused, run_here
 from support.conversions import convert, verified, with_config
 from support.faults import forge
 from support.networks import TINY
@@ -177,11 +177,11 @@ def test_a_truncated_model_fails(tiny_npz: Path, tmp_path: Path, kept: float) ->
 
 def test_it_cannot_be_converted_back(tiny_npz: Path, tmp_path: Path) -> None:
     convert(tiny_npz, "onnx", tmp_path / "out")
-    assert_refused(bit("convert", "out", cwd=tmp_path), "the kernels are standardized", tmp_path)
+    assert_refused(run_here("convert", "out", cwd=tmp_path), "the kernels are standardized", tmp_path)
 
 
 def test_another_dtype_is_refused_before_the_checkpoint_is_read(tmp_path: Path) -> None:
-    result = bit("convert", "nothing.npz", "--to", "onnx", "--dtype", "bfloat16", cwd=tmp_path)
+    result = run_here("convert", "nothing.npz", "--to", "onnx", "--dtype", "bfloat16", cwd=tmp_path)
     assert_refused(result, "onnx is always written in float32", tmp_path)
 
 

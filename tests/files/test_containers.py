@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.command import assert_refused, bit
+from support.command import assert_refused, run_here
 
 from convert.errors import CheckpointError
 from convert.files.base import TensorFile, file_sha256, shown
@@ -38,7 +38,7 @@ def test_a_pipe_in_a_folder_of_weights_is_passed_over(tmp_path: Path) -> None:
 
 def test_the_command_refuses_a_pipe_in_one_line(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.npz")
-    assert_refused(bit("convert", "a.npz", cwd=tmp_path), "a.npz is not a regular file", tmp_path)
+    assert_refused(run_here("convert", "a.npz", cwd=tmp_path), "a.npz is not a regular file", tmp_path)
 
 
 @pytest.mark.parametrize(

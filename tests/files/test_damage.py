@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.command import assert_refused, bit
+from support.command import assert_refused, run_here
 from support.conversions import arrays_of, convert
 from support.networks import TINY
 from support.npy import as_nan, header, npy, pickled
@@ -86,7 +86,7 @@ def test_bad_input_gets_one_line_and_nothing_is_written(
     tmp_path: Path, make: Callable[[Path], None], message: str
 ) -> None:
     make(tmp_path / "bad.npz")
-    assert_refused(bit("convert", "bad.npz", cwd=tmp_path), message, tmp_path)
+    assert_refused(run_here("convert", "bad.npz", cwd=tmp_path), message, tmp_path)
 
 
 def truncated(content: bytes) -> bytes:
@@ -132,4 +132,4 @@ def test_damage_in_any_container_is_found(
     source = convert(tiny_npz, layout, tmp_path / "source")
     (path,) = (path for path in source.iterdir() if path.suffix != ".json")
     path.write_bytes(damage(path.read_bytes()))
-    assert_refused(bit("convert", "source", "--to", "google", cwd=tmp_path), message, tmp_path)
+    assert_refused(run_here("convert", "source", "--to", "google", cwd=tmp_path), message, tmp_path)

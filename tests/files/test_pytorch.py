@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.command import assert_refused, bit
+from support.command import assert_refused, run_here
 from support.conversions import bits_of, convert
 from support.reading import load
 from support.torch_files import ARRAY, repacked, zipped
@@ -136,7 +136,7 @@ def test_prefixes_of_wrappers_are_removed_and_reported(
 def test_the_command_reports_which_weights_it_uses_and_ignores(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     wrapped = {f"module.{key}": value for key, value in state.items()}
     zipped({"state_dict": wrapped, "state_dict_ema": wrapped, "epoch": 3}, tmp_path / "tiny.pth")
-    result = bit("convert", "tiny.pth", "--no-verify", "--out", "out", cwd=tmp_path)
+    result = run_here("convert", "tiny.pth", "--no-verify", "--out", "out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "warning: uses the weights in state_dict_ema; ignores state_dict, epoch\n" in result.stderr
     assert "warning: the prefix module. of every name is ignored\n" in result.stderr
@@ -293,7 +293,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(
 ) -> None:
     made = tmp_path / "made"
     dump({"model": {"a": ARRAY}, "evil": Harmful(made)}, tmp_path / "bad.pth")
-    assert_refused(bit("convert", "bad.pth", cwd=tmp_path), message, tmp_path)
+    assert_refused(run_here("convert", "bad.pth", cwd=tmp_path), message, tmp_path)
     assert not made.exists()
     as_any_pickle(tmp_path / "bad.pth")
     assert made.exists(), "it would have run"

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from support.command import assert_refused, bit
+from support.command import assert_refused, run_here
 from support.conversions import bits_of, convert, verified
 from support.networks import TINY
 
@@ -124,13 +124,13 @@ def test_the_index_may_be_named_instead_of_the_folder(folder: Path) -> None:
 
 
 def test_the_command_splits_verifies_and_reads_an_index(tiny_npz: Path, tmp_path: Path) -> None:
-    first = bit("convert", tiny_npz, "--max-shard-size", SIZE, "--out", "shards", cwd=tmp_path)
+    first = run_here("convert", tiny_npz, "--max-shard-size", SIZE, "--out", "shards", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert any(line.startswith("verified") for line in first.stdout.splitlines())
-    second = bit("convert", Path("shards", INDEX), "--to", "google", "--out", "back", cwd=tmp_path)
+    second = run_here("convert", Path("shards", INDEX), "--to", "google", "--out", "back", cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     assert file_sha256(tmp_path / "back" / "tiny.npz") == file_sha256(tiny_npz)
-    again = bit("convert", "back", "--max-shard-size", "1MB", "--out", "shards", "--force", cwd=tmp_path)
+    again = run_here("convert", "back", "--max-shard-size", "1MB", "--out", "shards", "--force", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert not shards_of(tmp_path / "shards"), "no shard of before is left"
 
@@ -315,7 +315,7 @@ def test_shards_that_do_not_match_the_index_are_refused(
     change: Callable[[Path], None], message: str, folder: Path, tmp_path: Path
 ) -> None:
     change(folder)
-    assert_refused(bit("convert", Path(folder.name, INDEX), cwd=tmp_path), message, tmp_path)
+    assert_refused(run_here("convert", Path(folder.name, INDEX), cwd=tmp_path), message, tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["timm", "google", "google-tf2", "flax", "keras", "onnx"])
@@ -330,7 +330,7 @@ def test_the_command_refuses_an_invalid_split_in_one_line(tiny_npz: Path, tmp_pa
         ("timm", SIZE, "is read from one file"),
         ("transformers", "5", "invalid shard size '5'"),
     ):
-        result = bit("convert", tiny_npz, "--to", layout, "--max-shard-size", size, cwd=tmp_path)
+        result = run_here("convert", tiny_npz, "--to", layout, "--max-shard-size", size, cwd=tmp_path)
         assert_refused(result, message, tmp_path)
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.command import assert_refused, bit
+from support.command import assert_refused, run_here
 
 from convert.errors import CheckpointError
 from convert.published.catalogue import FACTS, find, published, zoo
@@ -128,7 +128,7 @@ def test_a_filter_that_matches_nothing_is_an_error_with_suggestions(wanted: dict
 
 
 def test_bit_list_fits_a_terminal_and_has_a_row_for_each_task_of_vtab(tmp_path: Path) -> None:
-    result = bit("list", cwd=tmp_path, COLUMNS="80")
+    result = run_here("list", cwd=tmp_path, COLUMNS="80")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert sum(line.startswith("BiT-M-*-") for line in lines) == len(FACTS.vtab_classes)
@@ -140,14 +140,14 @@ def test_bit_list_fits_a_terminal_and_has_a_row_for_each_task_of_vtab(tmp_path: 
 
 
 def test_a_pattern_in_a_row_can_be_listed(tmp_path: Path) -> None:
-    result = bit("list", "BiT-M-*-dtd", "--architecture", "R50x1", cwd=tmp_path)
+    result = run_here("list", "BiT-M-*-dtd", "--architecture", "R50x1", cwd=tmp_path)
     assert [line.split()[0] for line in result.stdout.splitlines()[1:-1]] == [
         f"BiT-M-R50x1-run{run}-dtd" for run in range(3)
     ]
 
 
 def test_bit_list_prints_every_field_as_json(tmp_path: Path) -> None:
-    result = bit("list", "BiT-M-R50x1-ILSVRC2012", "--json", cwd=tmp_path)
+    result = run_here("list", "BiT-M-R50x1-ILSVRC2012", "--json", cwd=tmp_path)
     (found,) = json.loads(result.stdout)
     assert found["url"] == "https://storage.googleapis.com/bit_models/BiT-M-R50x1-ILSVRC2012.npz"
     assert found["accuracies"][0]["value"] == 80.39
@@ -163,4 +163,4 @@ def test_make_list_hands_its_arguments_on() -> None:
 
 
 def test_bit_list_without_a_match_is_one_error_line(tmp_path: Path) -> None:
-    assert_refused(bit("list", "BiT-M-R51x1", cwd=tmp_path), "did you mean BiT-M-R50x1", tmp_path)
+    assert_refused(run_here("list", "BiT-M-R51x1", cwd=tmp_path), "did you mean BiT-M-R50x1", tmp_path)

@@ -98,6 +98,7 @@ def test_isolated_errors_of_an_unchanged_network_are_rounding(tiny_npz: Path, tm
     assert max(check.error for check in isolated) < 1e-14
 
 
+@pytest.mark.long
 def test_temporary_files_of_a_reference_go_with_its_process(
     tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

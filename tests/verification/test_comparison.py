@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.command import assert_refused, bit
+from support.command import assert_refused, run_here
 from support.conversions import arrays_of, convert
 from support.networks import TINY
 
@@ -92,12 +92,14 @@ def test_networks_of_different_sizes_are_refused(tiny_npz: Path, tmp_path: Path)
 
 def test_the_exit_status_tells_whether_they_are_equal(tiny_npz: Path, tmp_path: Path) -> None:
     folder = convert(tiny_npz, "timm", tmp_path / "timm")
-    same = bit("compare", tiny_npz, folder, cwd=tmp_path)
+    same = run_here("compare", tiny_npz, folder, cwd=tmp_path)
     assert (same.returncode, same.stdout.splitlines()[-1]) == (0, "equal"), same.stderr
-    other = bit("compare", tiny_npz, changed(tmp_path, STEM, 2.0), "--no-taps", cwd=tmp_path)
+    other = run_here("compare", tiny_npz, changed(tmp_path, STEM, 2.0), "--no-taps", cwd=tmp_path)
     assert other.returncode == 1, other.stderr
     assert "stem/kernel" in other.stdout
     assert "33 identical, 1 different" in other.stdout
-    values = json.loads(bit("compare", tiny_npz, folder, "--json", cwd=tmp_path).stdout)
+    values = json.loads(run_here("compare", tiny_npz, folder, "--json", cwd=tmp_path).stdout)
     assert values["equal"] is True
-    assert_refused(bit("compare", tiny_npz, "nothing.npz", cwd=tmp_path), "there is no file 'nothing.npz'", tmp_path)
+    assert_refused(
+        run_here("compare", tiny_npz, "nothing.npz", cwd=tmp_path), "there is no file 'nothing.npz'", tmp_path
+    )

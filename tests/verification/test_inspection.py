@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.command import assert_refused, bit
+from support.command import assert_refused, run_here
 from support.conversions import arrays_of, convert
 from support.networks import TINY
 
@@ -81,15 +81,15 @@ def test_compensated_weights_are_not_affected_by_the_epsilon_of_timm(tiny_npz: P
 
 
 def test_the_command_prints_the_description_and_writes_nothing(tiny_npz: Path, tmp_path: Path) -> None:
-    result = bit("inspect", tiny_npz, cwd=tmp_path)
+    result = run_here("inspect", tiny_npz, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "layout google, npz, float32, 34 tensors" in result.stdout
     assert "timm standardizes with epsilon 1e-08, which makes the output of that filter" in result.stdout
-    values = json.loads(bit("inspect", tiny_npz, "--json", cwd=tmp_path).stdout)
+    values = json.loads(run_here("inspect", tiny_npz, "--json", cwd=tmp_path).stdout)
     assert (values["layout"], values["parameters"]) == ("google", inspected(tiny_npz).parameters)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_not_a_checkpoint_gets_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_text("text")
-    assert_refused(bit("inspect", "a.npz", cwd=tmp_path), "is not a file of weights", tmp_path)
+    assert_refused(run_here("inspect", "a.npz", cwd=tmp_path), "is not a file of weights", tmp_path)

@@ -24,7 +24,10 @@ LARGE = ("R101x3", "R152x2", "R152x4")
 
 @pytest.mark.parametrize(
     "architecture",
-    ["R50x1", *(pytest.param(architecture, marks=pytest.mark.long) for architecture in ("R101x1", "R50x3", *LARGE))],
+    [
+        "R14x1",
+        *(pytest.param(architecture, marks=pytest.mark.long) for architecture in ("R50x1", "R101x1", "R50x3", *LARGE)),
+    ],
 )
 def test_it_converts_and_verifies(synthetic: Callable[[str], Path], tmp_path: Path, architecture: str) -> None:
     source = synthetic(architecture)
