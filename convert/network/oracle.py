@@ -21,6 +21,7 @@ from convert.network.taps import Array, Part
 
 Arrays = Mapping[str, Array]
 """Activations by the name of their input."""
+NO_EPSILONS: Mapping[str, float] = {}
 
 
 class Weights(Protocol):
@@ -33,15 +34,21 @@ class Oracle:
     """An `Implementation`: the network of `config` with these weights.
 
     Kernels that are `folded` are standardized already. It computes in `dtype`, float64 except where
-    the effect of rounding is measured. Each weight is read when it is needed, and not kept.
+    the effect of rounding is measured. Each weight is read when it is needed, and not kept. `epsilons` are those of
+    inputs, by name, that are run with another epsilon than the network's.
     """
 
     name = "oracle"
 
     def __init__(
-        self, weights: Weights, config: BitConfig, folded: bool = False, dtype: type[np.floating[Any]] = np.float64
+        self,
+        weights: Weights,
+        config: BitConfig,
+        folded: bool = False,
+        dtype: type[np.floating[Any]] = np.float64,
+        epsilons: Mapping[str, float] = NO_EPSILONS,
     ) -> None:
-        self.weights, self.config, self.folded = weights, config, folded
+        self.weights, self.config, self.folded, self.epsilons = weights, config, folded, epsilons
         self.dtype = np.dtype(dtype).name
         self.about = {"version": f"NumPy {np.__version__}", "device": "CPU"}
 
@@ -78,8 +85,15 @@ class Oracle:
 
     def convolution(self, inputs: Arrays, layer: str, stride: int = 1) -> dict[str, Array]:
         kernel = self.weight(f"{layer}/kernel")
-        kernel = kernel if self.folded else standardize(kernel, self.config.ws_eps)
-        return {name: convolve(x, kernel, stride) for name, x in inputs.items()}
+        if self.folded:
+            return {name: convolve(x, kernel, stride) for name, x in inputs.items()}
+        kernel, variance = center(kernel)
+        deviation = np.sqrt(variance + self.config.ws_eps)
+        kernel /= deviation
+        outputs = {name: convolve(x, kernel, stride) for name, x in inputs.items()}
+        for name in outputs.keys() & self.epsilons.keys():
+            outputs[name] *= deviation / np.sqrt(variance + self.epsilons[name])
+        return outputs
 
     def logits(self, x: Arrays) -> dict[str, Array]:
         """Compute some classes at a time: the 21843 of R152x4 have 1.4 GB of weights in float64."""
@@ -107,10 +121,16 @@ def standardize(kernel: Array, eps: float) -> Array:
 
     Equal kernels give equal bits with every version of NumPy and on every processor, see `_sum`.
     """
+    centered, variance = center(kernel)
+    centered /= np.sqrt(variance + eps)
+    return centered
+
+
+def center(kernel: Array) -> tuple[Array, Array]:
+    """Return a kernel `[h, w, i, o]` with mean 0 of each filter, and the variance (biased) of each, `[o]`."""
     count = kernel.size / kernel.shape[3]
     centered: Array = kernel - _sum(kernel, np.positive) / count
-    centered /= np.sqrt(_sum(centered, np.square) / count + eps)
-    return centered
+    return centered, _sum(centered, np.square) / count
 
 
 def _sum(kernel: Array, function: np.ufunc) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -17,15 +16,15 @@ from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
 from convert.network.inputs import INPUTS, batches, input_sha256
 from convert.network.oracle import Oracle
-from convert.network.runner import Implementation
-from convert.network.taps import Array, Key, parts, tap_names
+from convert.network.runner import Batches, Implementation
+from convert.network.taps import Array, Key, Part, parts, tap_names
 from convert.progress import Progress, SharedProgress, tracked
 from convert.references.recordings import Recordings
 from convert.references.registry import FOREIGN_GRAPH, REFERENCES, Reference
 from convert.references.worker import ProcessError, ReferenceProcess, at_once, processors
 from convert.verification.diagnosis import diagnose
 from convert.verification.metrics import finite, relative_l2
-from convert.verification.oracle_taps import OracleTaps, run_oracle
+from convert.verification.oracle_taps import OracleTaps
 from convert.verification.results import CONVERTED, ISOLATED, SOURCE, EpsilonEffect, Finding, NetworkResult
 from convert.verification.tap_errors import BothModes, Candidate, Expected, RunResult, compare_taps, run_both_modes
 
@@ -63,10 +62,10 @@ def compare_network(
             if oracle is not None and recordings is not None and (references or converted.origin.roundings):
                 taps: BothModes = ((tap, values, {}) for tap, values in oracle.taps())
                 runs.append(compare_taps(oracle.source.oracle(), sides[SOURCE], taps))
-            of_oracle = judge(checkpoint.oracle(), expected, isolated)
-            runs += [of_oracle, *(judge(implementation, expected, isolated) for implementation in others)]
             has_other_epsilon = layout.ws_eps != checkpoint.config.ws_eps and not layout.folded
-            epsilon = _measure_epsilon(expected, of_oracle.outputs) if has_other_epsilon else None
+            of_both = OracleOfTwoEpsilons(expected) if has_other_epsilon else None
+            of_oracle = judge(of_both or checkpoint.oracle(), expected, isolated)
+            runs += [of_oracle, *(judge(implementation, expected, isolated) for implementation in others)]
             by_references = [(reference, run) for reference, runs_of_it in running for run in runs_of_it.result()]
         runs += [run for _, run in by_references if run.checks]
         crashed = {
@@ -84,7 +83,7 @@ def compare_network(
             not_run=not_run | crashed,
             crashed=tuple(crashed),
             findings=tuple(findings.values()),
-            epsilon=epsilon,
+            epsilon=of_both.effect(of_oracle.outputs) if of_both is not None else None,
             reference=expected.reference(),
             inputs={name: input_sha256(batch) for name, batch in images.items()},
             recordings=recordings.files if recordings is not None else {},
@@ -184,20 +183,40 @@ def _run_dtypes(reference: Reference, expected: Expected, process: ReferenceProc
             break
 
 
-@np.errstate(invalid="ignore", over="ignore")
-def _measure_epsilon(expected: Expected, outputs: Mapping[Key, Array]) -> EpsilonEffect:
-    """Measure the difference that the fixed epsilon of the layout's own library makes on the smallest input.
+class OracleOfTwoEpsilons:
+    """The oracle, which runs the smallest image of a verification with the epsilon of the layout's own library, too.
 
-    It is measured at the logits, or at the pooled features if the head was changed. `outputs` are
-    those of the oracle with the epsilon that the weights are meant for.
+    Both go in one pass over the parts: to read and standardize the weights takes longer than a small image.
     """
-    checkpoint, images = expected.candidate.checkpoint, expected.images
-    name = min(images, key=lambda name: images[name].size)
-    config = checkpoint.config.replace(ws_eps=checkpoint.layout.ws_eps)
-    if not expected.candidate.keeps("logits"):
-        config = config.replace(num_labels=0, id2label=None, problem_type=None)
-    task, image = f"measuring epsilon {config.ws_eps:g}", {name: images[name]}
-    taps = run_oracle(Oracle(checkpoint.weights, config), image, task, expected.progress)
-    tap, values = deque(taps, maxlen=1).pop()  # the last one
-    difference = finite(relative_l2(values[name], outputs[name, tap]))
-    return EpsilonEffect(checkpoint.layout.name, config.ws_eps, checkpoint.config.ws_eps, name, tap, difference)
+
+    OTHER = "other epsilon"
+    """The name of the input that has the other epsilon."""
+
+    def __init__(self, expected: Expected) -> None:
+        checkpoint, images = expected.candidate.checkpoint, expected.images
+        self._checkpoint, self._input = checkpoint, min(images, key=lambda name: images[name].size)
+        self._oracle = Oracle(checkpoint.weights, checkpoint.config, epsilons={self.OTHER: checkpoint.layout.ws_eps})
+        self.name, self.dtype, self.about = self._oracle.name, self._oracle.dtype, self._oracle.about
+        self._left = [part for part in parts(checkpoint.config) if expected.candidate.keeps(part.name)]
+        self._last, self._other = self._left[-1].name, images[self._input]
+
+    def run(self, part: Part, x: Batches) -> Sequence[Batches]:
+        """Return the values of the part's taps; the first time, go on with the other epsilon, too."""
+        if part not in self._left[:1]:
+            return self._oracle.run(part, x)
+        del self._left[0]
+        values = [dict(tap) for tap in self._oracle.run(part, {**x, self.OTHER: self._other})]
+        *_, self._other = [tap.pop(self.OTHER) for tap in values]
+        return values
+
+    @np.errstate(invalid="ignore", over="ignore")
+    def effect(self, outputs: Mapping[Key, Array]) -> EpsilonEffect | None:
+        """Return the difference between the epsilons, once every part has run; `outputs` are those of the first one.
+
+        It is that of the logits, or of the pooled features if the head was changed.
+        """
+        if self._left:
+            return None
+        layout, original = self._checkpoint.layout, self._checkpoint.config.ws_eps
+        difference = finite(relative_l2(self._other, outputs[self._input, self._last]))
+        return EpsilonEffect(layout.name, layout.ws_eps, original, self._input, self._last, difference)
