@@ -34,8 +34,7 @@ meaning, an epsilon of 1e-8 instead of 1e-10, shows as 4e-4."""
 TOLERANCES = {END_TO_END: FLOAT64_TOLERANCE, ISOLATED: 1e-12}
 """In one part two implementations agree to 4e-15; the unbiased variance of one kernel shows as 1e-11 behind a norm."""
 GRADIENT_TOLERANCES = {END_TO_END: FLOAT64_TOLERANCE, RECORDED_STEPS: FLOAT64_TOLERANCE, ISOLATED: 1e-11}
-"""Largest error of a gradient, by mode. Two automatic differentiations agree to about 1e-12 through whole networks and
-training steps, and to 1e-14 in one part; a norm behind a kernel leaves 1e-10 of an unbiased variance."""
+"""Two automatic differentiations agree to 1e-12, in one part to 1e-14; an unbiased variance shows as 1e-10."""
 NO_SOURCE = "bytes were not compared: the source is not available"
 """The warning of a verification without the source."""
 PIXEL_TOLERANCE = 0.01
@@ -153,10 +152,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class EpsilonEffect:
-    """The relative L2 difference that the fixed `epsilon` of a layout's own library makes at a tap.
-
-    `original` is the epsilon that the weights are meant for.
-    """
+    """The difference that the fixed `epsilon` of a layout's own library makes at a tap, instead of the `original`."""
 
     library: Name
     epsilon: float
