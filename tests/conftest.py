@@ -29,9 +29,9 @@ settings.load_profile("seeded")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile a network once for all processes and runs of the tests, before JAX reads the environment."""
-    folder = compiled_folder(config.cache.mkdir("bit")) if config.cache else None
-    if folder is not None:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    cache: pytest.Cache | None = getattr(config, "cache", None)  # pytest may run without it
+    if cache is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_folder(cache.mkdir("bit"))))
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name.startswith("JAX_")})
 
 
