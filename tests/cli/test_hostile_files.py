@@ -17,7 +17,7 @@ CONFIGS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "text instead of sizes": lambda values: dumped(
         {**values, "hidden_sizes": ["A", "A"], "width_factor": 1_500_000_000}
     ),
-    "many stages": lambda values: dumped({**values, "hidden_sizes": [256] * 100_000, "depths": [1] * 100_000}),
+    "many stages": lambda values: dumped({**values, "hidden_sizes": [256] * 1_000_000, "depths": [1] * 1_000_000}),
     "a large number": lambda values: dumped({**values, "num_channels": 10**400}),
     "a number of too many digits": lambda values: dumped(values).replace(b": 32", b": " + b"9" * 5000),
     "deep labels": lambda values: b'{"id2label": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",

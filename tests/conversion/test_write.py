@@ -44,7 +44,7 @@ def test_every_tensor_is_transposed_and_renamed(tiny_npz: Path, tmp_path: Path) 
 layouts = st.sampled_from(list(READABLE))
 
 
-@settings(max_examples=10)
+@settings(max_examples=20)
 @given(config=configs(), first=layouts, second=layouts)
 def test_converting_to_a_second_layout_and_back_gives_the_same_bytes(
     config: BitConfig, first: str, second: str, tmp_path_factory: pytest.TempPathFactory

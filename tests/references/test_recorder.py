@@ -56,9 +56,9 @@ def test_a_conversion_is_compared_with_a_recording_even_without_the_source(
     tiny_npz: Path, tmp_path: Path, recorded_tiny: Path
 ) -> None:
     folder = convert(tiny_npz, "timm", tmp_path / "out")
-    result = verified(folder, None, recordings=(recorded_tiny,))
+    result = verified(folder, None, ("pytorch",), recordings=(recorded_tiny,))
     assert result.passed
-    assert {check.dtype for check in result.checks} == {"float64"}
+    assert {check.dtype for check in result.checks} == {"float64", "float32"}
     assert all("recorded outputs of oracle" in check.reference for check in result.checks)
 
 
@@ -70,7 +70,7 @@ def test_two_checkpoints_of_one_name_have_recordings_of_their_own(
     recorded(tmp_path / "tiny.npz", recordings)
     assert find_recordings(file_sha256(tiny_npz), [recordings]) is not None
     assert len(list(recordings.iterdir())) == 2
-    recorded(tmp_path / "tiny.npz", recordings)
+    recorded(tmp_path / "tiny.npz", recordings, ("pytorch",))
     assert len(list(recordings.iterdir())) == 2, "recorded anew in the same folder"
 
 

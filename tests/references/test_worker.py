@@ -69,7 +69,8 @@ import sys
 import convert
 with open("started", "a") as file:
     file.write("once\\n")
-print(convert.convert(sys.argv[1], "timm", "out", references=["pytorch"]).verification.passed)
+result = convert.convert(sys.argv[1], "timm", "out", references=["pytorch"])
+print(result.verification.passed, convert.verify("out", references=["pytorch"]).passed)
 """
 
 
@@ -79,7 +80,7 @@ def test_a_script_without_a_main_guard_starts_once_and_verifies(tiny_npz: Path, 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "True\n"
+    assert result.stdout == "True True\n"
     assert (tmp_path / "started").read_text() == "once\n"
 
 

@@ -169,6 +169,7 @@ def test_kernels_scaled_for_the_epsilon_of_the_library_are_accepted(tiny_npz: Pa
     result = verified(tmp_path / "scaled.pth", tiny_npz)
     assert result.verdict == VERIFIED, described(result)
     assert any("scaled for the epsilon 1e-08 of timm" in warning for warning in result.warnings)
+    assert api.verify(tmp_path / "scaled.pth", source=tiny_npz, references=["pytorch"]).verdict == VERIFIED
     torch.save({**state, **{key: 10 * state[key] for key in kernels[1:]}}, tmp_path / "one.pth")
     assert "stem.conv.weight does not hold" not in described(verified(tmp_path / "one.pth", tiny_npz))
     assert verified(tmp_path / "one.pth", tiny_npz).verdict == DIFFERS
@@ -232,9 +233,9 @@ def test_timms_own_file_of_another_network_is_told_from_the_source(tiny_npz: Pat
 
 
 def test_installed_references_run_on_foreign_folders(tiny_npz: Path, foreign: Path) -> None:
-    result = api.verify(foreign, source=tiny_npz, references=["transformers"])
+    result = api.verify(foreign, source=tiny_npz, references=["transformers", "pytorch"])
     assert result.verdict == VERIFIED, described(result)
-    assert {check.implementation for check in result.checks} == {"oracle", "transformers"}
+    assert {check.implementation for check in result.checks} == {"oracle", "transformers", "bit (PyTorch)"}
 
 
 def test_other_files_and_links_do_not_matter_and_other_weights_are_named(
