@@ -56,8 +56,10 @@ def compare_network(
         expected, isolated = sides[CONVERTED], bool(references) and oracle is not None
         names = dict.fromkeys((*references, *(["onnxruntime"] if layout.folded else [])))
         planned, not_run = _planned([REFERENCES[name] for name in names], sides)
-        # The oracle computes with one thread beside them: more would wait for each other.
-        with _started(planned, shared) as running, threadpool_limits(1 if planned else None, "blas"):
+        count = at_once(len(planned))
+        # Beside references the oracle has as many threads as each of them: more would wait for each other.
+        threads = processors() // count if planned else None
+        with _started(planned, shared, count) as running, threadpool_limits(threads, "blas"):
             runs = []
             if oracle is not None and recordings is not None and (references or converted.origin.roundings):
                 taps: BothModes = ((tap, values, {}) for tap, values in oracle.taps())
@@ -142,14 +144,13 @@ def _has_foreign_graph(checkpoint: Checkpoint) -> bool:
 
 @contextlib.contextmanager
 def _started(
-    planned: Sequence[tuple[Reference, Expected]], progress: SharedProgress
+    planned: Sequence[tuple[Reference, Expected]], progress: SharedProgress, count: int
 ) -> Iterator[list[tuple[Reference, Future[list[RunResult]]]]]:
-    """Run references in the background, as many side by side as `at_once` allows; an error in the context ends them.
+    """Run references in the background, `count` of them side by side; an error in the context ends them.
 
     Processes of one thread each finish earlier than one process of many: much of what a framework does, such as
     importing and compiling, has one thread anyway.
     """
-    count = at_once(len(planned))
     threads, processes = processors() // count, list[ReferenceProcess]()
 
     def run(reference: Reference, expected: Expected) -> list[RunResult]:
