@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit.files import load_json, short, write_json
+from bit.hyperrule import SMALL_AREA
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,6 @@ MAX_AREA = MAX_EDGE * MAX_EDGE
 """Most pixels of a prepared image: the first activations of R50x1 then take a gigabyte."""
 MAX_SCALE = 1e6
 """Largest factor, mean and deviation, and the inverse of the smallest factor and deviation."""
-SMALL_AREA = 96 * 96
-"""Images of fewer pixels count as small in Google's rule (big_transfer, `bit_hyperrule.py`)."""
 
 Array = NDArray[Any]
 Size = Mapping[str, int]

@@ -1,0 +1,405 @@
+"""Train a BiT network with transformers' `Trainer`, which brings several devices, mixed precision and TensorBoard."""
+
+from __future__ import annotations
+
+import errno
+import math
+import signal
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback
+
+from bit import hyperrule
+from bit.config import WEIGHTS_NAME
+from bit.files import one_line, read_json
+from bit.finetuning import checkpoints
+from bit.finetuning.curve import Curve, Evaluation
+from bit.finetuning.data import Collator, EvaluationImages, Images, Mixing, TrainingImages, in_range
+from bit.finetuning.settings import Settings
+
+KEPT = 2
+"""Checkpoints that are kept: if the disk is full while one is written, the one before is still there."""
+SAVE_SECONDS = 600.0
+"""A checkpoint is written after this time even if no number of steps asks for it."""
+SYNC_STEPS = 10
+"""Steps after which losses are fetched from an accelerator; on a processor they are there at once."""
+SPEED_STEPS = 20
+"""Steps over which the speed is measured."""
+LOGGED = 500
+"""Most entries of the loss in TensorBoard's log, if there are more steps."""
+LOGS = "logs"
+
+
+class DivergedError(ValueError):
+    """The loss is not a finite number."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a training is."""
+
+    step: int
+    """Steps taken."""
+    steps: int
+    loss: float
+    """Mean loss of the last step."""
+    learning_rate: float
+    images_per_second: float
+    seconds_left: float
+    accuracy: float | None = None
+    """The last measured accuracy in [0, 1]; None before the first."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished or interrupted training."""
+
+    curve: Curve
+    finished: bool
+    """False if it was stopped; the last checkpoint is that of the last step taken."""
+    resumed_from: int
+    """Steps that were taken before in an earlier run; 0 for none."""
+    seconds: float
+    """Time of this run."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a training reads. Fields may be replaced by others of the same kind, as tests do."""
+
+    training: Any
+    """A data set as long as all steps together, such as `TrainingImages`."""
+    evaluation: Any
+    """A data set such as `EvaluationImages`; None to evaluate nothing."""
+    mixup: Mixing
+
+    @classmethod
+    def of(cls, training: Images, evaluation: Images | None, settings: Settings) -> Data:
+        """Return the data of two sets of images."""
+        return cls(
+            TrainingImages(training, settings),
+            None if evaluation is None or not len(evaluation) else EvaluationImages(evaluation, settings),
+            hyperrule.Mixup(settings.mixup, settings.seed),
+        )
+
+
+Report = Callable[[Step], None]
+
+
+def finetune(
+    model: nn.Module,
+    data: Data,
+    settings: Settings,
+    folder: Path,
+    report: Report | None = None,
+    *,
+    workers: int = 0,
+) -> Outcome:
+    """Train `model` in place; `folder` keeps checkpoints and TensorBoard's logs, and a run there is resumed.
+
+    The folder must be of a training with the same model, data and settings, which the caller checks. `workers`
+    processes prepare images. SIGINT and SIGTERM end the training after the current step with a checkpoint; then
+    `Outcome.finished` is False. Raises `DivergedError` for a loss that is not finite, `OSError` if a checkpoint cannot
+    be written, with the last complete one left in both cases, and `ValueError` for a batch that cannot be divided
+    among the processes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet(), _stop_requests() as stop:
+        arguments = _arguments(settings, folder, workers, data.evaluation is not None)
+        if arguments.should_save:
+            checkpoints.remove_incomplete(folder)
+        optimizer = hyperrule.optimizer(model.parameters(), settings.base_lr)
+        trainer = BitTrainer(
+            model,
+            arguments,
+            data_collator=Collator(data.mixup, settings.batch, settings.micro_batch),
+            train_dataset=data.training,
+            eval_dataset=data.evaluation,
+            compute_metrics=_accuracy,
+            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(1),
+            optimizers=(optimizer, hyperrule.scheduler(optimizer, settings.schedule)),
+        )
+        trainer.accelerator.wait_for_everyone()
+        start, resumed = time.monotonic(), checkpoints.latest(folder)
+        taken = 0 if resumed is None else checkpoints.step_of(resumed)
+        keeper = Keeper(trainer, settings, report, stop, resumed)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(keeper)
+        trainer.add_callback(TensorBoardCallback(_writer(folder, taken) if arguments.should_save else None))
+        if resumed is None or taken < settings.steps:
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        else:  # the run was killed after the last checkpoint
+            model.load_state_dict(load_file(resumed / WEIGHTS_NAME))
+    return Outcome(keeper.curve, len(keeper.curve.loss) == settings.steps, taken, time.monotonic() - start)
+
+
+class BitTrainer(Trainer):
+    """transformers' `Trainer` with mixup, and with places of the training in the order of the data set."""
+
+    loss_is_scaled_for_ga = False  # a mean over a micro-batch: Trainer divides it by their number, as Google does
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.model_accepts_loss_kwargs = False
+        self.losses: list[Tensor] = []
+        """The loss of each micro-batch of the current step in this process."""
+        self._dtype = next(self.model.parameters()).dtype
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return micro-batches in order; each process takes its share."""
+        arguments = self.args
+        loader = DataLoader(
+            self.train_dataset,
+            arguments.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=arguments.dataloader_num_workers,
+            pin_memory=arguments.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean cross-entropy of a micro-batch, mixed if it comes with `ratio` and `partners`."""
+        x, labels = in_range(inputs["pixel_values"], self._dtype), inputs["labels"]
+        ratio, partners = inputs.get("ratio"), inputs.get("partners")
+        if ratio is None or partners is None:
+            logits = model(pixel_values=x).logits
+            loss = functional.cross_entropy(logits.to(_at_least_float32(logits)), labels)
+        else:
+            ratio = ratio.to(x.dtype)
+            logits = model(pixel_values=hyperrule.mix(x, ratio, partners)).logits
+            loss = hyperrule.mixed_cross_entropy(logits.to(_at_least_float32(logits)), labels, ratio, partners)
+        if model.training:
+            self.losses.append(loss.detach())
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint; whatever goes wrong is an `OSError`, and what was written is removed."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have errors of their own
+            folder = Path(self.args.output_dir)
+            if self.args.should_save:
+                checkpoints.remove_incomplete(folder)
+            number, place = getattr(error, "errno", None) or errno.EIO, checkpoints.latest(folder)
+            kept = f"the one of step {checkpoints.step_of(place)} is complete" if place is not None else "none is left"
+            message = f"the checkpoint of step {self.state.global_step} cannot be written ({one_line(error)}); {kept}"
+            raise OSError(number, message, str(folder)) from error
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return nothing unless gradients are clipped: the norm costs a pass over all of them at every step."""
+        return grad_norm
+
+
+class Keeper(TrainerCallback):
+    """Keeps the curve, stops at a loss that is not finite, marks checkpoints as complete and reports progress."""
+
+    def __init__(
+        self, trainer: BitTrainer, settings: Settings, report: Report | None, stop: Stop, resumed: Path | None
+    ) -> None:
+        self._trainer, self._settings, self._report, self._stop = trainer, settings, report, stop
+        stored = None if resumed is None else read_json(resumed / checkpoints.CURVE)
+        self.curve = Curve() if stored is None else Curve.from_dict(stored)
+        self._pending: list[tuple[float, Tensor]] = []
+        """The rate of each step, and the sum of the losses of the micro-batches, that were not fetched yet."""
+        self._saved, self._begun = time.monotonic(), 0.0
+        self._seconds: deque[float] = deque(maxlen=SPEED_STEPS)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._begun = time.monotonic()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        losses, self._trainer.losses = self._trainer.losses, []
+        rate = self._settings.schedule.rate(state.global_step, self._settings.base_lr)
+        self._pending.append((rate or 0.0, torch.stack(losses).sum()))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Decide what follows; the same in all processes."""
+        self._seconds.append(time.monotonic() - self._begun)
+        last, alone = state.global_step >= self._settings.steps, args.world_size == 1
+        often = args.device.type == "cpu" and alone
+        if often or last or control.should_save or control.should_evaluate or state.global_step % SYNC_STEPS == 0:
+            stopped = self._fetch()
+            control.should_training_stop |= stopped
+            control.should_save |= stopped or last
+        if alone and time.monotonic() - self._saved > SAVE_SECONDS:
+            control.should_save = True
+        if last and self._trainer.eval_dataset is not None:
+            control.should_evaluate = True
+        if control.should_save:
+            self._check_weights(state.global_step)
+        if self._report is not None and args.should_save and not self._pending:
+            self._report(self._step(state.global_step))
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        found = Evaluation(state.global_step, metrics["eval_loss"], metrics["eval_accuracy"])
+        self.curve.evaluations.append(found)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            checkpoints.complete(folder, self.curve.to_dict())
+        self._saved = time.monotonic()
+
+    def _fetch(self) -> bool:
+        """Move pending losses to the curve; return whether a process was asked to stop. Raises `DivergedError`."""
+        accelerator, (rates, losses) = self._trainer.accelerator, zip(*self._pending, strict=True)
+        self._pending = []
+        asked = torch.tensor([float(self._stop.asked)], dtype=losses[0].dtype, device=losses[0].device)
+        found = torch.cat([torch.stack(losses), asked])
+        if accelerator.num_processes > 1:
+            found = accelerator.reduce(found, "sum")
+        *sums, stopped = found.tolist()
+        for rate, loss in zip(rates, sums, strict=True):
+            mean = loss / self._settings.split
+            if not math.isfinite(mean):
+                raise DivergedError(self._diverged(f"the loss of step {len(self.curve.loss) + 1} is {mean}"))
+            self.curve.loss.append(mean)
+            self.curve.learning_rate.append(rate)
+        return bool(stopped)
+
+    def _check_weights(self, step: int) -> None:
+        """Raise `DivergedError` if a weight is not finite, so that no checkpoint holds it."""
+        if not all(bool(value.isfinite().all()) for value in self._trainer.model.parameters()):
+            raise DivergedError(self._diverged(f"weights are not finite after step {step}"))
+
+    def _diverged(self, what: str) -> str:
+        place = checkpoints.latest(Path(self._trainer.args.output_dir))
+        kept = f"; the checkpoint of step {checkpoints.step_of(place)} is kept" if place is not None else ""
+        return f"{what}{kept}: choose a smaller learning rate"
+
+    def _step(self, step: int) -> Step:
+        seconds, steps = statistics.mean(self._seconds), self._settings.steps
+        return Step(
+            step,
+            steps,
+            self.curve.loss[-1],
+            self.curve.learning_rate[-1],
+            self._settings.batch / seconds,
+            (steps - step) * seconds,
+            self.curve.accuracy,
+        )
+
+
+class Stop:
+    """Whether a signal asked for the end of the training."""
+
+    asked = False
+
+
+def _arguments(settings: Settings, folder: Path, workers: int, evaluates: bool) -> TrainingArguments:
+    """Return the arguments of `Trainer`. Raises `ValueError` unless the processes can share a batch."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.micro_batch,
+        per_device_eval_batch_size=settings.micro_batch,
+        bf16=settings.precision == "bf16",
+        max_grad_norm=0.0,
+        seed=settings.seed,
+        eval_strategy="steps" if evaluates and settings.evaluate_every else "no",
+        eval_steps=settings.evaluate_every or None,
+        save_strategy="steps",
+        save_steps=settings.save_every or settings.steps,
+        save_total_limit=KEPT,
+        logging_steps=max(1, settings.steps // LOGGED),
+        logging_nan_inf_filter=False,
+        log_level="error",
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # or `DataParallel` would split micro-batches; torchrun starts a process for each device
+    processes = arguments.world_size
+    if settings.split % processes:
+        raise ValueError(
+            f"a batch of {settings.batch} images in micro-batches of {settings.micro_batch} cannot be divided among "
+            f"{processes} processes"
+        )
+    arguments.gradient_accumulation_steps = settings.split // processes
+    return arguments
+
+
+def _writer(folder: Path, taken: int) -> Any:
+    """Return TensorBoard's writer; steps that will be repeated are removed from earlier logs."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / LOGS), purge_step=taken + 1 if taken else None)
+
+
+def _accuracy(found: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((found.predictions == found.label_ids).mean())}
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep remarks of the libraries, which are not about this training, from the terminal."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Stop]:
+    """Provide what the first SIGINT or SIGTERM sets; the second does what it did before."""
+    stop, before = Stop(), dict[int, Any]()
+
+    def ask(number: int, frame: Any) -> None:
+        stop.asked = True
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        before |= {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
