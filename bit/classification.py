@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from bit.files import check_regular, one_line
+from bit.files import one_line
+from bit.image_folder.files import open_image
 from bit.image_processing import PREPROCESSOR_NAME, BitImageProcessorPil
 from bit.model import BitForImageClassification
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""Pillow's names of the formats that are read. Others are refused: each decoder is one more that hostile files can
-attack, and that of EPS starts a program, Ghostscript."""
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
-"""Endings of the files in a folder that are taken for images."""
-MAX_PIXELS = 25_000_000
-"""Most pixels of an image file, as cameras of 24 megapixels make them: Pillow and NumPy take up to 24 bytes for each,
-0.6 GB, for the copies that they make."""
-MAX_FILE_BYTES = 4 * MAX_PIXELS
-"""Largest image file: that of the largest image without compression."""
 
 
 @dataclass(frozen=True)
@@ -36,44 +25,6 @@ class Prediction:
     probability: float
     """In [0, 1]: a softmax over all classes, or a sigmoid of this class alone if several may hold
     (`multi_label_classification`)."""
-
-
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files, and every image file in the folders. Raises `ValueError` for a folder without images."""
-    files: list[Path] = []
-    for path in paths:
-        found = [path]
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not found:
-            raise ValueError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
-        files += found
-    return files
-
-
-def open_image(file: Path) -> Image.Image:
-    """Return the first frame of an image file of `FORMATS`.
-
-    Raises `OSError` for a file that cannot be opened, and `ValueError`, in one line that names the
-    file, for a file that is not an intact image of at most `MAX_PIXELS` and `MAX_FILE_BYTES`.
-    """
-    if check_regular(file).stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{file} is larger than {MAX_FILE_BYTES >> 20} MiB; make the image smaller")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on metadata, and Pillow's own limit of pixels, which is higher
-            with Image.open(file, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width}×{image.height} pixels are too many")
-                image.load()
-                return image
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # Pillow's decoders raise errors of every kind for damaged files
-        raise ValueError(
-            f"{file} cannot be read as an image ({one_line(error)}); use a JPEG, PNG, WebP, BMP or GIF file of at "
-            f"most {MAX_PIXELS // 10**6} megapixels"
-        ) from None
 
 
 def classify(

@@ -341,7 +341,7 @@ def _to_channels_first(image: Any, input_data_format: str | None, rgb: bool) -> 
     if hasattr(image, "getbands"):  # a PIL image; arrays do not need Pillow installed
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"an image of mode {image.mode} has more than 256 levels; convert it to 8 bits first")
-        image, input_data_format = np.array(_pil_to_rgb(image) if rgb else image), "channels_last"
+        image, input_data_format = np.array(pil_to_rgb(image) if rgb else image), "channels_last"
     elif hasattr(image, "numpy") and hasattr(image, "detach"):
         image = image.detach().cpu().numpy()
     if not isinstance(image, np.ndarray):
@@ -360,7 +360,7 @@ def _to_channels_first(image: Any, input_data_format: str | None, rgb: bool) -> 
     return np.moveaxis(image, 2, 0) if channels_last else image
 
 
-def _pil_to_rgb(image: Image.Image) -> Image.Image:
+def pil_to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB, with white behind transparent pixels."""
     from PIL import Image
 

@@ -223,7 +223,7 @@ def classify(
         raise CheckpointError(f"there is no folder {str(model)!r}")
     require("pytorch")
     from bit.classification import classify as classify_files
-    from bit.classification import image_files
+    from bit.image_folder.files import image_files
 
     try:
         files = image_files([user_path(path) for path in images])
