@@ -205,7 +205,9 @@ class Mixup:
         """Return λ, the share of each image in its mixture, in [0, 1]; 1 without mixup."""
         import numpy as np
 
-        return float(np.random.default_rng([self.seed, 1, step]).beta(self.alpha, self.alpha)) if self.alpha > 0 else 1.0
+        return (
+            float(np.random.default_rng([self.seed, 1, step]).beta(self.alpha, self.alpha)) if self.alpha > 0 else 1.0
+        )
 
     def partners(self, step: int, micro_batch: int, count: int) -> Tensor:
         """Return the index of the image that each of `count` images of a micro-batch is mixed with, `[count]`."""

@@ -21,6 +21,7 @@ from convert.errors import (
     DownloadError,
     HubError,
     IncompleteError,
+    TrainingError,
     UsageError,
     VerificationError,
 )
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         verify,
     )
     from convert.checkpoints.manifest import Manifest
+    from convert.finetuning.run import finetune
     from convert.published.catalogue import Published, zoo
     from convert.publishing.publish import Publication
     from convert.signing.check import Signature
@@ -59,6 +61,7 @@ __all__ = [
     "Publication",
     "Published",
     "Signature",
+    "TrainingError",
     "UsageError",
     "Verification",
     "VerificationError",
@@ -68,6 +71,7 @@ __all__ = [
     "classify",
     "compare",
     "convert",
+    "finetune",
     "inspect",
     "publish",
     "record",
@@ -80,10 +84,11 @@ __all__ = [
 if not TYPE_CHECKING:  # for a type checker an unknown name must stay an error
 
     def __getattr__(name: str) -> Any:
-        """Import a public name of `convert.api` when it is first used."""
+        """Import a public name when it is first used: of `convert.api`, but for `finetune`."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module("convert.api"), name)
+        module = {"finetune": "convert.finetuning.run"}.get(name, "convert.api")
+        return getattr(importlib.import_module(module), name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -106,7 +106,8 @@ def convert(
     shard_size, force = options.get("max_shard_size"), options.get("force", False)
     changes = ConversionOptions(
         options.get("head", "keep"), options.get("dtype"), options.get("ws_eps", "keep"), options.get("profile")
-    ).for_layout(layout, shard_size)
+    )
+    changes.for_layout(layout, shard_size)  # refuses what the layout does not support, before anything is opened
     settings = settings_of(options, full=False)
     if layout.export.container == "onnx":
         require("onnxruntime")

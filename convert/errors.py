@@ -5,11 +5,12 @@
     ├── UsageError               an option or argument that is invalid or does not fit the others
     ├── DownloadError            a published file that could not be fetched
     ├── HubError                 a request to the Hugging Face Hub that failed
+    ├── TrainingError            a training that cannot go on: the loss is not finite
     ├── VerificationError        a conversion that does not pass, or is not what was verified
     └── IncompleteError          a verification that could not be completed; nothing differs so far
 
 A message says what is wrong, where, and what to do. The command `bit` exits with 1 for a
-`VerificationError`, with 3 for an `IncompleteError` and with 2 for the others.
+`VerificationError`, with 3 for an `IncompleteError` or a `TrainingError` and with 2 for the others.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class DownloadError(ConvertError):
 
 class HubError(ConvertError):
     """A request to the Hugging Face Hub that failed or was refused."""
+
+
+class TrainingError(ConvertError):
+    """A training that cannot go on: the loss or a weight is not a finite number."""
 
 
 class VerificationError(ConvertError):

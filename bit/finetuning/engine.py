@@ -6,6 +6,7 @@ import errno
 import math
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -361,6 +363,8 @@ def _arguments(settings: Settings, folder: Path, workers: int, evaluates: bool) 
 
 def _writer(folder: Path, taken: int) -> Any:
     """Return TensorBoard's writer; steps that will be repeated are removed from earlier logs."""
+    # TensorBoard then writes files by itself. Otherwise it imports TensorFlow for that, where it is installed.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / LOGS), purge_step=taken + 1 if taken else None)

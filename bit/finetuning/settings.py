@@ -56,7 +56,9 @@ class Settings:
             raise ValueError(f"mixup is {self.mixup:g}; expected 0 or a positive number such as 0.1")
         precrop, crop = self.resolution
         if not 1 <= crop <= min(precrop, MAX_SIZE):
-            raise ValueError(f"images of {crop} pixels cannot be cut from {precrop}; the edge is 1 to {MAX_SIZE} pixels")
+            raise ValueError(
+                f"images of {crop} pixels cannot be cut from {precrop}; the edge is 1 to {MAX_SIZE} pixels"
+            )
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}; choose from {', '.join(PRECISIONS)}")
         if not 0 <= self.seed < 1 << 32:

@@ -25,6 +25,7 @@ from convert.network.oracle import Oracle
 from convert.network.parameters import ALL, KINDS, Place, parameters
 from convert.network.runner import by_channels
 from convert.published import catalogue, labels
+from convert.published.preprocessing import SIZED
 
 SUFFIXES = (".weights.h5", ".pth.tar", ".safetensors.index.json", ".bin.index.json")
 """Endings that have more than one dot; of other names only the last ending is removed."""
@@ -118,6 +119,12 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
         """The profile of preprocessing beside converted weights: that of the manifest, else that of the layout."""
         stated = self.manifest.options.profile if self.manifest is not None else None
         return stated or self.layout.export.profile or ""
+
+    @property
+    def own_profile(self) -> str | None:
+        """The profile that the network was fine-tuned for, which every layout keeps; None if it has none of its own."""
+        stated = self.manifest.options.profile if self.manifest is not None else None
+        return stated if stated is not None and SIZED.fullmatch(stated) else None
 
     def companions(self) -> dict[str, dict[str, Any]]:
         """Return what the JSON files beside converted weights must hold, by name; the index of shards is left out."""

@@ -15,6 +15,7 @@ from convert.files.sharded import check_size
 from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME, DType
 from convert.network.parameters import Place
+from convert.published.preprocessing import is_profile
 
 HEAD = re.compile(r"keep|drop|new:[1-9][0-9]{0,6}")
 """The values of the option `head`."""
@@ -39,14 +40,17 @@ class ConversionOptions:
     ws_eps: str = "keep"
     """`compensate` scales kernels so that a library with another epsilon computes the same function."""
     profile: str | None = None
-    """The preprocessing to state, one of `PROFILES`; None for the layout's default."""
+    """The preprocessing to state, see `preprocessing.is_profile`; None for the source's own size or the layout's
+    default."""
 
     def __post_init__(self) -> None:
         if not HEAD.fullmatch(self.head):
             head = shown(self.head)
             near = did_you_mean(head, ("keep", "drop"))
             raise UsageError(f"invalid head {head!r}: use keep, drop, or new:N for N classes{near}")
-        choices: dict[str, Collection[str]] = {"dtype": BY_NAME, "ws_eps": ("keep", "compensate"), "profile": PROFILES}
+        choices: dict[str, Collection[str]] = {"dtype": BY_NAME, "ws_eps": ("keep", "compensate")}
+        if self.profile is not None and not is_profile(self.profile):
+            choices["profile"] = (*PROFILES, "google:SIZE")
         for option, names in choices.items():
             value = getattr(self, option)
             if value is not None and value not in names:
@@ -59,8 +63,13 @@ class ConversionOptions:
     def new_head(self) -> bool:
         return self.head.startswith("new:")
 
-    def for_layout(self, layout: Layout, max_shard_size: str | None = None) -> ConversionOptions:
-        """Return the options with the layout's default profile. Raises `UsageError` for unsupported options."""
+    def for_layout(
+        self, layout: Layout, max_shard_size: str | None = None, profile: str | None = None
+    ) -> ConversionOptions:
+        """Return the options with a profile: that of the source if it has its own, else the layout's default.
+
+        Raises `UsageError` for unsupported options.
+        """
         if layout.folded and self.dtype not in (None, "float32"):
             raise UsageError(f"{layout.name} is always written in float32; leave --dtype out")
         if layout.export.profile is None and self.profile is not None:
@@ -69,7 +78,8 @@ class ConversionOptions:
             raise UsageError(f"{layout.name} is read from one file; leave --max-shard-size out")
         if max_shard_size is not None:
             check_size(max_shard_size)
-        return replace(self, profile=self.profile or layout.export.profile)
+        default = layout.export.profile
+        return replace(self, profile=self.profile or (default and profile) or default)
 
     def config(self, source: BitConfig, layout: Layout) -> BitConfig:
         """Return the configuration of the converted network, for a source with the configuration `source`."""

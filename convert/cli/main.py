@@ -13,11 +13,11 @@ import click
 import convert
 from convert.cli.common import FAILED, UNFINISHED
 from convert.cli.terminal import print_json, print_remark, write
-from convert.errors import ConvertError, IncompleteError, VerificationError
+from convert.errors import ConvertError, IncompleteError, TrainingError, VerificationError
 
 BAD_INPUT = 2
 """Exit status for input that cannot be used; the others are in `convert.cli.common`."""
-STATUSES = {VerificationError: FAILED, IncompleteError: UNFINISHED}
+STATUSES = {VerificationError: FAILED, IncompleteError: UNFINISHED, TrainingError: UNFINISHED}
 """Exit statuses of the errors that have one of their own."""
 
 
@@ -65,7 +65,7 @@ def _refuse(message: str, as_json: bool, problems: Sequence[str] = (), status: i
     sys.exit(status)
 
 
-SUBCOMMANDS = ("list", "convert", "verify", "sign", "push", "record", "inspect", "compare", "classify")
+SUBCOMMANDS = ("list", "convert", "verify", "sign", "push", "record", "inspect", "compare", "classify", "finetune")
 """Each is the function `NAME_command` in the module of that name."""
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

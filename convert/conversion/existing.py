@@ -16,11 +16,15 @@ from convert.files.atomic import NewFolder
 from convert.layouts.layout import Layout
 from convert.options import StrPath
 from convert.published.catalogue import find
+from convert.published.preprocessing import SIZED
 from convert.sources.resolve import hub_name, user_path
 
 
-def existing_conversion(target: Path, layout: Layout, changes: ConversionOptions) -> Manifest:
-    """Return the manifest of an existing conversion to this layout with these options, or raise `CheckpointError`."""
+def existing_conversion(target: Path, layout: Layout, stated: ConversionOptions) -> Manifest:
+    """Return the manifest of an existing conversion to this layout with these options, or raise `CheckpointError`.
+
+    `stated` are the options as they were asked for. Without a profile any profile that follows from the source passes.
+    """
     try:
         manifest = Manifest.read(target)
     except CheckpointError:
@@ -30,6 +34,8 @@ def existing_conversion(target: Path, layout: Layout, changes: ConversionOptions
         raise occupied(target, "and is not a conversion")
     if manifest.layout != layout.name:
         raise occupied(target, f"and holds the layout {manifest.layout}")
+    own = manifest.options.profile if SIZED.fullmatch(manifest.options.profile or "") else None
+    changes = stated.for_layout(layout, None, own)
     there, asked = msgspec.to_builtins(manifest.options), msgspec.to_builtins(changes)
     differing = [f"{name} {value or 'unchanged'}" for name, value in there.items() if value != asked[name]]
     if differing:

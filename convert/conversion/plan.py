@@ -13,6 +13,7 @@ from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint, common_dtype
 from convert.checkpoints.manifest import TensorRow
 from convert.checkpoints.options import UNCHANGED, ConversionOptions, is_standardized
+from convert.checkpoints.training import TRAINING_NAME, Training
 from convert.errors import CheckpointError
 from convert.files.base import StoredTensor, Tensor
 from convert.files.containers import writer_of
@@ -154,7 +155,7 @@ def plan(
     `max_shard_size`, such as `5GB`, splits the weights as transformers does. Raises `UsageError` for
     options that the layout does not support, and `CheckpointError` for weights that cannot be converted.
     """
-    options = options.for_layout(layout, max_shard_size)
+    options = options.for_layout(layout, max_shard_size, checkpoint.own_profile)
     if checkpoint.layout.folded:
         raise CheckpointError(
             f"{checkpoint.file.path}: the kernels are standardized, so the weights cannot be recovered; "
@@ -167,6 +168,8 @@ def plan(
     tensors = writer_of(layout.export.container).ordered(step.target for step in steps.values())
     dtype = common_dtype(tensor.dtype.name for tensor in tensors)
     companions = layout.export.companions(config, dtype, checkpoint.name, options.profile or "")
+    if (training := Training.beside(checkpoint.path)) is not None:
+        companions |= {TRAINING_NAME: training.to_dict()}
     names = {name: [tensor.key for tensor in tensors]}
     if max_shard_size is not None:
         names, index = split(tensors, name, max_shard_size)

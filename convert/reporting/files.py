@@ -8,6 +8,7 @@ from pathlib import Path
 
 from convert.checkpoints.manifest import REPORT_NAME, VERIFICATION_NAME, Manifest
 from convert.checkpoints.records import parse_record
+from convert.checkpoints.training import Training
 from convert.files.atomic import json_text, new_file
 from convert.files.base import open_regular
 from convert.reporting import html
@@ -43,7 +44,7 @@ def write_report(folder: Path, verification: Verification, manifest: Manifest, s
             "--report FILE writes a report of it"
         )
     try:
-        page = html.render(verification, manifest).encode()
+        page = html.render(verification, manifest, None, Training.beside(folder)).encode()
         report = {"report": hashlib.sha256(page).hexdigest()}
         numbers = json_text({**verification.to_dict(), **report}).encode()
         with new_file(folder / VERIFICATION_NAME) as for_numbers, new_file(folder / REPORT_NAME) as for_page:

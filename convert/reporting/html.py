@@ -15,7 +15,9 @@ from typing import Any
 
 from bit import __version__
 from convert.checkpoints.manifest import Manifest
+from convert.checkpoints.training import Training
 from convert.network.inputs import INPUTS
+from convert.reporting.curves import curve_drawings
 from convert.reporting.plot import SCALE_WIDTH, plots
 from convert.reporting.templates import template
 from convert.reporting.text import grouped, input_label, number, worst
@@ -32,8 +34,16 @@ class SignedBy:
     commands: tuple[str, ...]
 
 
-def render(verification: Verification, manifest: Manifest, signed: SignedBy | None = None) -> str:
-    """Return the content of `verification.html`; a folder that is signed says by whom."""
+def render(
+    verification: Verification,
+    manifest: Manifest,
+    signed: SignedBy | None = None,
+    training: Training | None = None,
+) -> str:
+    """Return the content of `verification.html`; a folder that is signed says by whom.
+
+    `training` is the record of a network that was fine-tuned.
+    """
     filters: dict[str, Callable[..., Any]] = {
         "finite": math.isfinite,
         "greatest": lambda errors: max(errors, key=lambda error: (not math.isfinite(error), error)),
@@ -46,6 +56,8 @@ def render(verification: Verification, manifest: Manifest, signed: SignedBy | No
         verification=verification,
         manifest=manifest,
         signed=signed,
+        training=training,
+        curves=curve_drawings(training.curve) if training is not None else [],
         plots=plots(verification.checks),
         runs=grouped(verification.checks, "run"),
         END_TO_END=END_TO_END,

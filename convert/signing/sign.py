@@ -20,6 +20,7 @@ from convert.checkpoints.manifest import (
     VERIFICATION_NAME,
     Manifest,
 )
+from convert.checkpoints.training import Training
 from convert.errors import UsageError, VerificationError
 from convert.files.atomic import NewFolder
 from convert.files.base import file_sha256
@@ -59,7 +60,8 @@ def sign_folder(folder: Path, evidence: Evidence, signer: Signer, card: bytes | 
         for name in kept:
             _link(folder / name, output.path / name)
         page, report = output.path / REPORT_NAME, output.path / VERIFICATION_NAME
-        page.write_text(html.render(verification, evidence.manifest, signed_by(signer.trust)), "utf-8")
+        training = Training.beside(folder)
+        page.write_text(html.render(verification, evidence.manifest, signed_by(signer.trust), training), "utf-8")
         report.write_text(json.dumps({**evidence.report, "report": file_sha256(page)}, indent=2) + "\n", "utf-8")
         if card is not None:
             (output.path / CARD_NAME).write_bytes(card)

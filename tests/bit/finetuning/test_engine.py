@@ -98,7 +98,9 @@ def initial(recording: TrainingRecording) -> dict[str, Tensor]:
     return state
 
 
-def recorded_errors(recording: TrainingRecording, model: BitForImageClassification, losses: list[float]) -> dict[str, float]:
+def recorded_errors(
+    recording: TrainingRecording, model: BitForImageClassification, losses: list[float]
+) -> dict[str, float]:
     """Return the relative L2 error of losses, logits and the change of each parameter."""
     arrays, before, after = recording.arrays, initial(recording), model.state_dict()
     with torch.no_grad():

@@ -1,0 +1,1 @@
+"""Fine-tune a checkpoint of any layout, and convert the result: `run.finetune`."""
