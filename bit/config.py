@@ -68,8 +68,17 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
 """Allowed values of the fields that are not numbers."""
 
 
+class _Labelled:
+    id2label: Mapping[int, str] | None
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The number of each named class."""
+        return {label: index for index, label in (self.id2label or {}).items()}
+
+
 @dataclasses.dataclass(frozen=True)
-class BitConfig:
+class BitConfig(_Labelled):
     """Sizes and constants of a BiT network; field names are those of transformers' `BitConfig`.
 
     Raises `ValueError` on construction when the fields do not describe a network.
@@ -280,18 +289,27 @@ class BitConfig:
         config = load_json(local_folder(name, (CONFIG_NAME,), **source) / CONFIG_NAME, cls.from_dict)
         return config.replace(**fields) if fields else config
 
+    @classmethod
+    def from_value(cls, config: Any, ws_eps: float = 1e-10) -> BitConfig:
+        """Return the value of a configuration of this package or of transformers.
+
+        `ws_eps` is taken if the latter has none: its class has no such field, but keeps that of a
+        `config.json`. Not transformers' own 1e-8, because the weights that Google published were trained
+        with 1e-10. Raises `ValueError` for anything else.
+        """
+        if isinstance(config, BitConfig):
+            return config
+        if not callable(getattr(config, "to_dict", None)):
+            raise ValueError(f"config is {short(config)}; expected a BitConfig of bit or of transformers")
+        return cls.from_dict({"ws_eps": ws_eps, **config.to_dict()})
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` to an existing `folder`."""
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
 
-def _label2id(config: BitConfig) -> dict[str, int]:
-    """The number of each named class."""
-    return {label: index for index, label in (config.id2label or {}).items()}
-
-
-# A field of a dataclass and a property cannot have one name while the class is made.
-BitConfig.label2id = property(_label2id)  # type: ignore[assignment]
+# `label2id` is an argument of the constructor, whose default hides the property.
+del BitConfig.label2id
 
 
 def _numbered(field: str, names: Any) -> dict[int, Any]:
