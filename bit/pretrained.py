@@ -159,10 +159,7 @@ class PretrainedModel(nn.Module):
 
         Raises `RuntimeError` after `for_inference`, which replaced the weights.
         """
-        if self.for_inference_only:
-            raise RuntimeError(
-                "a model prepared by for_inference no longer has the original weights; load it again to save it"
-            )
+        self.check_saveable()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
@@ -170,6 +167,13 @@ class PretrainedModel(nn.Module):
         content = {"architectures": [type(self).__name__], **self.config.to_dict(), "dtype": dtype}
         write_json(folder / CONFIG_NAME, content)
         save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def check_saveable(self) -> None:
+        """Raise `RuntimeError` after `for_inference`."""
+        if self.for_inference_only:
+            raise RuntimeError(
+                "a model prepared by for_inference no longer has the original weights; load it again to save it"
+            )
 
     def for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> Self:  # noqa: A002
         """Prepare this model in place to run fast; it can no longer be trained or saved. Returns the model.
