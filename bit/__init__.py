@@ -1,11 +1,13 @@
 """BiT (Big Transfer) models: the interface of transformers, the function of google-research.
 
-Importing this package imports no framework; `bit.flax` and `bit.keras` are separate modules.
+Importing this package imports no framework; `bit.flax` and `bit.keras` are separate modules. Where
+transformers is installed, the models of PyTorch are also transformers' (`bit.transformers`); those of
+`bit.model` are the same networks without it.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from bit.config import BitConfig
@@ -27,7 +29,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class when it is first used: PyTorch for models, NumPy for image processors."""
+    """Import a class when it is first used: PyTorch (and transformers) for models, NumPy for image processors."""
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(importlib.import_module("bit.image_processing" if "Processor" in name else "bit.model"), name)
+    models = "bit.transformers" if importlib.util.find_spec("transformers") else "bit.model"
+    return getattr(importlib.import_module("bit.image_processing" if "Processor" in name else models), name)

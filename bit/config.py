@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bit.files import load_json, short, write_json
+from bit.files import HUB_OPTIONS, load_json, local_folder, short, write_json
 
 DEPTHS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Units per stage by the number of weighted layers. 50, 101 and 152 are published."""
@@ -68,8 +68,17 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
 """Allowed values of the fields that are not numbers."""
 
 
+class _Labelled:
+    id2label: Mapping[int, str] | None
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The number of each named class."""
+        return {label: index for index, label in (self.id2label or {}).items()}
+
+
 @dataclasses.dataclass(frozen=True)
-class BitConfig:
+class BitConfig(_Labelled):
     """Sizes and constants of a BiT network; field names are those of transformers' `BitConfig`.
 
     Raises `ValueError` on construction when the fields do not describe a network.
@@ -99,19 +108,25 @@ class BitConfig:
     """Factor by which the constructor multiplies `embedding_size` and `hidden_sizes`; 1 in the finished value."""
     ws_eps: float = 1e-10
     """Added to each filter's variance in weight standardization (big_transfer, `StdConv2d`)."""
-    num_labels: int = 1000
-    """Number of classes; 0 for a network without a head."""
+    num_labels: int = None  # type: ignore[assignment]
+    """Number of classes; 0 for a network without a head. By default that of the names in `id2label`, else 1000."""
     id2label: Mapping[int, str] | None = None
-    """Name of each class, or None if the classes have no names."""
+    """Name of each class, or None if the classes have no names. The numbers may be text, as in JSON."""
     problem_type: str | None = None
     """Selects the loss; None chooses by the type of the labels, as transformers does."""
     out_features: tuple[str, ...] | None = None
     """Feature maps that a backbone returns, a subset of `stage_names` in their order; None for the last."""
     out_indices: tuple[int, ...] | None = None
     """The same feature maps by index; negative ones count from the end."""
+    label2id: dataclasses.InitVar[Mapping[str, int] | None] = None
+    """The number of each name in `id2label`, which it may be given beside or instead of; afterwards a property."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, label2id: Mapping[str, int] | None) -> None:
         set_field = object.__setattr__
+        names = _named_classes(self.id2label, label2id)
+        set_field(self, "id2label", names or None)
+        if self.num_labels is None:
+            set_field(self, "num_labels", 1000 if names is None else len(names))
         self._check_values()
         factor = self.width_factor
         set_field(self, "embedding_size", self.embedding_size * factor)
@@ -183,10 +198,6 @@ class BitConfig:
         """Names of the feature maps: `stem`, then `stage1` and so on."""
         return ("stem", *(f"stage{stage + 1}" for stage in range(len(self.depths))))
 
-    @property
-    def label2id(self) -> dict[str, int]:
-        return {label: index for index, label in (self.id2label or {}).items()}
-
     def bottleneck_size(self, stage: int) -> int:
         """Return the channels between the 1×1 convolutions of a unit: a quarter of the unit's output (section 3).
 
@@ -224,14 +235,18 @@ class BitConfig:
     def replace(self, **fields: Any) -> BitConfig:
         """Return this configuration with other values; values that depend on the old ones are reset.
 
-        Another `num_labels` resets `id2label`; `out_features`, `out_indices` and `depths` reset the
-        feature maps that are not given.
+        Another `num_labels` resets `id2label`, and other names reset `num_labels`; `out_features`,
+        `out_indices` and `depths` reset the feature maps that are not given. Raises `ValueError` for
+        fields that do not exist or do not describe a network.
         """
-        dependent: dict[str, Any] = {}
+        known = [field.name for field in dataclasses.fields(self)]
+        if unknown := fields.keys() - {*known, "label2id"}:
+            raise ValueError(f"BitConfig has no field {short(min(unknown))}; expected some of {', '.join(known)}")
+        dependent: dict[str, Any] = {"label2id": None}
         if fields.get("num_labels", self.num_labels) != self.num_labels:
             dependent["id2label"] = None
-        if fields.get("id2label"):
-            dependent["num_labels"] = len(fields["id2label"])
+        if fields.get("id2label") is not None or fields.get("label2id") is not None:
+            dependent |= {"id2label": None, "num_labels": None}
         if fields.keys() & {"out_features", "out_indices", "depths"}:
             dependent |= {"out_features": None, "out_indices": None}
         return dataclasses.replace(self, **(dependent | fields))
@@ -256,31 +271,77 @@ class BitConfig:
         if values.get("model_type", "bit") != "bit":
             raise ValueError(f"model_type is {short(values['model_type'])}; expected 'bit'")
         fields = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
-        if fields.get("id2label"):
-            labels = _numbered(fields["id2label"])
+        if fields.get("id2label") is not None:
+            labels = _numbered("id2label", fields["id2label"])
             # transformers makes these names up if there are none.
             made_up = all(label == f"LABEL_{index}" for index, label in labels.items())
             fields |= {"id2label": None if made_up else labels, "num_labels": len(labels)}
         return cls(**fields)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> BitConfig:
-        """Read `config.json` from `folder`. Raises `OSError`, or `ValueError` if it is invalid."""
-        return load_json(Path(folder) / CONFIG_NAME, cls.from_dict)
+    def from_pretrained(cls, name: str | Path, **fields: Any) -> BitConfig:
+        """Read `config.json` of a folder or of a Hub repository, `owner/name`; `fields` replace fields, see `replace`.
+
+        `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` and `subfolder` choose
+        among a repository's files, as everywhere. Raises `OSError`, or `ValueError` if it is invalid.
+        """
+        source = {key: fields.pop(key) for key in HUB_OPTIONS if key in fields}
+        config = load_json(local_folder(name, (CONFIG_NAME,), **source) / CONFIG_NAME, cls.from_dict)
+        return config.replace(**fields) if fields else config
+
+    @classmethod
+    def from_value(cls, config: Any, ws_eps: float = 1e-10) -> BitConfig:
+        """Return the value of a configuration of this package or of transformers.
+
+        `ws_eps` is taken if the latter has none: its class has no such field, but keeps that of a
+        `config.json`. Not transformers' own 1e-8, because the weights that Google published were trained
+        with 1e-10. Raises `ValueError` for anything else.
+        """
+        if isinstance(config, BitConfig):
+            return config
+        if not callable(getattr(config, "to_dict", None)):
+            raise ValueError(f"config is {short(config)}; expected a BitConfig of bit or of transformers")
+        return cls.from_dict({"ws_eps": ws_eps, **config.to_dict()})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` to an existing `folder`."""
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
 
-def _numbered(id2label: Any) -> dict[int, Any]:
+# `label2id` is an argument of the constructor, whose default hides the property.
+del BitConfig.label2id
+
+
+def _numbered(field: str, names: Any) -> dict[int, Any]:
     """Return labels by number; JSON has the numbers as text. Raises `ValueError` for another kind of value."""
-    if not isinstance(id2label, Mapping):
-        raise ValueError(f"id2label is {short(id2label)}; expected an object with a name for each class")
-    for index in id2label:
+    if not isinstance(names, Mapping):
+        raise ValueError(f"{field} is {short(names)}; expected an object with a name for each class")
+    for index in names:
         if type(index) is not int and not (isinstance(index, str) and re.fullmatch("0|[1-9][0-9]{0,6}", index)):
-            raise ValueError(f"id2label names a class {short(index)}; expected a number")
-    return {int(index): label for index, label in id2label.items()}
+            raise ValueError(f"{field} names a class {short(index)}; expected a number")
+    numbered = {int(index): label for index, label in names.items()}
+    if len(numbered) != len(names):
+        raise ValueError(f"{field} names a class twice")
+    return numbered
+
+
+def _named_classes(id2label: Any, label2id: Any) -> dict[int, Any] | None:
+    """Return the names by number that both mappings give. Raises `ValueError` if they contradict each other."""
+    names = None if id2label is None else _numbered("id2label", id2label)
+    if label2id is None:
+        return names
+    if not isinstance(label2id, Mapping):
+        raise ValueError(f"label2id is {short(label2id)}; expected an object with the number of each class")
+    try:
+        swapped = _numbered("label2id", {number: label for label, number in label2id.items()})
+    except TypeError:
+        raise ValueError(f"label2id is {short(label2id)}; expected the number of each class") from None
+    # Classes may share a name, of which label2id then knows one number.
+    if names is None:
+        return swapped
+    if label2id.keys() != set(names.values()) or any(names.get(index) != label for index, label in swapped.items()):
+        raise ValueError("id2label and label2id name different classes; give one of them, or both for the same classes")
+    return names
 
 
 def _check_labels(id2label: Any, count: int) -> None:

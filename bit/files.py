@@ -1,11 +1,12 @@
-"""Read files that anyone may have written, within stated limits, and write JSON."""
+"""Find and read files that anyone may have written, within stated limits, and write JSON."""
 
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,6 +16,9 @@ MAX_DEPTH = 32
 """Deepest nesting of lists and objects that is read; the files of transformers and timm nest three deep."""
 MAX_REASON = 300
 """Most characters of another library's message that are repeated."""
+
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+"""Keywords of every `from_pretrained` that choose among the files of a Hub repository, as in transformers."""
 
 Made = TypeVar("Made")
 
@@ -40,6 +44,25 @@ def check_regular(path: Path) -> Path:
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is not a regular file")
     return path
+
+
+def local_folder(name: str | Path, patterns: Sequence[str], subfolder: str = "", **options: Any) -> Path:
+    """Return a folder, or that of a Hub repository `owner/name` with its files of these patterns, downloaded.
+
+    `options` are those of `HUB_OPTIONS`; for a folder on this machine only `subfolder` has a meaning.
+    Raises `OSError` if there is none of that name, and `ValueError` for a `subfolder` that is elsewhere.
+    """
+    if subfolder and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", subfolder):
+        raise ValueError(f"subfolder is {short(subfolder)}; expected the name of a folder inside {name}")
+    folder = Path(name)
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+            raise FileNotFoundError(f"{name} is neither a folder nor an owner/name on the Hub")
+        from huggingface_hub import snapshot_download
+
+        paths = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+        folder = Path(snapshot_download(str(name), allow_patterns=paths, **options))
+    return folder / subfolder
 
 
 def parse_json(content: bytes) -> Any:

@@ -135,7 +135,10 @@ def resolution(size: tuple[int, int]) -> Resolution:
 
 
 def mixup_alpha(dataset_size: int) -> float:
-    """Return both parameters of the Beta distribution of mixup's λ; 0 for no mixup. `bit_hyperrule.py`, lines 36, 37."""
+    """Return both parameters of the Beta distribution of mixup's λ; 0 for no mixup.
+
+    `bit_hyperrule.py`, lines 36 and 37.
+    """
     if dataset_size < 1:
         raise ValueError(f"a data set has at least 1 image, not {dataset_size}")
     return 0.0 if dataset_size < SMALL else 0.1
@@ -159,7 +162,10 @@ def augment(crop: int, flip: bool = True) -> v2.Transform:
 
 
 def to_range() -> v2.Transform:
-    """Return the transform of a PIL image or 8-bit tensor to float32 in [-1, 1]: `bit_pytorch/train.py`, lines 56, 57."""
+    """Return the transform of a PIL image or an 8-bit tensor to float32 in [-1, 1].
+
+    `bit_pytorch/train.py`, lines 56 and 57.
+    """
     import torch
     from torchvision.transforms import v2
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bit.files import load_json, short, write_json
 from bit.hyperrule import SMALL_AREA
+from bit.images import PreparedImages
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +147,7 @@ class BitImageProcessorPil:
         data_format: str = "channels_first",
         input_data_format: str | None = None,
         **settings: Any,
-    ) -> dict[str, Any]:
+    ) -> PreparedImages:
         """Prepare one image or a list of images.
 
         An image is a PIL image, or a NumPy array or tensor `[H, W]`, `[H, W, C]` or `[C, H, W]` with
@@ -167,7 +168,7 @@ class BitImageProcessorPil:
         prepared = [processor._prepare(image, input_data_format) for image in _flatten(images)]
         if data_format == "channels_last":
             prepared = [image.swapaxes(0, 1).swapaxes(1, 2) for image in prepared]
-        return {"pixel_values": _stack(prepared, return_tensors)}
+        return PreparedImages(pixel_values=_stack(prepared, return_tensors))
 
     def resized_to(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width, in pixels, to which an image of this size is resized before the crop.

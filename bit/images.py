@@ -1,4 +1,4 @@
-"""Check the shape of images before the network runs, with one sentence for every implementation."""
+"""Prepared images, and the check of their shape before the network runs, with one sentence for every implementation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from bit.config import BitConfig
+
+
+class PreparedImages(dict[str, Any]):
+    """What an image processor returns: the input of a model by name, also as attributes, as transformers has it."""
+
+    def to(self, *arguments: Any, **options: Any) -> PreparedImages:
+        """Return the tensors on another device or in another dtype, see `torch.Tensor.to`; lists stay as they are."""
+        moved = {
+            name: value.to(*arguments, **options) if hasattr(value, "to") else value for name, value in self.items()
+        }
+        return PreparedImages(moved)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"prepared images have no {name}; expected {', '.join(self)}") from None
 
 
 def check_images(config: BitConfig, shape: Sequence[Any], channels_last: bool = True) -> None:

@@ -142,15 +142,16 @@ class Embeddings(nn.Module):
         self.margin = 0 if config.global_padding == "SAME" else 1
         self.pads_by_size = config.embedding_dynamic_padding
 
-    def forward(self, pixel_values: Tensor, taps: dict[str, Tensor]) -> Tensor:
+    def forward(self, pixel_values: Tensor, taps: dict[str, Tensor] | None = None) -> Tensor:
         """Return the pooled stem, and add the outputs of both layers to `taps`."""
-        x = taps["root_block/conv"] = self.convolution(pixel_values)
+        convolved = x = self.convolution(pixel_values)
         if isinstance(self.norm, nn.Identity) and self.margin and not self.pads_by_size:
             x = max_pool(x)
         else:
             x = self.norm(functional.pad(x, (self.margin,) * 4))
             x = functional.max_pool2d(pad_same(x, 3, 2) if self.pads_by_size else x, 3, 2)
-        taps["root_block"] = x
+        if taps is not None:
+            taps |= {"root_block/conv": convolved, "root_block": x}
         return x
 
 

@@ -28,7 +28,8 @@ LINES = 50
 @click.option(
     "--data",
     metavar="DATA",
-    help="Folder with a folder of images for each class, or train/ and val/ of them; a data set that the library datasets loads; or digits. [default: digits]",
+    help="Folder with a folder of images for each class, or with train/ and val/ of them; a data set that the library "
+    "datasets loads; or digits. [default: digits]",
 )
 @click.option("--out", metavar="DIR", help="The new folder. [default: finetuned/CHECKPOINT-DATA]")
 @click.option(
@@ -59,13 +60,13 @@ LINES = 50
     "--seed", type=click.IntRange(min=0), metavar="N", help="Seed of order, crops, mixtures and split. [default: 0]"
 )
 @click.option(
-    "--evaluate-every", type=click.IntRange(min=1), metavar="STEPS", help="[default: a tenth of the training]"
+    "--evaluate-every", type=click.IntRange(min=1), metavar="STEPS", help="Measure accuracy. [default: 10 times]"
 )
 @click.option(
     "--save-every",
     type=click.IntRange(min=1),
     metavar="STEPS",
-    help="[default: a tenth of the training, and every ten minutes]",
+    help="Keep the state. [default: 10 times, and every 10 minutes]",
 )
 @click.option(
     "--workers", type=click.IntRange(min=0), metavar="N", help="Processes that prepare images. [default: as needed]"
@@ -104,7 +105,8 @@ def finetune_command(
     if not result.main:
         return
     training, conversion = result.training, result.conversion
-    assert training is not None and conversion is not None, "a finished training has both"
+    assert training is not None, "it is finished"
+    assert conversion is not None, "it is finished"
     value = {
         "folder": str(result.folder),
         "accuracy": training.accuracy,
@@ -124,7 +126,8 @@ def finetune_command(
 
 def _lines(result: FinetuneResult) -> Iterator[str]:
     training, conversion = result.training, result.conversion
-    assert training is not None and conversion is not None
+    assert training is not None, "it is finished"
+    assert conversion is not None, "it is finished"
     data = training.data
     yield (
         f"{escape(result.folder)}: {escape(conversion.manifest.architecture)}, {data.classes} classes, fine-tuned from "

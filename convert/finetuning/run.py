@@ -202,13 +202,9 @@ def _prepare(
             "training_sha256": training.fingerprint(),
             "validation_sha256": validation.fingerprint(),
             "keep_head": options.get("keep_head", False),
-            **{
-                name: value
-                for name, value in settings.to_dict().items()
-                if name not in ("evaluate_every", "save_every")
-            },
-            "evaluate_every": settings.evaluate_every,
+            **settings.to_dict(),
         }
+        del about["save_every"]  # which changes nothing in the result
         about = json.loads(json.dumps(about))
         if main:
             force = options.get("force", False)
@@ -299,11 +295,11 @@ def _train(job: _Job, report: Callable[[Step], None] | None, workers: int | None
         kept = Prepared.fits(len(job.training), job.settings.resolution.precrop)
         workers = 0 if kept else max(1, min(8, (os.cpu_count() or 1) - 1))
     data = Data.of(job.training, job.validation, job.settings)
-    try:
-        with _refused_as(UsageError, besides=DivergedError):
+    with _refused_as(UsageError):
+        try:
             return finetune(job.model, data, job.settings, job.place.steps, report, workers=workers)
-    except DivergedError as error:
-        raise TrainingError(str(error)) from None
+        except DivergedError as error:
+            raise TrainingError(str(error)) from None
 
 
 def _keep(job: _Job, training: Training) -> None:
@@ -342,11 +338,11 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _refused_as(kind: type[ConvertError], besides: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Raise a `ValueError` of the package `bit` as an error of this one, but not one of the kind `besides`."""
+def _refused_as(kind: type[ConvertError]) -> Iterator[None]:
+    """Raise a `ValueError` of the package `bit` as an error of this one."""
     try:
         yield
-    except (*([besides] if besides else []), ConvertError):
+    except ConvertError:
         raise
     except ValueError as error:
         raise kind(str(error)) from None

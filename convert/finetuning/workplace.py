@@ -21,6 +21,8 @@ from convert.files.atomic import write_json
 
 RUN_NAME, LOCK_NAME = "run.json", "lock"
 START_NAME, STEPS_NAME = "start", "steps"
+UNFINISHED = "."
+"""Names of files and folders that are being written, or were when a run was killed, start with this."""
 
 
 class Workplace:
@@ -40,20 +42,18 @@ class Workplace:
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"{self.path} exists and is not a folder; choose another --out")
         known = {RUN_NAME, LOCK_NAME, START_NAME, STEPS_NAME, self.out.name}
-        if self.path.is_dir() and (
-            other := sorted(path.name for path in self.path.iterdir() if not _is_ours(path, known))
-        ):
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        if other := [name for name in names if name not in known and not name.startswith(UNFINISHED)]:
             raise CheckpointError(
-                f"{self.path} holds {short(other[0])}, which is not of a training; choose another --out"
+                f"{self.path} holds {short(other[0])}, which is not part of a training; choose another --out"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / LOCK_NAME, "wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise CheckpointError(
-                    f"another run trains in {self.path}; wait for it, or choose another --out"
-                ) from None
+                message = f"another run trains in {self.path}; wait for it, or choose another --out"
+                raise CheckpointError(message) from None
             yield
 
     def begin(self, run: Mapping[str, Any], force: bool) -> bool:
@@ -74,8 +74,8 @@ class Workplace:
             if different := [f"{name} {short(before.get(name))}" for name in run if before.get(name) != run[name]]:
                 asked = ", ".join(f"{name} {short(run[name])}" for name in run if before.get(name) != run[name])
                 raise CheckpointError(
-                    f"{self.path} holds a training with {', '.join(different)}, not {asked}; repeat the same command to "
-                    "go on with it, choose another --out, or begin again with --force"
+                    f"{self.path} holds a training with {', '.join(different)}, not {asked}; repeat the same command "
+                    "to go on with it, choose another --out, or begin again with --force"
                 )
             return True
         self.clear()
@@ -99,7 +99,3 @@ class Workplace:
         shutil.rmtree(self.start, ignore_errors=True)
         for path in self.steps.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_ours(path: Path, known: set[str]) -> bool:
-    return path.name in known or path.name.startswith(tuple(f".{name}.partial-" for name in known))
