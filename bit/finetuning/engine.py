@@ -129,7 +129,7 @@ def finetune(
     among the processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _quiet(), _stop_requests() as stop:
+    with quiet(), _stop_requests() as stop:
         arguments = _arguments(settings, folder, workers, data.evaluation is not None)
         if arguments.should_save:
             checkpoints.remove_incomplete(folder)
@@ -379,16 +379,19 @@ def _at_least_float32(x: Tensor) -> torch.dtype:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep remarks of the libraries, which are not about this training, from the terminal."""
+def quiet() -> Iterator[None]:
+    """Keep remarks and bars of transformers, which are not about this training, from the terminal."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -304,7 +304,9 @@ def _train(job: _Job, report: Callable[[Step], None] | None, workers: int | None
 
 def _keep(job: _Job, training: Training) -> None:
     """Write the trained network beside the result, whole or not at all."""
-    with NewFolder(job.place.trained, lambda folder: [], force=True) as output:
+    from bit.finetuning.engine import quiet
+
+    with NewFolder(job.place.trained, lambda folder: [], force=True) as output, quiet():
         job.model.save_pretrained(output.path)
         write_json(output.path / PREPROCESSOR_NAME, preprocessor(_profile(job.settings.resolution.crop), ""))
         write_json(output.path / TRAINING_NAME, training.to_dict())
