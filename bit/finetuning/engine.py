@@ -331,6 +331,7 @@ def _arguments(settings: Settings, folder: Path, workers: int, evaluates: bool) 
         per_device_train_batch_size=settings.micro_batch,
         per_device_eval_batch_size=settings.micro_batch,
         bf16=settings.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),
         max_grad_norm=0.0,
         seed=settings.seed,
         eval_strategy="steps" if evaluates and settings.evaluate_every else "no",

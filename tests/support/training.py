@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bit import BitForImageClassification
 from bit.finetuning.data import Item
 from bit.finetuning.settings import Settings
 from bit.hyperrule import BASE_LR, Resolution, Schedule, schedule
-from bit import BitForImageClassification
 from convert.layouts.google import GOOGLE
 from convert.layouts.transformers import TRANSFORMERS
 from convert.network.axes import Transform
