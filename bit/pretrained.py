@@ -238,6 +238,15 @@ class PretrainedModel(nn.Module):
                 options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
                 module.checkpointing_options = options  # type: ignore[assignment]
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """True if units are computed again in the backward pass; peft asks."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    def get_input_embeddings(self) -> StandardizedConv2d:
+        """Return the first layer, where peft lets gradients begin; transformers' vision models return theirs."""
+        return next(module for module in self.modules() if isinstance(module, StandardizedConv2d))
+
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations for the backward pass, as is the default."""
         for module in self.modules():
