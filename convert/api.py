@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Unpack
 import msgspec
 
 from convert import layouts
+from convert.checkpoints.epsilon import check_ws_eps
 from convert.checkpoints.manifest import Manifest, foreign_names
 from convert.checkpoints.options import ConversionOptions
 from convert.conversion.existing import converted_folder as converted_folder
 from convert.conversion.existing import default_folder, existing_conversion, occupied
 from convert.conversion.plan import Plan, plan
-from convert.conversion.write import write
+from convert.conversion.write import origin_of, write
 from convert.errors import CheckpointError, IncompleteError, VerificationError, check_names
 from convert.files.atomic import NewFolder
 from convert.files.base import combined_sha256
@@ -160,10 +161,14 @@ def compare(
 ) -> Difference:
     """Compare two checkpoints of any layouts, tensor by tensor and, with `taps`, tap by tap.
 
-    Raises `CheckpointError` for networks of different sizes; the heads may differ.
+    `source_ws_eps` is the epsilon of those whose files do not state it. Raises `CheckpointError` for networks of
+    different sizes; the heads may differ.
     """
     check_names(options, SourceOptions)
-    with open_checkpoint(first, progress, options) as one, open_checkpoint(second, progress, options) as other:
+    with (
+        open_checkpoint(first, progress, options, fallback=True) as one,
+        open_checkpoint(second, progress, options, fallback=True) as other,
+    ):
         return compare_checkpoints(one, other, progress, taps=taps)
 
 
@@ -203,6 +208,7 @@ def publish(
     request that fails, and `UsageError` for options that contradict each other.
     """
     check_names(options, PushOptions)
+    options["source_ws_eps"] = check_ws_eps(options.get("source_ws_eps"))
     path = converted_folder(folder, to)
     named, folders = options.pop("source", None), (SHIPPED, recordings_folder(options.pop("recordings", None)))
     source = user_path(named) if named is not None else None
@@ -251,6 +257,8 @@ def _verified_before(
         raise occupied(target, f"and was converted from a different file than {planned.checkpoint.path}")
     indexes = {name: content for name, content in planned.companions.items() if name.endswith(INDEX_SUFFIX)}
     stored = {path.name: msgspec.json.decode(path.read_bytes()) for path in target.glob(f"*{INDEX_SUFFIX}")}
+    if manifest.origin.ws_eps not in (None, origin_of(planned, manifest.source.files).ws_eps):
+        raise occupied(target, f"and was converted as trained with epsilon {manifest.origin.ws_eps:g}")
     if [step.row for step in planned.steps] != manifest.tensors or stored != indexes:
         raise occupied(target, "and was converted with other options")
     if settings.references:

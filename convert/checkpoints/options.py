@@ -40,6 +40,8 @@ class ConversionOptions:
     """`compensate` scales kernels so that a library with another epsilon computes the same function."""
     profile: str | None = None
     """The preprocessing to state, one of `PROFILES`; None for the layout's default."""
+    labels: tuple[str, ...] | None = None
+    """The names of the classes, in order; None keeps those of the source."""
 
     def __post_init__(self) -> None:
         if not HEAD.fullmatch(self.head):
@@ -88,7 +90,7 @@ class ConversionOptions:
         """Return the factor by which a parameter is multiplied.
 
         (s·w − s·m) / √(s²·v + ε) = (w − m) / √(v + ε/s²), so s = √(ε / ε of the source) gives the
-        source's function with the layout's ε.
+        source's function with the layout's ε: 10 from Google's code to timm and transformers, 1/10 from there.
         """
         if self.ws_eps == "keep" or layout.folded or not is_standardized(place):
             return 1.0

@@ -91,7 +91,7 @@ def origin_of(plan: Plan, files: Mapping[str, File]) -> Origin:
     Raises `CheckpointError` if a file of the source has changed since an earlier conversion wrote it.
     """
     checkpoint = plan.checkpoint
-    origin = Origin(checkpoint.name, combined_sha256(files))
+    origin = Origin(checkpoint.name, combined_sha256(files), ws_eps=checkpoint.config.ws_eps)
     if checkpoint.manifest is not None:
         origin = checkpoint.manifest.origin
         for name, file in files.items():
@@ -100,12 +100,13 @@ def origin_of(plan: Plan, files: Mapping[str, File]) -> Origin:
                 raise CheckpointError(
                     f"{checkpoint.file.path.with_name(name)} is not the file that {MANIFEST_NAME} lists: "
                     f"the SHA-256 is {file.sha256}, expected {listed.sha256 if listed else 'no such file'}; "
-                    "convert the origin again"
+                    f"convert the origin again, or delete {MANIFEST_NAME} if these weights were trained further"
                 )
     head = origin.head if plan.options.head == "keep" else plan.options.head
     rounded = {step.target.dtype for step in plan.steps if step.rounds}
     coarsest = [max(rounded, key=lambda dtype: dtype.roundoff).name] if rounded else []
-    return replace(origin, head=head, roundings=(*origin.roundings, *coarsest))
+    labelled = (origin.labelled and plan.options.head == "keep") or plan.options.labels is not None
+    return replace(origin, head=head, roundings=(*origin.roundings, *coarsest), labelled=labelled)
 
 
 def _write_weights(plan: Plan, path: Path, blocks: Blocks) -> str:

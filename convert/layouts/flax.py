@@ -17,6 +17,7 @@ _UNIT = "block{block}/unit{unit:02d}/"
 FLAX = Layout(
     name="flax",
     ws_eps=1e-10,
+    reads_ws_eps=True,
     spellings={r"^head/": "conv_head/"},  # as in big_vision (models/bit_paper.py)
     rows={
         "stem/kernel": Row("root_block/conv_root/kernel", "hwio"),

@@ -13,6 +13,7 @@ _UNIT = "blocks/block{_stage}/units/unit{_layer}/"
 KERAS = Layout(
     name="keras",
     ws_eps=1e-10,
+    reads_ws_eps=True,
     rows={
         "stem/kernel": Row("layers/root_block/conv/vars/0", "hwio"),
         "unit/norm{n}/scale": Row(_UNIT + "{abc}/norm/vars/0", "c"),

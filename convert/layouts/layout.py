@@ -29,6 +29,10 @@ class Row:
     axes: str
 
 
+def _nothing_stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
+    return config
+
+
 @dataclass(frozen=True)
 class Export:
     """Settings for writing a layout: container, file names and the JSON files beside the weights."""
@@ -48,17 +52,24 @@ class Export:
     names of the dtype, the checkpoint and the preprocessing profile."""
     profile: str | None = None
     """The preprocessing profile used by default; None if the layout does not state preprocessing."""
-    stated: Callable[[BitConfig, Mapping[str, Any]], BitConfig] = lambda config, values: config
+    stated: Callable[[BitConfig, Mapping[str, Any]], BitConfig] = _nothing_stated
     """Returns the configuration with what only the library's `config.json` states added.
 
     Raises `ValueError` where that contradicts the arrays or describes a network other than BiT.
     """
+    saved_by_library: Callable[[Mapping[str, Any]], bool] = lambda values: False
+    """Returns whether the library itself wrote this `config.json`: it then ran the weights with its own epsilon."""
     attributes: Callable[[Sequence[str]], Attributes] = lambda keys: {}
     """Returns the group attributes of an h5 file from the names of the arrays."""
     labelled: bool = True
     """True if the layout stores class names."""
     shards: bool = False
     """True if the library reads weights that are split into several files with an index."""
+
+    @property
+    def reads_config(self) -> bool:
+        """True if the library reads a `config.json` beside the weights."""
+        return self.stated is not _nothing_stated
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,8 @@ class Layout:
     """Regular expressions for parts of names that some files spell differently, with the table's spelling."""
     folded: bool = False
     """True if kernels are standardized in the file, so that it cannot be converted back."""
+    reads_ws_eps: bool = False
+    """True if the code that loads the layout takes the epsilon from `config.json`; else it always has `ws_eps`."""
 
     def __post_init__(self) -> None:
         rows = {
@@ -86,6 +99,10 @@ class Layout:
         object.__setattr__(self, "rows", rows)
         if set(rows) != set(KINDS):
             raise ValueError(f"layout {self.name} must have one row for each kind of parameter")
+
+    def computes_with(self, ws_eps: float) -> float:
+        """Return the epsilon with which the layout's library runs weights that are meant for `ws_eps`."""
+        return ws_eps if self.folded or self.reads_ws_eps else self.ws_eps
 
     def key(self, place: Place) -> str:
         """Return the layout's name of a parameter."""

@@ -6,6 +6,7 @@ from typing import Any
 from bit.config import CONFIG_NAME, PUBLISHED, BitConfig
 from bit.files import short
 from convert.layouts.layout import Export, Layout, Row
+from convert.layouts.transformers import VERSION
 from convert.published.catalogue import evaluation, timm_architecture
 from convert.published.preprocessing import evaluated_by
 
@@ -95,5 +96,6 @@ TIMM = Layout(
         companions=_companions,
         profile="timm",
         stated=_stated,
+        saved_by_library=lambda values: VERSION in values or bool(values) and WS_EPS not in values,
     ),
 )

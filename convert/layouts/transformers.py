@@ -38,6 +38,9 @@ def stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
     return config.replace(id2label=found.id2label, problem_type=found.problem_type, ws_eps=found.ws_eps)
 
 
+VERSION = "transformers_version"
+"""Only transformers writes it. Other entries, such as `ws_eps`, it keeps from the `config.json` that it has read."""
+
 _UNIT = "bit.encoder.stages.{stage}.layers.{layer}."
 
 TRANSFORMERS = Layout(
@@ -63,6 +66,7 @@ TRANSFORMERS = Layout(
         companions=_companions,
         profile="google",
         stated=stated,
+        saved_by_library=lambda values: VERSION in values,
         shards=True,
     ),
 )

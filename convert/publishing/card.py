@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bit.config import PUBLISHED
 from bit.image_processing import BitImageProcessorPil
+from convert.checkpoints.epsilon import GOOGLE, OPTION
 from convert.checkpoints.manifest import CARD_MARK, Manifest, Origin
 from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout
@@ -93,6 +94,8 @@ def card(
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         channels=shapes["stem/kernel"][layout.rows["stem/kernel"].axes.index("i")],
         float32={row["dtype"] for row in manifest.tensors} == {"float32"},
+        google=GOOGLE,
+        trained=origin.ws_eps or GOOGLE,
         scaled=any("scale" in row for row in manifest.tensors),
         roundoff=[(name, BY_NAME[name].roundoff) for name in origin.roundings],
         how=evaluated_by(profile, manifest.name),
@@ -176,8 +179,11 @@ def _commands(manifest: Manifest, checked: Checked, by_name: bool) -> list[str]:
     source = manifest.name if by_name else Path(manifest.source.path).name
     if repository is not None:
         source = f"hf:{repository}"
+    origin = manifest.origin
+    other = origin.ws_eps not in (None, GOOGLE) and origin.sha256 == manifest.source.sha256
     values = {
         "--to": manifest.layout,
+        OPTION: f"{origin.ws_eps:g}" if other else None,
         "--head": None if options.head == "keep" else options.head,
         "--dtype": options.dtype,
         "--ws-eps": None if options.ws_eps == "keep" else options.ws_eps,

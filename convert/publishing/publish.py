@@ -52,12 +52,14 @@ class PublishOptions:
     """Repeat the quick verification before anything is signed or sent."""
     source: Path | None = None
     """The checkpoint that was converted, if it was moved."""
+    source_ws_eps: float | None = None
+    """The epsilon that it was trained with, if the manifest does not state it."""
     recordings: tuple[Path, ...] = (SHIPPED,)
     """Folders of the recordings that the folder was compared with."""
 
     @property
     def gate(self) -> Gate:
-        return Gate(self.reverify, self.source, self.recordings)
+        return Gate(self.reverify, self.source, self.recordings, self.source_ws_eps)
 
 
 @dataclass(frozen=True)
