@@ -18,8 +18,9 @@ import msgspec
 
 from convert import layouts
 from convert.checkpoints.epsilon import check_ws_eps
+from convert.checkpoints.labels import read_labels
 from convert.checkpoints.manifest import Manifest, foreign_names
-from convert.checkpoints.options import ConversionOptions
+from convert.checkpoints.options import ConversionOptions, check_labels
 from convert.conversion.existing import converted_folder as converted_folder
 from convert.conversion.existing import default_folder, existing_conversion, occupied
 from convert.conversion.plan import Plan, plan
@@ -105,8 +106,14 @@ def convert(
     check_names(options, ConvertOptions)
     layout = layouts.find(to)
     shard_size, force = options.get("max_shard_size"), options.get("force", False)
+    check_ws_eps(options.get("source_ws_eps"))
+    file = user_path(named) if (named := options.get("labels")) is not None else None
     changes = ConversionOptions(
-        options.get("head", "keep"), options.get("dtype"), options.get("ws_eps", "keep"), options.get("profile")
+        options.get("head", "keep"),
+        options.get("dtype"),
+        options.get("ws_eps", "keep"),
+        options.get("profile"),
+        read_labels(file) if file is not None else None,
     ).for_layout(layout, shard_size)
     settings = settings_of(options, full=False)
     if layout.export.container == "onnx":
@@ -115,6 +122,7 @@ def convert(
     existing = None if force or not os.path.lexists(target) else existing_conversion(target, layout, changes)
     output = NewFolder(target, foreign_names, force=force or existing is not None)
     with open_checkpoint(checkpoint, progress, options) as source:
+        check_labels(changes, source.config, file, options.get("replace_labels", False))
         planned = plan(source, layout, changes, shard_size)
         if existing is not None:
             verification = _verified_before(target, existing, planned, settings, progress)

@@ -45,6 +45,11 @@ class ConvertOptions(SourceOptions, VerifyOptions, total=False):
     """Verify the result; default True."""
     head: str
     """`keep` (default), `drop`, or `new:N` for a head of zeros with N classes, for fine-tuning."""
+    labels: StrPath | None
+    """File with the names of the classes, for a head that has none or is new: one a line, or JSON, see
+    `convert.checkpoints.labels`."""
+    replace_labels: bool
+    """Let `labels` replace the names that the head has; without it they are an error."""
     dtype: str | None
     """Round every weight to `bfloat16`, `float16`, `float32` or `float64`; default: unchanged."""
     ws_eps: str

@@ -99,8 +99,8 @@ def epsilon_of(
     if saved:
         ignored = f", although {CONFIG_NAME} states {stated.ws_eps:g}" if "ws_eps" in values else ""
         message = (
-            f"{library} saved these weights, and computes with a weight-standardization epsilon of {theirs:g}: assuming "
-            f"that they were trained with it{ignored}; if they are Google's, unchanged: {OPTION} {GOOGLE:g}"
+            f"{library} saved these weights, and computes with a weight-standardization epsilon of {theirs:g}: "
+            f"assuming that they were trained with it{ignored}; if they are Google's, unchanged: {OPTION} {GOOGLE:g}"
         )
         return Epsilon(theirs, stated=False, assumption=message)
     message = (

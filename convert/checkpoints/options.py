@@ -6,9 +6,12 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bit.config import BitConfig
+from bit.files import short
 from bit.image_processing import PROFILES
+from convert.checkpoints.labels import fault_of
 from convert.errors import UsageError, did_you_mean
 from convert.files.base import shown
 from convert.files.sharded import check_size
@@ -48,6 +51,8 @@ class ConversionOptions:
             head = shown(self.head)
             near = did_you_mean(head, ("keep", "drop"))
             raise UsageError(f"invalid head {head!r}: use keep, drop, or new:N for N classes{near}")
+        if self.labels is not None and (fault := fault_of(self.labels)) is not None:
+            raise UsageError("invalid labels, class {}: {}".format(*fault))
         choices: dict[str, Collection[str]] = {"dtype": BY_NAME, "ws_eps": ("keep", "compensate"), "profile": PROFILES}
         for option, names in choices.items():
             value = getattr(self, option)
@@ -61,23 +66,40 @@ class ConversionOptions:
     def new_head(self) -> bool:
         return self.head.startswith("new:")
 
+    @property
+    def words(self) -> dict[str, str]:
+        """The value of each option, for messages."""
+        words = {name: getattr(self, name) or "unchanged" for name in ("head", "dtype", "ws_eps", "profile")}
+        return words | {"labels": "unchanged" if self.labels is None else f"{short(self.labels[0])} and so on"}
+
     def for_layout(self, layout: Layout, max_shard_size: str | None = None) -> ConversionOptions:
         """Return the options with the layout's default profile. Raises `UsageError` for unsupported options."""
         if layout.folded and self.dtype not in (None, "float32"):
             raise UsageError(f"{layout.name} is always written in float32; leave --dtype out")
         if layout.export.profile is None and self.profile is not None:
             raise UsageError(f"{layout.name} does not state how images are prepared; leave --profile out")
+        if self.labels is not None and not layout.export.labelled:
+            raise UsageError(f"{layout.name} does not store class names; leave --labels out")
         if max_shard_size is not None and not layout.export.shards:
             raise UsageError(f"{layout.name} is read from one file; leave --max-shard-size out")
         if max_shard_size is not None:
             check_size(max_shard_size)
         return replace(self, profile=self.profile or layout.export.profile)
 
+    def classes(self, source: BitConfig) -> int:
+        """Return the number of classes of the converted network."""
+        if self.head == "keep":
+            return source.num_labels
+        return int(self.head.removeprefix("new:")) if self.new_head else 0
+
     def config(self, source: BitConfig, layout: Layout) -> BitConfig:
         """Return the configuration of the converted network, for a source with the configuration `source`."""
         if self.head != "keep":
-            classes = int(self.head.removeprefix("new:")) if self.new_head else 0
-            source = source.replace(num_labels=classes, id2label=None, problem_type=None)
+            source = source.replace(num_labels=self.classes(source), id2label=None, problem_type=None)
+        if self.labels is not None:
+            if len(self.labels) != source.num_labels:
+                raise UsageError(f"{len(self.labels)} labels do not fit a head of {source.num_labels} classes")
+            source = source.replace(id2label=dict(enumerate(self.labels)))
         return source.replace(ws_eps=layout.ws_eps) if self.ws_eps == "compensate" and not layout.folded else source
 
     def dtype_of(self, source: DType, layout: Layout) -> DType:
@@ -95,6 +117,34 @@ class ConversionOptions:
         if self.ws_eps == "keep" or layout.folded or not is_standardized(place):
             return 1.0
         return math.sqrt(layout.ws_eps / source.ws_eps)
+
+
+def check_labels(options: ConversionOptions, source: BitConfig, file: Path | None, replaces: bool) -> None:
+    """Check that the labels, read from `file`, fit the head, and replace those of the source only if asked to.
+
+    Raises `UsageError`, which names the file.
+    """
+    names, classes = options.labels, options.classes(source)
+    if names is None or file is None:
+        if replaces:
+            raise UsageError("--replace-labels needs --labels, the file with the new names")
+        return
+    if not classes:
+        raise UsageError(f"{file} names classes, but the converted network has no head; leave out --labels")
+    if len(names) != classes:
+        wanted, last = "1 class" if classes == 1 else f"{classes} classes", min(len(names), classes)
+        where = (
+            f"name {last + 1}, {short(names[last])}, is too many"
+            if len(names) > classes
+            else f"it ends after name {last}"
+        )
+        raise UsageError(f"{file} holds {len(names)} names, but the head has {wanted}: {where}")
+    kept = source.id2label if options.head == "keep" else None
+    if kept is not None and tuple(kept[index] for index in range(classes)) != names and not replaces:
+        raise UsageError(
+            f"the head has class names already, such as {short(kept[0])}: leave out --labels {file}, or replace them "
+            "with --replace-labels"
+        )
 
 
 def is_standardized(place: Place) -> bool:

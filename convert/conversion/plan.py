@@ -145,7 +145,8 @@ class Plan:
         if computed != trained != GOOGLE:
             remarks.append(
                 f"{self.layout.export.library} computes with epsilon {computed:g} of weight standardization, these "
-                f"weights were trained with {trained:g}: --ws-eps compensate scales kernels so that it computes the same"
+                f"weights were trained with {trained:g}: --ws-eps compensate scales kernels so that it computes their "
+                "function"
             )
         return tuple(remark for remark in remarks if remark)
 

@@ -96,6 +96,6 @@ TIMM = Layout(
         companions=_companions,
         profile="timm",
         stated=_stated,
-        saved_by_library=lambda values: VERSION in values or bool(values) and WS_EPS not in values,
+        saved_by_library=lambda values: VERSION in values or (bool(values) and WS_EPS not in values),
     ),
 )

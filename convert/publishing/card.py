@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bit.config import PUBLISHED
+from bit.config import CONFIG_NAME, PUBLISHED
 from bit.image_processing import BitImageProcessorPil
 from convert.checkpoints.epsilon import GOOGLE, OPTION
 from convert.checkpoints.manifest import CARD_MARK, Manifest, Origin
@@ -185,6 +185,7 @@ def _commands(manifest: Manifest, checked: Checked, by_name: bool) -> list[str]:
         "--to": manifest.layout,
         OPTION: f"{origin.ws_eps:g}" if other else None,
         "--head": None if options.head == "keep" else options.head,
+        "--labels": None if options.labels is None else CONFIG_NAME,
         "--dtype": options.dtype,
         "--ws-eps": None if options.ws_eps == "keep" else options.ws_eps,
         "--profile": None if options.profile == LAYOUTS[manifest.layout].export.profile else options.profile,

@@ -48,7 +48,7 @@ def _in_bucket(path: Path, files: Mapping[str, File]) -> str | None:
 
 
 def copy_of_googles(path: Path) -> str | None:
-    """Return the repository on the Hub that a path in huggingface_hub's cache is a copy of, if it holds Google's weights.
+    """Return the repository on the Hub of a path in huggingface_hub's cache, if it is known to hold Google's weights.
 
     These are `google/bit-50` and timm's: conversions of Google's checkpoints that were not trained further. None for
     any other path: the name of a folder shows nothing.
