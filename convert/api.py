@@ -21,6 +21,7 @@ from convert.checkpoints.epsilon import check_ws_eps
 from convert.checkpoints.labels import read_labels
 from convert.checkpoints.manifest import Manifest, foreign_names
 from convert.checkpoints.options import ConversionOptions, check_labels
+from convert.conversion.examples import loading as loading_of
 from convert.conversion.existing import converted_folder as converted_folder
 from convert.conversion.existing import default_folder, existing_conversion, occupied
 from convert.conversion.plan import Plan, plan
@@ -248,8 +249,8 @@ def classify(
 
 def _result(target: Path, manifest: Manifest, planned: Plan) -> ConversionResult:
     """Return the result of a conversion that is not verified yet."""
-    export = planned.layout.export
-    loading = "" if export.caveat(planned.config) else export.loading.format(folder=target, name=manifest.name)
+    layout, config = planned.layout, planned.config
+    loading = "" if layout.export.caveat(config) else loading_of(layout, str(target), manifest.name, config.num_labels)
     verification = Verification(manifest.name, manifest.layout, manifest.architecture, manifest.classes)
     return ConversionResult(target, manifest, verification, planned.checkpoint.path, planned.remarks, loading)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, Origin, Source
 from convert.conversion.plan import Plan, Step
+from convert.conversion.readme import write_readme
 from convert.errors import CheckpointError
 from convert.files.atomic import NewFolder, write_json
 from convert.files.base import File, Metadata, combined_sha256, file_sha256
@@ -35,7 +36,8 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
 
     Every byte of the source is read, hashed and compared with the file's checksums. Every byte of the
     result is read back, hashed and on the disk when this returns. Raises `CheckpointError` for a
-    damaged source, for NaN or infinity unless `allow_nonfinite`, and for too little disk space.
+    damaged source, for NaN or infinity unless `allow_nonfinite`, and for too little disk space. The manifest lists
+    every other file but `README.md`, which a model card may replace.
     """
     checkpoint = plan.checkpoint
     needed, available = sum(step.target.nbytes for step in plan.steps), shutil.disk_usage(output.path).free
@@ -82,6 +84,7 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
         reproducible=True,
     )
     manifest.write(output.path)
+    write_readme(plan, manifest, output.path)
     return manifest
 
 

@@ -44,7 +44,22 @@ class Export:
     weights_name: str = "model.safetensors"
     """Name of the weights file; `{name}` stands for the checkpoint's name."""
     loading: str = ""
-    """Python that loads a converted folder; `{folder}` and `{name}` stand for the folder and the checkpoint's name."""
+    """Python that loads a converted folder. `{folder}`, in string literals only, and `{name}` stand for the folder and
+    the checkpoint's name, `{model}` for one of `models`, `{dtype}` for an argument that asks for float32."""
+    models: tuple[str, str] | None = None
+    """The classes that load a network with and without a head, where they differ."""
+    classify: str = ""
+    """Python that prepares `image`, a PIL image, and runs the loaded network: it binds `output`, `[1, classes]` or
+    features. Placeholders as in `loading`, `{output}` for the name of transformers' output, and `{settings}` for the
+    arguments of `bit`'s image processors."""
+    standalone: bool = False
+    """True if `classify` loads the weights itself."""
+    labels: str = ""
+    """Python expression for the class names of the loaded folder; the value is false if it has none."""
+    framework: str = "numpy"
+    """`torch` if `output` is a tensor of PyTorch, else `numpy` for anything that NumPy reads."""
+    install: str = ""
+    """Packages that the code needs besides this project, for pip."""
     caveat: Callable[[BitConfig], str | None] = lambda config: None
     """Returns a warning for users of the library about a network, or None."""
     companions: Companions = lambda config, dtype, name, profile: {}

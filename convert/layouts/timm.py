@@ -92,6 +92,13 @@ TIMM = Layout(
         library="timm",
         container="safetensors",
         loading='import timm\nmodel = timm.create_model("local-dir:{folder}", pretrained=True)',
+        classify="settings = timm.data.resolve_model_data_config(model)\n"
+        "transform = timm.data.create_transform(**settings, is_training=False)\n"
+        "with torch.inference_mode():\n"
+        "    output = model.eval()(transform(image)[None])",
+        labels='model.pretrained_cfg.get("label_names")',
+        framework="torch",
+        install="timm pillow",
         caveat=_caveat,
         companions=_companions,
         profile="timm",

@@ -61,8 +61,15 @@ TRANSFORMERS = Layout(
     export=Export(
         library="transformers",
         container="safetensors",
-        loading="from transformers import BitForImageClassification\n"
-        'model = BitForImageClassification.from_pretrained("{folder}")',
+        loading='from transformers import {model}\nmodel = {model}.from_pretrained("{folder}"{dtype})',
+        models=("BitForImageClassification", "BitModel"),
+        classify="from transformers import AutoImageProcessor\n"
+        'processor = AutoImageProcessor.from_pretrained("{folder}")\n'
+        "with torch.inference_mode():\n"
+        '    output = model(**processor(image, return_tensors="pt")).{output}',
+        labels="model.config.id2label",
+        framework="torch",
+        install="transformers torch torchvision pillow",
         companions=_companions,
         profile="google",
         stated=stated,
