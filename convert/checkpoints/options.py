@@ -133,12 +133,10 @@ def check_labels(options: ConversionOptions, source: BitConfig, file: Path | Non
         raise UsageError(f"{file} names classes, but the converted network has no head; leave out --labels")
     if len(names) != classes:
         wanted, last = "1 class" if classes == 1 else f"{classes} classes", min(len(names), classes)
-        where = (
-            f"name {last + 1}, {short(names[last])}, is too many"
-            if len(names) > classes
-            else f"it ends after name {last}"
-        )
-        raise UsageError(f"{file} holds {len(names)} names, but the head has {wanted}: {where}")
+        where = f"ends after name {last}"
+        if len(names) > classes:
+            where = f"has one too many in name {last + 1}, {short(names[last])}"
+        raise UsageError(f"{file} holds {len(names)} names, but the head has {wanted}: it {where}")
     kept = source.id2label if options.head == "keep" else None
     if kept is not None and tuple(kept[index] for index in range(classes)) != names and not replaces:
         raise UsageError(

@@ -151,7 +151,7 @@ def _limits(plan: Plan, manifest: Manifest) -> Iterator[str]:
     if computed != trained:
         yield (
             f"- {layout.export.library} standardizes weights with epsilon {computed:g}, these expect {trained:g}:\n"
-            f"  it computes a slightly different function. `{VERIFICATION_NAME}` states the difference, once there is one."
+            f"  it computes a slightly different function. `{VERIFICATION_NAME}`, if it is here, states the difference."
         )
     elif layout.reads_ws_eps:
         yield f"- The epsilon of weight standardization, {trained:g}, is read from `{CONFIG_NAME}`."
