@@ -140,7 +140,7 @@ def test_the_page_states_the_limits(tiny_npz: Path, tmp_path: Path) -> None:
     text = readme_of(converted(tiny_npz, "timm", tmp_path / "a", options=options))
     for words in (
         "Kernels were scaled",
-        "The head is new and all zeros",
+        "head is new and all zeros",
         "rounded to bfloat16",
         "has no model for units",
     ):
