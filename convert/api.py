@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Unpack
 import msgspec
 
 from convert import layouts
+from convert.checkpoints.epsilon import check_ws_eps
+from convert.checkpoints.labels import read_labels
 from convert.checkpoints.manifest import Manifest, foreign_names
-from convert.checkpoints.options import ConversionOptions
+from convert.checkpoints.options import ConversionOptions, check_labels
+from convert.conversion.examples import loading as loading_of
 from convert.conversion.existing import converted_folder as converted_folder
 from convert.conversion.existing import default_folder, existing_conversion, occupied
 from convert.conversion.plan import Plan, plan
-from convert.conversion.write import write
+from convert.conversion.write import origin_of, write
 from convert.errors import CheckpointError, IncompleteError, VerificationError, check_names
 from convert.files.atomic import NewFolder
 from convert.files.base import combined_sha256
@@ -104,8 +107,14 @@ def convert(
     check_names(options, ConvertOptions)
     layout = layouts.find(to)
     shard_size, force = options.get("max_shard_size"), options.get("force", False)
+    check_ws_eps(options.get("source_ws_eps"))
+    file = user_path(named) if (named := options.get("labels")) is not None else None
     changes = ConversionOptions(
-        options.get("head", "keep"), options.get("dtype"), options.get("ws_eps", "keep"), options.get("profile")
+        options.get("head", "keep"),
+        options.get("dtype"),
+        options.get("ws_eps", "keep"),
+        options.get("profile"),
+        read_labels(file) if file is not None else None,
     )
     changes.for_layout(layout, shard_size)  # refuses what the layout does not support, before anything is opened
     settings = settings_of(options, full=False)
@@ -115,6 +124,7 @@ def convert(
     existing = None if force or not os.path.lexists(target) else existing_conversion(target, layout, changes)
     output = NewFolder(target, foreign_names, force=force or existing is not None)
     with open_checkpoint(checkpoint, progress, options) as source:
+        check_labels(changes, source.config, file, options.get("replace_labels", False))
         planned = plan(source, layout, changes, shard_size)
         if existing is not None:
             verification = _verified_before(target, existing, planned, settings, progress)
@@ -161,10 +171,14 @@ def compare(
 ) -> Difference:
     """Compare two checkpoints of any layouts, tensor by tensor and, with `taps`, tap by tap.
 
-    Raises `CheckpointError` for networks of different sizes; the heads may differ.
+    `source_ws_eps` is the epsilon of those whose files do not state it. Raises `CheckpointError` for networks of
+    different sizes; the heads may differ.
     """
     check_names(options, SourceOptions)
-    with open_checkpoint(first, progress, options) as one, open_checkpoint(second, progress, options) as other:
+    with (
+        open_checkpoint(first, progress, options, fallback=True) as one,
+        open_checkpoint(second, progress, options, fallback=True) as other,
+    ):
         return compare_checkpoints(one, other, progress, taps=taps)
 
 
@@ -204,6 +218,7 @@ def publish(
     request that fails, and `UsageError` for options that contradict each other.
     """
     check_names(options, PushOptions)
+    options["source_ws_eps"] = check_ws_eps(options.get("source_ws_eps"))
     path = converted_folder(folder, to)
     named, folders = options.pop("source", None), (SHIPPED, recordings_folder(options.pop("recordings", None)))
     source = user_path(named) if named is not None else None
@@ -235,8 +250,8 @@ def classify(
 
 def _result(target: Path, manifest: Manifest, planned: Plan) -> ConversionResult:
     """Return the result of a conversion that is not verified yet."""
-    export = planned.layout.export
-    loading = "" if export.caveat(planned.config) else export.loading.format(folder=target, name=manifest.name)
+    layout, config = planned.layout, planned.config
+    loading = "" if layout.export.caveat(config) else loading_of(layout, str(target), manifest.name, config.num_labels)
     verification = Verification(manifest.name, manifest.layout, manifest.architecture, manifest.classes)
     return ConversionResult(target, manifest, verification, planned.checkpoint.path, planned.remarks, loading)
 
@@ -252,6 +267,8 @@ def _verified_before(
         raise occupied(target, f"and was converted from a different file than {planned.checkpoint.path}")
     indexes = {name: content for name, content in planned.companions.items() if name.endswith(INDEX_SUFFIX)}
     stored = {path.name: msgspec.json.decode(path.read_bytes()) for path in target.glob(f"*{INDEX_SUFFIX}")}
+    if manifest.origin.ws_eps not in (None, origin_of(planned, manifest.source.files).ws_eps):
+        raise occupied(target, f"and was converted as trained with epsilon {manifest.origin.ws_eps:g}")
     if [step.row for step in planned.steps] != manifest.tensors or stored != indexes:
         raise occupied(target, "and was converted with other options")
     if settings.references:

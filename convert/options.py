@@ -19,6 +19,9 @@ class SourceOptions(TypedDict, total=False):
     """Folder for downloaded and generated checkpoints; default `checkpoints` in the current folder."""
     mirror: str | None
     """URL to download published files from; default Google's bucket."""
+    source_ws_eps: float | None
+    """The epsilon of weight standardization that the checkpoint was trained with, if its files do not state it:
+    1e-10 in Google's code, 1e-8 in transformers and timm."""
 
 
 class VerifyOptions(TypedDict, total=False):
@@ -42,6 +45,11 @@ class ConvertOptions(SourceOptions, VerifyOptions, total=False):
     """Verify the result; default True."""
     head: str
     """`keep` (default), `drop`, or `new:N` for a head of zeros with N classes, for fine-tuning."""
+    labels: StrPath | None
+    """File with the names of the classes, for a head that has none or is new: one a line, or JSON, see
+    `convert.checkpoints.labels`."""
+    replace_labels: bool
+    """Let `labels` replace the names that the head has; without it they are an error."""
     dtype: str | None
     """Round every weight to `bfloat16`, `float16`, `float32` or `float64`; default: unchanged."""
     ws_eps: str
@@ -92,6 +100,8 @@ class SignOptions(TypedDict, total=False):
     """Repeat the quick verification first; default False."""
     source: StrPath | None
     """The checkpoint that was converted, if it was moved."""
+    source_ws_eps: float | None
+    """The epsilon that it was trained with, if an earlier version converted it; else the manifest states it."""
     recordings: StrPath | None
     """Folder of the recordings that the folder was compared with; default as for a verification."""
 
@@ -121,5 +131,7 @@ class PushOptions(TrustOptions, total=False):
     """Repeat the quick verification before anything is sent; default True."""
     source: StrPath | None
     """The checkpoint that was converted, if it was moved; the repeated verification reads it."""
+    source_ws_eps: float | None
+    """The epsilon that it was trained with, if an earlier version converted it; else the manifest states it."""
     recordings: StrPath | None
     """Folder of the recordings that the folder was compared with; default as for a verification."""

@@ -10,6 +10,7 @@ from typing import Self, Unpack
 
 from convert import layouts
 from convert.checkpoints.checkpoint import Checkpoint, checkpoint_name
+from convert.checkpoints.epsilon import Training, check_ws_eps, training_of
 from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, is_signed
 from convert.conversion.existing import converted_folder, default_folder
 from convert.conversion.plan import Plan
@@ -26,6 +27,7 @@ from convert.references.registry import REFERENCES
 from convert.reporting.files import write_report, write_report_file
 from convert.signing.check import Signature
 from convert.sources.hub import a_conversion
+from convert.sources.provenance import copy_of_googles
 from convert.sources.resolve import SYNTHETIC, fetch_repository, hub_name, locate, user_path
 from convert.verification.bytes import check_replayable, replayed
 from convert.verification.foreign import verify_foreign
@@ -101,6 +103,7 @@ def verify(
     for an invalid signature and damaged weights, and `UsageError` for options.
     """
     check_names(options, CheckOptions)
+    check_ws_eps(options.get("source_ws_eps"))
     signature = options.get("signature")
     if signature is None and (trust := trust_of(options)) is not None:
         signature = check_signature(folder, to=to, trust=trust, progress=progress)
@@ -151,9 +154,10 @@ def _verify_own(
     path = found.path
     origin = _located(source, progress, options) if source is not None else path / manifest.source.path
     known = source is not None or origin.exists()
-    with Checkpoint(origin, manifest.name) if known else contextlib.nullcontext() as opened:
+    training = training_of(manifest, options.get("source_ws_eps"))
+    with Checkpoint(origin, manifest.name, training=training) if known else contextlib.nullcontext() as opened:
         needed = options.get("signature") is None or settings.replay
-        if opened or needed or find_recordings(manifest.origin.sha256, settings.recordings):
+        if opened or needed or find_recordings(manifest.origin.sha256, settings.recordings, manifest.origin.ws_eps):
             return verify_folder(path, manifest, opened, settings, progress)
         reason = f"nothing was compared again: there is no recording for {manifest.name}; name the source: --source"
         labels = (manifest.name, manifest.layout, manifest.architecture, manifest.classes)
@@ -169,12 +173,13 @@ def _verify_fetched(
     options: CheckOptions,
 ) -> Verification:
     """Verify a repository of this program, convert again what it names as the source, and write nothing."""
+    training = training_of(manifest, options.get("source_ws_eps"))
     with contextlib.ExitStack() as stack:
         opened, reason = None, ""
         try:
             place = source if source is not None else _source_of(manifest)
             path = _located(place, progress, options, local=source is not None)
-            opened = stack.enter_context(Checkpoint(path, manifest.name))
+            opened = stack.enter_context(Checkpoint(path, manifest.name, training=training))
             if source is None and combined_sha256(opened.file.digests()) != manifest.source.sha256:
                 opened, reason = None, f"{place} is not the file that {MANIFEST_NAME} names"
         except (ConvertError, OSError) as error:
@@ -183,7 +188,7 @@ def _verify_fetched(
             reason = str(error)
         if opened is None:
             reason = f"bytes were not compared: {reason}; name the source with --source"
-            if find_recordings(manifest.origin.sha256, settings.recordings) is None:
+            if find_recordings(manifest.origin.sha256, settings.recordings, manifest.origin.ws_eps) is None:
                 files, problems, warnings = compare_folder_files(found.path, manifest)
                 return replace(begun(manifest, files, problems, warnings), incomplete=(reason,))
         verification = verify_conversion(found.path, manifest, opened, settings, progress)
@@ -234,7 +239,7 @@ def _verify_foreign(
         notes = (f"the source is taken to be {name}, as the name says; another one is named with --source",)
     find_weights(found.path)  # before a source is fetched
     path = _located(name, progress, options, local=source is not None)
-    with Checkpoint(path, hub_name(os.fspath(name))) as opened:
+    with Checkpoint(path, hub_name(os.fspath(name)), training=_training(path, options)) as opened:
         verification, manifest = verify_foreign(found.path, opened, settings, progress)
     return replace(verification, warnings=(*notes, *verification.warnings)), manifest
 
@@ -283,9 +288,22 @@ def settings_of(options: VerifyOptions, full: bool) -> Settings:
     return Settings(chosen, required, (SHIPPED, recordings_folder(options.get("recordings"))))
 
 
-def open_checkpoint(checkpoint: StrPath, progress: Progress, options: SourceOptions) -> Checkpoint:
-    """Open a checkpoint; a name is downloaded or generated first."""
-    return Checkpoint(_located(checkpoint, progress, options), hub_name(os.fspath(checkpoint)))
+def open_checkpoint(
+    checkpoint: StrPath, progress: Progress, options: SourceOptions, fallback: bool = False
+) -> Checkpoint:
+    """Open a checkpoint; a name is downloaded or generated first.
+
+    With `fallback` the option `source_ws_eps` is for files that do not state the epsilon; else these must not state
+    another one.
+    """
+    check_ws_eps(options.get("source_ws_eps"))  # before anything is fetched
+    path = _located(checkpoint, progress, options)
+    return Checkpoint(path, hub_name(os.fspath(checkpoint)), training=_training(path, options, fallback))
+
+
+def _training(path: Path, options: SourceOptions, fallback: bool = False) -> Training:
+    """Return what the options and the place of a checkpoint tell about the training."""
+    return Training(check_ws_eps(options.get("source_ws_eps")), copy_of_googles(path), fallback)
 
 
 def _located(checkpoint: StrPath, progress: Progress, options: SourceOptions, local: bool = True) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from bit.config import CONFIG_NAME, BitConfig
 from bit.files import read_json
 from convert.checkpoints.architecture import Located, Shapes, bind, check_name, found_in_words, infer, match
-from convert.checkpoints.manifest import Manifest
+from convert.checkpoints.epsilon import UNKNOWN, Training, epsilon_of
+from convert.checkpoints.manifest import MANIFEST_NAME, Manifest
 from convert.errors import CheckpointError
 from convert.files.base import StoredTensor
 from convert.files.containers import open_weights
@@ -63,7 +64,8 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
     every parameter of one network once, in one layout, and the name does not state another network.
 
     With `expected`, the network that weights of unknown make should hold, what does not fit is listed in
-    `faults`; the error is left for files without any parameter of BiT.
+    `faults`; the error is left for files without any parameter of BiT. `training` is what is known about the
+    training besides.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
         name: str | None = None,
         manifest: Manifest | None = None,
         expected: BitConfig | None = None,
+        training: Training = UNKNOWN,
     ) -> None:
         self.path = path
         self.manifest = manifest or Manifest.beside(path)
+        self._training, self._manifest_given = training, manifest is not None
         if not str(path.absolute()).isprintable():
             raise CheckpointError(f"the path {str(path)!r} has characters that cannot be printed; rename it")
         self.name = name or checkpoint_name(path, self.manifest)
@@ -83,7 +87,7 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
         self.faults: tuple[str, ...] = tuple(self.file.faults)
         """Tensors and settings that are missing, unexpected or contradictory, if the network was `expected`."""
         self.states_ws_eps = self.manifest is not None
-        """True if the manifest or `config.json` states the epsilon of weight standardization."""
+        """True if the manifest, `config.json` or the caller states the epsilon of weight standardization."""
         self.notes = list(self.file.notes)
         """Messages about parts of the file that were ignored."""
         self.assumption: str | None = None
@@ -222,27 +226,33 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
 
     def _read_stated(self) -> None:
         """Add to the configuration what the manifest, `config.json` and the file state beyond the tensors."""
-        file, values = self.file.path.with_name(CONFIG_NAME), {}
+        file, values = self.file.path.with_name(CONFIG_NAME), dict[str, Any]()
         try:
-            if file.is_file() and (values := read_json(file)):
+            if self.layout.export.reads_config and file.is_file() and (values := read_json(file)):
                 self.config = self.layout.export.stated(self.config, values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             message = f"{CONFIG_NAME} in the same folder does not fit the weights"
             if self.path.is_dir() or self.manifest is not None:
                 raise CheckpointError(f"{message}: {error}") from None
             self.notes.append(f"{message} and is ignored ({error})")
+            values = {}
+        self._leave_out_stale_manifest(values)
         if self.file.labels:
             self.config = self._with_stored_labels()
         self.config = self._with_published_labels()
-        if self.manifest is not None:
-            self.config = self.config.replace(ws_eps=self.manifest.ws_eps)
+        epsilon = epsilon_of(self.layout, self.config, values, self.manifest, self._training)
+        self.config = self.config.replace(ws_eps=epsilon.value)
+        self.states_ws_eps, self.assumption = epsilon.stated, epsilon.assumption
+
+    def _leave_out_stale_manifest(self, values: Mapping[str, Any]) -> None:
+        """Forget the manifest beside weights that the layout's library has saved since, as after training them."""
+        manifest = self.manifest
+        if manifest is None or self._manifest_given or not self.layout.export.saved_by_library(values):
             return
-        self.states_ws_eps = "ws_eps" in values
-        if self.layout.ws_eps != self.config.ws_eps and not self.states_ws_eps:
-            self.assumption = (
-                f"the file does not state the weight-standardization epsilon: assuming Google's "
-                f"{self.config.ws_eps:g}, not {self.layout.ws_eps:g} as in {self.layout.export.library}"
-            )
+        files = self.file.digests()
+        if any(manifest.files.get(name) != file for name, file in files.items()):
+            self.manifest = None
+            self.notes.append(f"{MANIFEST_NAME} in the same folder describes other weights, and is ignored")
 
     def _with_stored_labels(self) -> BitConfig:
         """Return the configuration with the labels in the file. Raises `CheckpointError` if these do not fit."""

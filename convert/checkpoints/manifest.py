@@ -80,6 +80,11 @@ class Origin:
     """The dtypes to which these conversions rounded the weights, one for each that did."""
     address: Address | None = None
     """The place from which the first checkpoint was fetched, as in `Source.address`."""
+    ws_eps: float | None = None
+    """The epsilon of weight standardization that the first checkpoint was taken to be trained with; None in
+    manifests of earlier versions."""
+    labelled: bool = False
+    """True if one of these conversions named the classes."""
 
     @property
     def roundoff(self) -> float:
@@ -156,6 +161,8 @@ class Manifest:
             faults.append(f"ws_eps is {self.ws_eps:g}, expected a number between 0 and 1")
         if not 0 <= self.classes <= MAX_CLASSES:
             faults.append(f"classes is not a number from 0 to {MAX_CLASSES}")
+        if origin.ws_eps is not None and not 0 < origin.ws_eps < 1:
+            faults.append(f"origin.ws_eps is {origin.ws_eps:g}, expected a number between 0 and 1")
         if not HEAD.fullmatch(origin.head):
             faults.append("origin.head is not keep, drop or new:N")
         if len(origin.roundings) > MAX_ROUNDINGS or not all(name in BY_NAME for name in origin.roundings):

@@ -6,9 +6,12 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bit.config import BitConfig
+from bit.files import short
 from bit.image_processing import PROFILES
+from convert.checkpoints.labels import fault_of
 from convert.errors import UsageError, did_you_mean
 from convert.files.base import shown
 from convert.files.sharded import check_size
@@ -42,12 +45,16 @@ class ConversionOptions:
     profile: str | None = None
     """The preprocessing to state, see `preprocessing.is_profile`; None for the source's own size or the layout's
     default."""
+    labels: tuple[str, ...] | None = None
+    """The names of the classes, in order; None keeps those of the source."""
 
     def __post_init__(self) -> None:
         if not HEAD.fullmatch(self.head):
             head = shown(self.head)
             near = did_you_mean(head, ("keep", "drop"))
             raise UsageError(f"invalid head {head!r}: use keep, drop, or new:N for N classes{near}")
+        if self.labels is not None and (fault := fault_of(self.labels)) is not None:
+            raise UsageError("invalid labels, class {}: {}".format(*fault))
         choices: dict[str, Collection[str]] = {"dtype": BY_NAME, "ws_eps": ("keep", "compensate")}
         if self.profile is not None and not is_profile(self.profile):
             choices["profile"] = (*PROFILES, "google:SIZE")
@@ -63,6 +70,12 @@ class ConversionOptions:
     def new_head(self) -> bool:
         return self.head.startswith("new:")
 
+    @property
+    def words(self) -> dict[str, str]:
+        """The value of each option, for messages."""
+        words = {name: getattr(self, name) or "unchanged" for name in ("head", "dtype", "ws_eps", "profile")}
+        return words | {"labels": "unchanged" if self.labels is None else f"{short(self.labels[0])} and so on"}
+
     def for_layout(
         self, layout: Layout, max_shard_size: str | None = None, profile: str | None = None
     ) -> ConversionOptions:
@@ -74,6 +87,8 @@ class ConversionOptions:
             raise UsageError(f"{layout.name} is always written in float32; leave --dtype out")
         if layout.export.profile is None and self.profile is not None:
             raise UsageError(f"{layout.name} does not state how images are prepared; leave --profile out")
+        if self.labels is not None and not layout.export.labelled:
+            raise UsageError(f"{layout.name} does not store class names; leave --labels out")
         if max_shard_size is not None and not layout.export.shards:
             raise UsageError(f"{layout.name} is read from one file; leave --max-shard-size out")
         if max_shard_size is not None:
@@ -81,11 +96,20 @@ class ConversionOptions:
         default = layout.export.profile
         return replace(self, profile=self.profile or (default and profile) or default)
 
+    def classes(self, source: BitConfig) -> int:
+        """Return the number of classes of the converted network."""
+        if self.head == "keep":
+            return source.num_labels
+        return int(self.head.removeprefix("new:")) if self.new_head else 0
+
     def config(self, source: BitConfig, layout: Layout) -> BitConfig:
         """Return the configuration of the converted network, for a source with the configuration `source`."""
         if self.head != "keep":
-            classes = int(self.head.removeprefix("new:")) if self.new_head else 0
-            source = source.replace(num_labels=classes, id2label=None, problem_type=None)
+            source = source.replace(num_labels=self.classes(source), id2label=None, problem_type=None)
+        if self.labels is not None:
+            if len(self.labels) != source.num_labels:
+                raise UsageError(f"{len(self.labels)} labels do not fit a head of {source.num_labels} classes")
+            source = source.replace(id2label=dict(enumerate(self.labels)))
         return source.replace(ws_eps=layout.ws_eps) if self.ws_eps == "compensate" and not layout.folded else source
 
     def dtype_of(self, source: DType, layout: Layout) -> DType:
@@ -98,11 +122,37 @@ class ConversionOptions:
         """Return the factor by which a parameter is multiplied.
 
         (s·w − s·m) / √(s²·v + ε) = (w − m) / √(v + ε/s²), so s = √(ε / ε of the source) gives the
-        source's function with the layout's ε.
+        source's function with the layout's ε: 10 from Google's code to timm and transformers, 1/10 from there.
         """
         if self.ws_eps == "keep" or layout.folded or not is_standardized(place):
             return 1.0
         return math.sqrt(layout.ws_eps / source.ws_eps)
+
+
+def check_labels(options: ConversionOptions, source: BitConfig, file: Path | None, replaces: bool) -> None:
+    """Check that the labels, read from `file`, fit the head, and replace those of the source only if asked to.
+
+    Raises `UsageError`, which names the file.
+    """
+    names, classes = options.labels, options.classes(source)
+    if names is None or file is None:
+        if replaces:
+            raise UsageError("--replace-labels needs --labels, the file with the new names")
+        return
+    if not classes:
+        raise UsageError(f"{file} names classes, but the converted network has no head; leave out --labels")
+    if len(names) != classes:
+        wanted, last = "1 class" if classes == 1 else f"{classes} classes", min(len(names), classes)
+        where = f"ends after name {last}"
+        if len(names) > classes:
+            where = f"has one too many in name {last + 1}, {short(names[last])}"
+        raise UsageError(f"{file} holds {len(names)} names, but the head has {wanted}: it {where}")
+    kept = source.id2label if options.head == "keep" else None
+    if kept is not None and tuple(kept[index] for index in range(classes)) != names and not replaces:
+        raise UsageError(
+            f"the head has class names already, such as {short(kept[0])}: leave out --labels {file}, or replace them "
+            "with --replace-labels"
+        )
 
 
 def is_standardized(place: Place) -> bool:

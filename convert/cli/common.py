@@ -34,8 +34,17 @@ recordings_option = click.option(
 )
 
 
+source_ws_eps_option = click.option(
+    "--source-ws-eps",
+    metavar="VALUE",
+    type=float,
+    help="The epsilon of weight standardization that the checkpoint was trained with, if its files do not state it: "
+    "1e-10 in Google's code, 1e-8 in transformers and timm.",
+)
+
+
 def source_options(command: Command) -> Command:
-    """Add `--checkpoints`, `--mirror` and `--json`."""
+    """Add `--source-ws-eps`, `--checkpoints`, `--mirror` and `--json`."""
     folder = click.option(
         "--checkpoints",
         metavar="DIR",
@@ -50,7 +59,7 @@ def source_options(command: Command) -> Command:
         show_envvar=True,
         help="Download published files from this address.",
     )
-    return folder(mirror(json_option(command)))
+    return source_ws_eps_option(folder(mirror(json_option(command))))
 
 
 def reference_options(full: bool) -> Callable[[Command], Command]:

@@ -36,6 +36,12 @@ from convert.options import ConvertOptions
     help="keep, drop, or new:N for a head of zeros with N classes, for fine-tuning.",
 )
 @click.option(
+    "--labels",
+    metavar="FILE",
+    help="Names of the classes, for a head that has none or is new: one a line, or JSON.",
+)
+@click.option("--replace-labels", is_flag=True, help="Let --labels replace the names that the head has.")
+@click.option(
     "--dtype",
     metavar="DTYPE",
     help="Round every weight to float64, float32, float16 or bfloat16. [default: unchanged]",

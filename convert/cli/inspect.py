@@ -45,7 +45,7 @@ def _lines(found: convert.Inspection) -> Iterator[str]:
     for cost in found.epsilon_costs:
         yield (
             f"  {cost.layout} standardizes with epsilon {cost.epsilon:g}, which makes the output of that filter "
-            f"{cost.deviation:.2%} smaller"
+            f"{abs(cost.deviation):.2%} {'smaller' if cost.deviation >= 0 else 'larger'}"
         )
     for note in found.notes:
         yield f"  {escape(note)}"

@@ -9,7 +9,7 @@ from typing import Unpack
 import click
 
 import convert
-from convert.cli.common import json_option, layout_option, recordings_option
+from convert.cli.common import json_option, layout_option, recordings_option, source_ws_eps_option
 from convert.cli.sign import password_for, sigstore_option, trust_options
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar
 from convert.options import PushOptions
@@ -30,6 +30,7 @@ from convert.options import PushOptions
 @trust_options
 @click.option("--no-reverify", "reverify", is_flag=True, flag_value=False, default=True, help="Do not verify again.")
 @click.option("--source", metavar="PATH", help="The checkpoint that was converted, if it was moved.")
+@source_ws_eps_option
 @recordings_option
 @json_option
 def push_command(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack
 import click
 
 import convert
-from convert.cli.common import json_option, layout_option, recordings_option
+from convert.cli.common import json_option, layout_option, recordings_option, source_ws_eps_option
 from convert.cli.terminal import escape, print_result, progress_bar
 from convert.options import SignOptions, StrPath
 
@@ -57,6 +57,7 @@ def password_for(key: StrPath | None) -> str | None:
 )
 @click.option("--reverify", is_flag=True, help="Repeat the quick verification first, as bit push does.")
 @click.option("--source", metavar="PATH", help="The checkpoint that was converted, if it was moved.")
+@source_ws_eps_option
 @recordings_option
 @json_option
 def sign_command(folder: str, to: str, repository: str | None, as_json: bool, **options: Unpack[SignOptions]) -> None:

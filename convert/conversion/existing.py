@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import msgspec
-
 from convert import layouts
 from convert.checkpoints.checkpoint import checkpoint_name
 from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, foreign_names
@@ -34,10 +32,11 @@ def existing_conversion(target: Path, layout: Layout, stated: ConversionOptions)
         raise occupied(target, "and is not a conversion")
     if manifest.layout != layout.name:
         raise occupied(target, f"and holds the layout {manifest.layout}")
-    own = manifest.options.profile if SIZED.fullmatch(manifest.options.profile or "") else None
-    changes = stated.for_layout(layout, None, own)
-    there, asked = msgspec.to_builtins(manifest.options), msgspec.to_builtins(changes)
-    differing = [f"{name} {value or 'unchanged'}" for name, value in there.items() if value != asked[name]]
+    there = manifest.options
+    changes = stated.for_layout(layout, None, there.profile if SIZED.fullmatch(there.profile or "") else None)
+    differing = [
+        f"{name} {words}" for name, words in there.words.items() if getattr(there, name) != getattr(changes, name)
+    ]
     if differing:
         raise occupied(target, f"and was converted with {', '.join(differing)}")
     return manifest

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bit.config import BitConfig
 from convert.checkpoints.checkpoint import Checkpoint, common_dtype
+from convert.checkpoints.epsilon import GOOGLE
 from convert.checkpoints.manifest import TensorRow
 from convert.checkpoints.options import UNCHANGED, ConversionOptions, is_standardized
 from convert.checkpoints.training import TRAINING_NAME, Training
@@ -139,7 +140,14 @@ class Plan:
         if any(step.scale != 1 for step in self.steps):
             remarks.append(
                 f"kernels were scaled for the epsilon of {self.layout.name}: use them for inference, because the "
-                "larger norm of the kernels changes the learning rate of fine-tuning"
+                "other norm of the kernels changes the learning rate of fine-tuning"
+            )
+        trained, computed = self.config.ws_eps, self.layout.computes_with(self.config.ws_eps)
+        if computed != trained != GOOGLE:
+            remarks.append(
+                f"{self.layout.export.library} computes with epsilon {computed:g} of weight standardization, these "
+                f"weights were trained with {trained:g}: --ws-eps compensate scales kernels so that it computes their "
+                "function"
             )
         return tuple(remark for remark in remarks if remark)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, Origin, Source
 from convert.conversion.plan import Plan, Step
+from convert.conversion.readme import write_readme
 from convert.errors import CheckpointError
 from convert.files.atomic import NewFolder, write_json
 from convert.files.base import File, Metadata, combined_sha256, file_sha256
@@ -35,7 +36,8 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
 
     Every byte of the source is read, hashed and compared with the file's checksums. Every byte of the
     result is read back, hashed and on the disk when this returns. Raises `CheckpointError` for a
-    damaged source, for NaN or infinity unless `allow_nonfinite`, and for too little disk space.
+    damaged source, for NaN or infinity unless `allow_nonfinite`, and for too little disk space. The manifest lists
+    every other file but `README.md`, which a model card may replace.
     """
     checkpoint = plan.checkpoint
     needed, available = sum(step.target.nbytes for step in plan.steps), shutil.disk_usage(output.path).free
@@ -82,6 +84,7 @@ def write(plan: Plan, output: NewFolder, progress: Progress = silent, allow_nonf
         reproducible=True,
     )
     manifest.write(output.path)
+    write_readme(plan, manifest, output.path)
     return manifest
 
 
@@ -91,7 +94,7 @@ def origin_of(plan: Plan, files: Mapping[str, File]) -> Origin:
     Raises `CheckpointError` if a file of the source has changed since an earlier conversion wrote it.
     """
     checkpoint = plan.checkpoint
-    origin = Origin(checkpoint.name, combined_sha256(files))
+    origin = Origin(checkpoint.name, combined_sha256(files), ws_eps=checkpoint.config.ws_eps)
     if checkpoint.manifest is not None:
         origin = checkpoint.manifest.origin
         for name, file in files.items():
@@ -100,12 +103,13 @@ def origin_of(plan: Plan, files: Mapping[str, File]) -> Origin:
                 raise CheckpointError(
                     f"{checkpoint.file.path.with_name(name)} is not the file that {MANIFEST_NAME} lists: "
                     f"the SHA-256 is {file.sha256}, expected {listed.sha256 if listed else 'no such file'}; "
-                    "convert the origin again"
+                    f"convert the origin again, or delete {MANIFEST_NAME} if these weights were trained further"
                 )
     head = origin.head if plan.options.head == "keep" else plan.options.head
     rounded = {step.target.dtype for step in plan.steps if step.rounds}
     coarsest = [max(rounded, key=lambda dtype: dtype.roundoff).name] if rounded else []
-    return replace(origin, head=head, roundings=(*origin.roundings, *coarsest))
+    labelled = (origin.labelled and plan.options.head == "keep") or plan.options.labels is not None
+    return replace(origin, head=head, roundings=(*origin.roundings, *coarsest), labelled=labelled)
 
 
 def _write_weights(plan: Plan, path: Path, blocks: Blocks) -> str:

@@ -3,13 +3,23 @@
 from typing import Any
 
 from bit.config import CONFIG_NAME, BitConfig
+from bit.image_processing import PREPROCESSOR_NAME
 from convert.layouts.layout import Export, Layout, Row
 from convert.layouts.transformers import stated
+from convert.published.preprocessing import preprocessor
 
 
 def configuration(config: BitConfig, dtype: str, name: str, profile: str) -> dict[str, dict[str, Any]]:
-    """Return the `config.json` from which `bit.flax` and `bit.keras` build their models."""
-    return {CONFIG_NAME: {**config.to_dict(), "dtype": dtype}}
+    """Return the `config.json` from which `bit.flax` and `bit.keras` build their models, and the preprocessing."""
+    return {CONFIG_NAME: {**config.to_dict(), "dtype": dtype}, PREPROCESSOR_NAME: preprocessor(profile, name)}
+
+
+CHANNELS_LAST = """\
+from bit import BitImageProcessorPil
+processor = BitImageProcessorPil.from_pretrained("{folder}")
+pixels = processor(image, data_format="channels_last", return_tensors="np")["pixel_values"]
+"""
+"""Python that prepares an image for a network with the channels last."""
 
 
 _UNIT = "block{block}/unit{unit:02d}/"
@@ -17,6 +27,7 @@ _UNIT = "block{block}/unit{unit:02d}/"
 FLAX = Layout(
     name="flax",
     ws_eps=1e-10,
+    reads_ws_eps=True,
     spellings={r"^head/": "conv_head/"},  # as in big_vision (models/bit_paper.py)
     rows={
         "stem/kernel": Row("root_block/conv_root/kernel", "hwio"),
@@ -33,6 +44,10 @@ FLAX = Layout(
         library="google-research/big_transfer, JAX (`bit.flax`)",
         container="safetensors",
         loading='import bit.flax\nmodel, params = bit.flax.load("{folder}")',
+        classify=CHANNELS_LAST + 'output, _ = model.apply({"params": params}, pixels)',
+        labels="model.config.id2label",
+        install="jax flax pillow",
+        profile="google",
         companions=configuration,
         stated=stated,
     ),

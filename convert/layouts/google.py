@@ -5,6 +5,18 @@ from convert.layouts.layout import Export, Layout, Row
 NUMBERED = {r"(?<=conv2d|p_norm)_[0-9]+(?=/)": ""}
 """Some published files number their convolutions, as in `standardized_conv2d_17/kernel`."""
 
+IN_NUMPY = """\
+from pathlib import Path
+from bit import BitImageProcessorPil
+from convert.checkpoints.checkpoint import Checkpoint
+from convert.network.runner import run_network
+processor = BitImageProcessorPil({settings})
+pixels = processor(image, data_format="channels_last", return_tensors="np")["pixel_values"]
+with Checkpoint(Path("{folder}")) as checkpoint:
+    *_, (_, outputs) = run_network(checkpoint.oracle(), checkpoint.config, {"image": pixels})
+output = outputs["image"]"""
+"""Python that runs the weights without a framework; Google's own code does not load a folder by itself."""
+
 _UNIT = "resnet/block{block}/unit{unit:02d}/"
 
 GOOGLE = Layout(
@@ -28,6 +40,10 @@ GOOGLE = Layout(
         weights_name="{name}.npz",
         loading="import numpy\n"
         'weights = numpy.load("{folder}/{name}.npz")  # for load_from of big_transfer\'s bit_pytorch.models.ResNetV2',
+        classify=IN_NUMPY,
+        standalone=True,
+        labels="checkpoint.config.id2label",
+        install="pillow",
         labelled=False,
     ),
 )

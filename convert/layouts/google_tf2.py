@@ -6,7 +6,7 @@ full names. `load_weights` reads `layer_names` and `weight_names`, so their orde
 
 from collections.abc import Sequence
 
-from convert.layouts.google import NUMBERED
+from convert.layouts.google import IN_NUMPY, NUMBERED
 from convert.layouts.layout import Attributes, Export, Layout, Row
 
 OTHER_VERSIONS = {
@@ -55,6 +55,10 @@ GOOGLE_TF2 = Layout(
         weights_name="{name}.h5",
         loading="import h5py\n"
         'weights = h5py.File("{folder}/{name}.h5")  # for load_weights of big_transfer\'s bit_tf2.models.ResnetV2',
+        classify=IN_NUMPY,
+        standalone=True,
+        labels="checkpoint.config.id2label",
+        install="pillow",
         labelled=False,
         attributes=_attributes,
     ),

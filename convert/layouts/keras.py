@@ -4,7 +4,7 @@ Keras names layers in a list after their class: `block`, `block_1` and so on. It
 alphabetical order, so weights that come after `layers`, the model's own list, are stored in that list.
 """
 
-from convert.layouts.flax import configuration
+from convert.layouts.flax import CHANNELS_LAST, configuration
 from convert.layouts.layout import Export, Layout, Row
 from convert.layouts.transformers import stated
 
@@ -13,6 +13,7 @@ _UNIT = "blocks/block{_stage}/units/unit{_layer}/"
 KERAS = Layout(
     name="keras",
     ws_eps=1e-10,
+    reads_ws_eps=True,
     rows={
         "stem/kernel": Row("layers/root_block/conv/vars/0", "hwio"),
         "unit/norm{n}/scale": Row(_UNIT + "{abc}/norm/vars/0", "c"),
@@ -29,6 +30,10 @@ KERAS = Layout(
         container="h5",
         weights_name="model.weights.h5",
         loading='import bit.keras\nmodel = bit.keras.load("{folder}")',
+        classify=CHANNELS_LAST + "output = model(pixels)",
+        labels="model.config.id2label",
+        install="keras tensorflow pillow",
+        profile="google",
         companions=configuration,
         stated=stated,
     ),

@@ -29,6 +29,10 @@ class Row:
     axes: str
 
 
+def _nothing_stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
+    return config
+
+
 @dataclass(frozen=True)
 class Export:
     """Settings for writing a layout: container, file names and the JSON files beside the weights."""
@@ -40,7 +44,22 @@ class Export:
     weights_name: str = "model.safetensors"
     """Name of the weights file; `{name}` stands for the checkpoint's name."""
     loading: str = ""
-    """Python that loads a converted folder; `{folder}` and `{name}` stand for the folder and the checkpoint's name."""
+    """Python that loads a converted folder. `{folder}`, in string literals only, and `{name}` stand for the folder and
+    the checkpoint's name, `{model}` for one of `models`, `{dtype}` for an argument that asks for float32."""
+    models: tuple[str, str] | None = None
+    """The classes that load a network with and without a head, where they differ."""
+    classify: str = ""
+    """Python that prepares `image`, a PIL image, and runs the loaded network: it binds `output`, `[1, classes]` or
+    features. Placeholders as in `loading`, `{output}` for the name of transformers' output, and `{settings}` for the
+    arguments of `bit`'s image processors."""
+    standalone: bool = False
+    """True if `classify` loads the weights itself."""
+    labels: str = ""
+    """Python expression for the class names of the loaded folder; the value is false if it has none."""
+    framework: str = "numpy"
+    """`torch` if `output` is a tensor of PyTorch, else `numpy` for anything that NumPy reads."""
+    install: str = ""
+    """Packages that the code needs besides this project, for pip."""
     caveat: Callable[[BitConfig], str | None] = lambda config: None
     """Returns a warning for users of the library about a network, or None."""
     companions: Companions = lambda config, dtype, name, profile: {}
@@ -48,17 +67,24 @@ class Export:
     names of the dtype, the checkpoint and the preprocessing profile."""
     profile: str | None = None
     """The preprocessing profile used by default; None if the layout does not state preprocessing."""
-    stated: Callable[[BitConfig, Mapping[str, Any]], BitConfig] = lambda config, values: config
+    stated: Callable[[BitConfig, Mapping[str, Any]], BitConfig] = _nothing_stated
     """Returns the configuration with what only the library's `config.json` states added.
 
     Raises `ValueError` where that contradicts the arrays or describes a network other than BiT.
     """
+    saved_by_library: Callable[[Mapping[str, Any]], bool] = lambda values: False
+    """Returns whether the library itself wrote this `config.json`: it then ran the weights with its own epsilon."""
     attributes: Callable[[Sequence[str]], Attributes] = lambda keys: {}
     """Returns the group attributes of an h5 file from the names of the arrays."""
     labelled: bool = True
     """True if the layout stores class names."""
     shards: bool = False
     """True if the library reads weights that are split into several files with an index."""
+
+    @property
+    def reads_config(self) -> bool:
+        """True if the library reads a `config.json` beside the weights."""
+        return self.stated is not _nothing_stated
 
 
 @dataclass(frozen=True)
@@ -76,6 +102,8 @@ class Layout:
     """Regular expressions for parts of names that some files spell differently, with the table's spelling."""
     folded: bool = False
     """True if kernels are standardized in the file, so that it cannot be converted back."""
+    reads_ws_eps: bool = False
+    """True if the code that loads the layout takes the epsilon from `config.json`; else it always has `ws_eps`."""
 
     def __post_init__(self) -> None:
         rows = {
@@ -86,6 +114,10 @@ class Layout:
         object.__setattr__(self, "rows", rows)
         if set(rows) != set(KINDS):
             raise ValueError(f"layout {self.name} must have one row for each kind of parameter")
+
+    def computes_with(self, ws_eps: float) -> float:
+        """Return the epsilon with which the layout's library runs weights that are meant for `ws_eps`."""
+        return ws_eps if self.folded or self.reads_ws_eps else self.ws_eps
 
     def key(self, place: Place) -> str:
         """Return the layout's name of a parameter."""

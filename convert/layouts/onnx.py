@@ -1,6 +1,8 @@
 """ONNX: the network with standardized kernels, for inference and not for training."""
 
+from bit.image_processing import PREPROCESSOR_NAME
 from convert.layouts.layout import Export, Layout, Row
+from convert.published.preprocessing import preprocessor
 
 _UNIT = "block{block}/unit{unit:02d}/"
 
@@ -24,6 +26,15 @@ ONNX = Layout(
         container="onnx",
         weights_name="model.onnx",
         loading='import onnxruntime\nsession = onnxruntime.InferenceSession("{folder}/model.onnx")',
+        classify="import json\n"
+        "from bit import BitImageProcessorPil\n"
+        'processor = BitImageProcessorPil.from_pretrained("{folder}")\n'
+        'pixels = processor(image, return_tensors="np")["pixel_values"].astype(np.float32)\n'
+        '(output,) = session.run(None, {"pixel_values": pixels})\n'
+        "properties = session.get_modelmeta().custom_metadata_map",
+        labels='json.loads(properties.get("labels", "null"))',
+        install="onnxruntime pillow",
+        companions=lambda config, dtype, name, profile: {PREPROCESSOR_NAME: preprocessor(profile, name)},
         profile="google",
     ),
 )

@@ -6,6 +6,7 @@ from typing import Any
 from bit.config import CONFIG_NAME, PUBLISHED, BitConfig
 from bit.files import short
 from convert.layouts.layout import Export, Layout, Row
+from convert.layouts.transformers import VERSION
 from convert.published.catalogue import evaluation, timm_architecture
 from convert.published.preprocessing import evaluated_by
 
@@ -91,9 +92,17 @@ TIMM = Layout(
         library="timm",
         container="safetensors",
         loading='import timm\nmodel = timm.create_model("local-dir:{folder}", pretrained=True)',
+        classify="settings = timm.data.resolve_model_data_config(model)\n"
+        "transform = timm.data.create_transform(**settings, is_training=False)\n"
+        "with torch.inference_mode():\n"
+        "    output = model.eval()(transform(image)[None])",
+        labels='model.pretrained_cfg.get("label_names")',
+        framework="torch",
+        install="timm pillow",
         caveat=_caveat,
         companions=_companions,
         profile="timm",
         stated=_stated,
+        saved_by_library=lambda values: VERSION in values or (bool(values) and WS_EPS not in values),
     ),
 )

@@ -38,6 +38,9 @@ def stated(config: BitConfig, values: Mapping[str, Any]) -> BitConfig:
     return config.replace(id2label=found.id2label, problem_type=found.problem_type, ws_eps=found.ws_eps)
 
 
+VERSION = "transformers_version"
+"""Only transformers writes it. Other entries, such as `ws_eps`, it keeps from the `config.json` that it has read."""
+
 _UNIT = "bit.encoder.stages.{stage}.layers.{layer}."
 
 TRANSFORMERS = Layout(
@@ -58,11 +61,19 @@ TRANSFORMERS = Layout(
     export=Export(
         library="transformers",
         container="safetensors",
-        loading="from transformers import BitForImageClassification\n"
-        'model = BitForImageClassification.from_pretrained("{folder}")',
+        loading='from transformers import {model}\nmodel = {model}.from_pretrained("{folder}"{dtype})',
+        models=("BitForImageClassification", "BitModel"),
+        classify="from transformers import AutoImageProcessor\n"
+        'processor = AutoImageProcessor.from_pretrained("{folder}")\n'
+        "with torch.inference_mode():\n"
+        '    output = model(**processor(image, return_tensors="pt")).{output}',
+        labels="model.config.id2label",
+        framework="torch",
+        install="transformers torch torchvision pillow",
         companions=_companions,
         profile="google",
         stated=stated,
+        saved_by_library=lambda values: VERSION in values,
         shards=True,
     ),
 )

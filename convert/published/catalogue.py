@@ -22,6 +22,9 @@ TOP_1_SOURCE = "timm, `results-imagenet.csv`"
 
 ILSVRC, IMAGENET_21K, CIFAR_10, VTAB = "ILSVRC-2012", "ImageNet-21k", "CIFAR-10", "VTAB-1k"
 
+TRANSFORMERS_REPOSITORY = "google/bit-50"
+"""The one BiT that Google published in the layout of transformers: R50x1 with the classes of ILSVRC-2012."""
+
 SMALL = (CIFAR_10, "cifar100", "svhn", "eurosat", "dsprites-orientation", "dsprites-xpos")
 """Tasks with images of fewer than 96×96 pixels: 32×32 or 64×64 (TensorFlow Datasets)."""
 
@@ -129,6 +132,13 @@ def find(name: str) -> Published | None:
     """Return the published checkpoint with that name, or with that name in timm, with or without `timm/`."""
     items, name = published(), name.removeprefix("timm/")
     return items.get(name) or next((item for item in items.values() if item.timm_name == name), None)
+
+
+@cache
+def converted_repositories() -> frozenset[str]:
+    """Return the repositories on the Hub that hold Google's checkpoints, converted by the libraries' authors."""
+    names = {f"timm/{item.timm_name}" for item in published().values() if item.timm_name is not None}
+    return frozenset({TRANSFORMERS_REPOSITORY, *names})
 
 
 def zoo(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bit.config import PUBLISHED
-from bit.image_processing import BitImageProcessorPil
+from bit.config import CONFIG_NAME
+from convert.checkpoints.epsilon import GOOGLE, OPTION
 from convert.checkpoints.manifest import CARD_MARK, Manifest, Origin
+from convert.conversion.examples import BIT_MODEL, Facts, Place, example, literal, loading, runs_in_timm
+from convert.conversion.readme import GOOGLES_SMALL, code, epsilon_words, prepared, scaled_words, text
 from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME
 from convert.published.catalogue import BIT, CIFAR_10, ILSVRC, Published, find, published
-from convert.published.preprocessing import evaluated_by, preprocessor
+from convert.published.preprocessing import evaluated_by
 from convert.publishing.gate import Checked
 from convert.references.recordings import SHIPPED, RecordedCheckpoint
 from convert.reporting.html import SignedBy
@@ -70,6 +71,13 @@ def card(
     if base is None and item is not None and item.timm_name is not None:
         base = f"timm/{item.timm_name}"
     checks = verification["checks"]
+    facts = Facts(
+        manifest.name,
+        manifest.classes,
+        profile,
+        sigmoid=origin.head == "keep" and known is not None and known.problem_type is not None,
+        float32={row["dtype"] for row in manifest.tensors} == {"float32"},
+    )
     shapes = {row["parameter"]: row["shape"] for row in manifest.tensors}
     return _template().render(
         manifest=manifest,
@@ -80,23 +88,28 @@ def card(
         checked=checked,
         published=item,
         namesake=namesake if item is None else None,
-        sigmoid=origin.head == "keep" and known is not None and known.problem_type is not None,
-        loading=_loading(layout, manifest.name, repository),
+        sigmoid=facts.sigmoid,
+        loading=loading(layout, repository.split("/")[-1], manifest.name, manifest.classes),
+        code_for=_code(layout, facts, repository, runs_in_timm(manifest.architecture)),
         base=base if base != repository else None,
         library=layout.name if layout.name in LIBRARIES else "bit-convert",
         datasets=DATASETS,
         head_kept=origin.head == "keep",
         synthetic=synthetic,
-        named=manifest.architecture in PUBLISHED,
+        named=runs_in_timm(manifest.architecture),
         sources=SOURCES,
         citation=item.citation if item is not None else BIT,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         channels=shapes["stem/kernel"][layout.rows["stem/kernel"].axes.index("i")],
-        float32={row["dtype"] for row in manifest.tensors} == {"float32"},
+        google=GOOGLE,
+        trained=origin.ws_eps or GOOGLE,
         scaled=any("scale" in row for row in manifest.tensors),
         roundoff=[(name, BY_NAME[name].roundoff) for name in origin.roundings],
         how=evaluated_by(profile, manifest.name),
-        prepared=_settings(profile, manifest.name),
+        preparation=prepared(evaluated_by(profile, manifest.name)),
+        googles_small=GOOGLES_SMALL,
+        scaled_words=scaled_words(manifest.ws_eps, origin.ws_eps or GOOGLE),
+        epsilon_words=epsilon_words(origin.ws_eps or GOOGLE),
         commands=_commands(manifest, checked, by_name=synthetic or item is not None),
         runs=_runs(checks),
         worst=max(checks, key=_usage),
@@ -107,26 +120,8 @@ def card(
 
 @cache
 def _template() -> Template:
-    filters = {"text": text, "code": code, "python": _python}
+    filters = {"text": text, "code": code, "python": literal}
     return template("convert.publishing", "card.md.jinja", filters, keep_trailing_newline=True)
-
-
-def text(value: object) -> str:
-    """Escape a value so that Markdown shows it unchanged."""
-    return re.sub(r"([\\`*_\[\]<>&#|~$@])", r"\\\1", " ".join(str(value).split()))
-
-
-def code(value: object) -> str:
-    """Return a value as a code span that is also valid in a table."""
-    content = " ".join(str(value).split()).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", content)), default=0))
-    space = " " if content.startswith("`") or content.endswith("`") else ""
-    return f"{fence}{space}{content}{space}{fence}"
-
-
-def _python(value: Any) -> str:
-    """Return a Python literal, strings in double quotes."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | str) else repr(value)
 
 
 def _fetched(manifest: Manifest, checked: Checked) -> Published | None:
@@ -158,16 +153,21 @@ def _is_synthetic(origin: Origin) -> bool:
         return False
 
 
-def _loading(layout: Layout, name: str, repository: str) -> str:
-    """Return the layout's code that loads a folder of the repository's name; names become parts of string literals."""
-    folder, name = (json.dumps(value, ensure_ascii=False)[1:-1] for value in (repository.split("/")[-1], name))
-    return layout.export.loading.format(folder=folder, name=name)
-
-
-def _settings(profile: str, name: str) -> str:
-    """Return the arguments of `bit`'s image processors that differ from their defaults."""
-    defaults, settings = BitImageProcessorPil().to_dict(), preprocessor(profile, name)
-    return ", ".join(f"{key}={_python(value)}" for key, value in settings.items() if defaults.get(key) != value)
+def _code(layout: Layout, facts: Facts, repository: str, named: bool) -> dict[str, str]:
+    """Return the code of each library that loads the layout from a repository, by the library's name."""
+    if layout.name not in ("transformers", "timm"):
+        return {layout.name: example(layout.export, facts, Place(repository, download=True))}
+    found = {"bit": example(BIT_MODEL, facts, Place(repository, download=True))}
+    if layout.name == "transformers" or named:
+        model = "AutoModelForImageClassification" if facts.classes else "AutoModel"
+        found["transformers"] = example(LAYOUTS["transformers"].export, facts, Place(repository), model)
+    if named:
+        timm = LAYOUTS["timm"].export
+        address = f"local-dir:converted/{repository.split('/')[-1]}/timm"
+        address = f"hf-hub:{repository}" if layout.name == "timm" else address
+        loading = timm.loading.replace("local-dir:{folder}", "{folder}")
+        found["timm"] = example(replace(timm, loading=loading), facts, Place(address))
+    return found
 
 
 def _commands(manifest: Manifest, checked: Checked, by_name: bool) -> list[str]:
@@ -176,9 +176,13 @@ def _commands(manifest: Manifest, checked: Checked, by_name: bool) -> list[str]:
     source = manifest.name if by_name else Path(manifest.source.path).name
     if repository is not None:
         source = f"hf:{repository}"
+    origin = manifest.origin
+    other = origin.ws_eps not in (None, GOOGLE) and origin.sha256 == manifest.source.sha256
     values = {
         "--to": manifest.layout,
+        OPTION: f"{origin.ws_eps:g}" if other else None,
         "--head": None if options.head == "keep" else options.head,
+        "--labels": None if options.labels is None else CONFIG_NAME,
         "--dtype": options.dtype,
         "--ws-eps": None if options.ws_eps == "keep" else options.ws_eps,
         "--profile": None if options.profile == LAYOUTS[manifest.layout].export.profile else options.profile,

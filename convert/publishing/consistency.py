@@ -233,7 +233,7 @@ def _effects(stored: Verification, given: Inputs) -> Iterator[str]:
     if len(set(found)) != len(found) or not needed <= set(found) <= possible or not images:
         yield "does not compare the classes of every image once in each run"
     effect, config = stored.network.epsilon, converted.config
-    differs = converted.layout.ws_eps != config.ws_eps and not converted.layout.folded
+    differs = converted.layout.computes_with(config.ws_eps) != config.ws_eps
     stated = None if effect is None else (effect.library, effect.epsilon, effect.original)
     if stated != ((converted.layout.name, converted.layout.ws_eps, config.ws_eps) if differs else None):
         yield "states another epsilon than the layout and conversion.json"

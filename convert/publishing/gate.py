@@ -18,6 +18,7 @@ from typing import Any
 from bit import __version__
 from bit.files import parse_json
 from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.epsilon import training_of
 from convert.checkpoints.manifest import CARD_NAME as CARD_NAME
 from convert.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -140,6 +141,8 @@ class Gate:
     """The checkpoint that was converted, if it is not where the manifest says."""
     recordings: tuple[Path, ...] = (SHIPPED,)
     """Folders of recordings."""
+    source_ws_eps: float | None = None
+    """The epsilon that the source was trained with, if the manifest does not state it."""
 
 
 AS_STORED = Gate()
@@ -176,7 +179,8 @@ def check_folder(folder: Path, progress: Progress, gate: Gate = AS_STORED) -> Ve
         raise _refused(folder, problems)
     with contextlib.ExitStack() as opened:
         converted = opened.enter_context(_opened(folder, manifest))
-        given = Inputs(manifest, converted, None, find_recordings(manifest.origin.sha256, gate.recordings))
+        recordings = find_recordings(manifest.origin.sha256, gate.recordings, manifest.origin.ws_eps)
+        given = Inputs(manifest, converted, None, recordings)
         if gate.reverify or needs_source(stored.verification, given):
             given = _with_source(given, opened, folder, gate)
         if gate.reverify:
@@ -215,7 +219,8 @@ def _with_source(given: Inputs, opened: contextlib.ExitStack, folder: Path, gate
     path = gate.source if gate.source is not None else folder / given.manifest.source.path
     if gate.source is None and not path.exists():
         return given
-    source = opened.enter_context(Checkpoint(path, given.manifest.name))
+    training = training_of(given.manifest, gate.source_ws_eps)
+    source = opened.enter_context(Checkpoint(path, given.manifest.name, training=training))
     if not gate.reverify and combined_sha256(source.file.digests()) != given.manifest.source.sha256:
         raise CheckpointError(
             f"{path} is not what {folder} was converted from: the SHA-256 differs from {MANIFEST_NAME}; "

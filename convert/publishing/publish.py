@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bit import __version__
-from convert.checkpoints.manifest import SIGNATURE_NAME
+from convert.checkpoints.manifest import SIGNATURE_NAME, is_own_card
 from convert.errors import HubError, UsageError, VerificationError
 from convert.files.base import File
 from convert.progress import Progress, silent
@@ -52,12 +52,14 @@ class PublishOptions:
     """Repeat the quick verification before anything is signed or sent."""
     source: Path | None = None
     """The checkpoint that was converted, if it was moved."""
+    source_ws_eps: float | None = None
+    """The epsilon that it was trained with, if the manifest does not state it."""
     recordings: tuple[Path, ...] = (SHIPPED,)
     """Folders of the recordings that the folder was compared with."""
 
     @property
     def gate(self) -> Gate:
-        return Gate(self.reverify, self.source, self.recordings)
+        return Gate(self.reverify, self.source, self.recordings, self.source_ws_eps)
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,16 @@ def _contents(verified: VerifiedFolder, options: PublishOptions, repository: str
     signed = SIGNATURE_NAME in verified.files
     if signed and more:
         raise UsageError(f"the folder is signed without {min(more)}: put the file there and sign again")
-    if options.dry_run and isinstance(options.signer, KeySigner):
-        if (text := new_card(verified, options.signer.trust, repository)) is not None:
-            return {**verified.files, CARD_NAME: Content.of(text)}
-    elif not signed and CARD_NAME not in verified.files and CARD_NAME not in more:
+    signer = options.signer if options.dry_run and isinstance(options.signer, KeySigner) else None
+    if signer is not None and (text := new_card(verified, signer.trust, repository)) is not None:
+        return {**verified.files, CARD_NAME: Content.of(text)}
+    own = CARD_NAME in verified.files and is_own_card(verified.files[CARD_NAME].read())
+    files = {name: content for name, content in verified.files.items() if not own or signed or name != CARD_NAME}
+    if not signed and CARD_NAME not in files and CARD_NAME not in more:
         more[CARD_NAME] = card(verified.manifest, verified.verification, repository, checked=verified.checked).encode()
-    if taken := set(more) & set(verified.files):
+    if taken := set(more) & set(files):
         raise UsageError(f"the extra file {min(taken)} would replace a file of the folder; give it another name")
-    return {**verified.files, **{name: Content.of(data) for name, data in more.items()}}
+    return {**files, **{name: Content.of(data) for name, data in more.items()}}
 
 
 def _publication(repository: str, api: HfApi | None, contents: Mapping[str, Content], **facts: Any) -> Publication:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Unpack
 
+from convert.checkpoints.epsilon import check_ws_eps
 from convert.checkpoints.manifest import SIGNATURE_NAME, SIGNING_NAMES, is_own_card
 from convert.conversion.existing import converted_folder
 from convert.errors import UsageError, VerificationError, check_names
@@ -44,7 +45,7 @@ def sign(
         check_name(repository)
     source = user_path(named) if (named := options.get("source")) is not None else None
     recordings = (SHIPPED, recordings_folder(options.get("recordings")))
-    gate = Gate(options.get("reverify", False), source, recordings)
+    gate = Gate(options.get("reverify", False), source, recordings, check_ws_eps(options.get("source_ws_eps")))
     return sign_verified(converted_folder(folder, to), signer, repository, progress, gate)
 
 

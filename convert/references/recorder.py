@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.epsilon import GOOGLE
 from convert.checkpoints.fingerprints import fingerprints
 from convert.errors import CheckpointError, UsageError
 from convert.files.atomic import NewFolder, write_json
@@ -49,7 +50,7 @@ def record(
     if checkpoint.layout.folded or checkpoint.manifest is not None:
         raise CheckpointError(f"{checkpoint.path} was converted; record the checkpoint that it was made from")
     sha256 = sha256 or combined_sha256(checkpoint.file.digests())
-    known = find_recordings(sha256, [folder, SHIPPED])
+    known = find_recordings(sha256, [folder, SHIPPED], checkpoint.config.ws_eps)
     if known is not None and not known.own:
         raise CheckpointError(f"outputs of the original code are recorded for {checkpoint.path} already")
     about = {
@@ -62,7 +63,7 @@ def record(
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
-    target = _target(folder, checkpoint.name, sha256)
+    target = _target(folder, checkpoint, sha256)
     with NewFolder(target, _foreign, force=True) as output, contextlib.closing(_runs(checkpoint, frameworks)) as runs:
         write_json(output.path / CHECKPOINT, msgspec.to_builtins(RecordedCheckpoint(checkpoint.name, sha256)))
         for name, implementation in runs:
@@ -87,8 +88,13 @@ def ensure_recorded(
     return ()
 
 
-def _target(folder: Path, name: str, sha256: str) -> Path:
-    """Return the folder of a checkpoint's recordings; another checkpoint of the same name may have the plain one."""
+def _target(folder: Path, checkpoint: Checkpoint, sha256: str) -> Path:
+    """Return the folder of a checkpoint's recordings; another checkpoint of the same name may have the plain one.
+
+    The same weights may be recorded with another epsilon, too.
+    """
+    ws_eps = checkpoint.config.ws_eps
+    name = checkpoint.name if ws_eps == GOOGLE else f"{checkpoint.name}-ws-eps-{ws_eps:g}"
     with contextlib.suppress(OSError, ValueError):
         if RecordedCheckpoint.read(folder / name).sha256 != sha256:
             return folder / f"{name}-{sha256[:8]}"

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bit import __version__
+from bit.config import BitConfig
 from convert.errors import CheckpointError
 from convert.files.atomic import new_file
 from convert.files.base import file_sha256
@@ -121,8 +122,8 @@ def find_recordings(
 ) -> Recordings | None:
     """Return the recordings of the checkpoint whose file has this SHA-256, or None.
 
-    Recordings of `bit record` are used only if they are of this version and, if `ws_eps` is given,
-    of that epsilon. Raises `CheckpointError` for recordings that cannot be read.
+    With `ws_eps` they must be of that epsilon; Google's code has 1e-10. Recordings of `bit record` are used only
+    if they are of this version. Raises `CheckpointError` for recordings that cannot be read.
     """
     for parent in folders:
         for file in sorted(parent.glob(f"*/{CHECKPOINT}")):
@@ -132,7 +133,8 @@ def find_recordings(
                     continue
                 found = Recordings.read(checkpoint.name, file.parent)
                 about = found.float64.about
-                if not found.own or (about["recorder"] == RECORDER and ws_eps in (None, about["ws_eps"])):
+                epsilon = about["ws_eps"] if found.own else BitConfig().ws_eps
+                if ws_eps in (None, epsilon) and (not found.own or about["recorder"] == RECORDER):
                     return found
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 raise CheckpointError(f"the recordings in {file.parent} are damaged ({error}); remove them") from None

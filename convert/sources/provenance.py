@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert.files.base import MAX_DIRECTORY, File
-from convert.published.catalogue import published
+from convert.published.catalogue import converted_repositories, published
 from convert.sources.remote import RemoteFile
 
 CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})")
@@ -47,13 +47,30 @@ def _in_bucket(path: Path, files: Mapping[str, File]) -> str | None:
     return remote.url if checked and (remote.size, remote.sha256) == (file.bytes, file.sha256) else None
 
 
-def _on_hub(folder: Path, files: Mapping[str, File]) -> str | None:
+def copy_of_googles(path: Path) -> str | None:
+    """Return the repository on the Hub of a path in huggingface_hub's cache, if it is known to hold Google's weights.
+
+    These are `google/bit-50` and timm's: conversions of Google's checkpoints that were not trained further. None for
+    any other path: the name of a folder shows nothing.
+    """
+    path = Path(os.path.abspath(path))
+    match = _in_cache(path) or _in_cache(path.parent)
+    repository = f"{match['owner']}/{match['name']}" if match is not None else ""
+    return repository if repository in converted_repositories() else None
+
+
+def _in_cache(folder: Path) -> re.Match[str] | None:
+    """Match the folder of a commit in huggingface_hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
-        match = CACHED.fullmatch(folder.relative_to(os.path.abspath(HF_HUB_CACHE)).as_posix())
+        return CACHED.fullmatch(folder.relative_to(os.path.abspath(HF_HUB_CACHE)).as_posix())
     except ValueError:
         return None
+
+
+def _on_hub(folder: Path, files: Mapping[str, File]) -> str | None:
+    match = _in_cache(folder)
     stated = all(_is_named_by_hash((folder / name).resolve(), file) for name, file in files.items())
     return f"hf:{match['owner']}/{match['name']}@{match['commit']}" if match is not None and stated else None
 

@@ -64,7 +64,7 @@ def compare_fingerprints(recordings: Recordings, converted: Checkpoint) -> Itera
     if "parameters" in about and not manifest.origin.roundings and not converted.layout.folded:
         for name in changed_parameters(about["parameters"], converted, None if kept else "head/"):
             yield f"{converted.layout.key(converted.place(name))} does not have the recorded values of {name}"
-    stores = kept and converted.layout.export.labelled
+    stores = kept and converted.layout.export.labelled and not manifest.origin.labelled
     if stores and "labels" in about and about["labels"] != of_classes(converted.config):
         yield "class names or problem type are not those of the recorded checkpoint"
 

@@ -54,8 +54,7 @@ def verify_foreign(
         converted.name = source.name
         if not converted.states_ws_eps:
             converted.config = converted.config.replace(ws_eps=plan.config.ws_eps)
-        ws_eps = source.config.ws_eps if source.manifest is None else None
-        recordings = find_recordings(manifest.origin.sha256, settings.recordings, ws_eps)
+        recordings = find_recordings(manifest.origin.sha256, settings.recordings, manifest.origin.ws_eps)
         problems = [*damaged, *converted.faults, *_differences(converted.config, source.config, plan.config)]
         label_problems, label_warnings = _compare_labels(converted, source)
         pixels, pixel_warnings = _compare_preprocessing(converted, source)

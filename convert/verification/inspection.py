@@ -23,7 +23,7 @@ from convert.verification.results import to_builtins
 class EpsilonCost:
     """The effect of a library's epsilon on the filter that suffers most from it.
 
-    `deviation` is the relative decrease of the filter's output: with variance v,
+    `deviation` is the relative decrease of the filter's output, negative for an increase: with variance v,
     1 − √((v + ε of the weights) / (v + ε of the library)).
     """
 
@@ -98,7 +98,7 @@ def inspect(checkpoint: Checkpoint, progress: Progress) -> Inspection:
     costs = (
         EpsilonCost(other.name, other.ws_eps, 1 - math.sqrt((least + config.ws_eps) / (least + other.ws_eps)))
         for other in READABLE.values()
-        if other.ws_eps != config.ws_eps and math.isfinite(least)
+        if other.computes_with(config.ws_eps) != config.ws_eps and math.isfinite(least)
     )
     sha256 = combined_sha256(files)
     recordings = find_recordings(checkpoint.manifest.origin.sha256 if checkpoint.manifest else sha256)

@@ -64,7 +64,7 @@ def compare_network(
             if oracle is not None and recordings is not None and (references or converted.origin.roundings):
                 taps: BothModes = ((tap, values, {}) for tap, values in oracle.taps())
                 runs.append(compare_taps(oracle.source.oracle(), sides[SOURCE], taps))
-            has_other_epsilon = layout.ws_eps != checkpoint.config.ws_eps and not layout.folded
+            has_other_epsilon = layout.computes_with(checkpoint.config.ws_eps) != checkpoint.config.ws_eps
             of_both = OracleOfTwoEpsilons(expected) if has_other_epsilon else None
             of_oracle = judge(of_both or checkpoint.oracle(), expected, isolated)
             runs += [of_oracle, *(judge(implementation, expected, isolated) for implementation in others)]

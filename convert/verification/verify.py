@@ -18,6 +18,7 @@ import numpy as np
 from bit.config import BitConfig
 from bit.files import one_line, read_json
 from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.epsilon import GOOGLE
 from convert.checkpoints.manifest import (
     CARD_NAME,
     MANIFEST_NAME,
@@ -86,8 +87,7 @@ def verify(
     conversion that was carried out just now. Raises `CheckpointError` if the source is another
     checkpoint, or if there is neither a source nor a recording.
     """
-    ws_eps = source.config.ws_eps if source is not None and source.manifest is None else None
-    recordings = find_recordings(manifest.origin.sha256, settings.recordings, ws_eps)
+    recordings = find_recordings(manifest.origin.sha256, settings.recordings, manifest.origin.ws_eps)
     if source is not None and plan is None and combined_sha256(source.file.digests()) != manifest.source.sha256:
         raise CheckpointError(
             f"{source.path} is not what {folder} was converted from: the SHA-256 differs from {MANIFEST_NAME}; "
@@ -143,7 +143,13 @@ def begun(
 
 
 def remarks(manifest: Manifest, recordings: Recordings | None) -> Iterator[str]:
-    """Yield what a comparison without recordings of the original code does not show."""
+    """Yield what a comparison does not show: the epsilon of the training, and without recordings the original code."""
+    ws_eps = manifest.origin.ws_eps
+    if ws_eps not in (None, GOOGLE):
+        yield (
+            f"{manifest.origin.name} is taken to have been trained with epsilon {ws_eps:g} of weight standardization, "
+            f"not Google's {GOOGLE:g}: no tensor shows it"
+        )
     if recordings is None or recordings.own:
         yield (
             f"there is no recording of the original code for {manifest.name}: the conversion is compared with "
@@ -308,6 +314,8 @@ def _compare_plan(plan: Plan, manifest: Manifest, config: BitConfig) -> Iterator
     if parameters(plan.config) != parameters(config) or plan.config.ws_eps != config.ws_eps:
         yield f"converted network is {describe(config)}, expected {describe(plan.config)}"
     expected, stated = origin_of(plan, manifest.source.files), manifest.origin
+    if stated.ws_eps is None:  # of an earlier version
+        expected = replace(expected, ws_eps=None)
     if replace(expected, address=None) != replace(stated, address=None):  # the source may be a copy by now
         yield f"{MANIFEST_NAME}: origin does not match the source"
     if [step.row for step in plan.steps] != manifest.tensors:
