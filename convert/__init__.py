@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         classify,
         compare,
         convert,
+        evaluate,
         inspect,
         publish,
         record,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         verify,
     )
     from convert.checkpoints.manifest import Manifest
+    from convert.evaluation.results import Evaluation
     from convert.published.catalogue import Published, zoo
     from convert.publishing.publish import Publication
     from convert.signing.check import Signature
@@ -52,6 +54,7 @@ __all__ = [
     "ConvertError",
     "Difference",
     "DownloadError",
+    "Evaluation",
     "HubError",
     "IncompleteError",
     "Inspection",
@@ -68,6 +71,7 @@ __all__ = [
     "classify",
     "compare",
     "convert",
+    "evaluate",
     "inspect",
     "publish",
     "record",
