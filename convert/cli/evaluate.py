@@ -68,7 +68,7 @@ def evaluate_command(models: tuple[str, ...], data: str, as_json: bool, **option
 
 def _lines(found: convert.Evaluation) -> Iterator[str]:
     """Yield the tables of scores and of comparisons, and images with different classes."""
-    from convert.reporting.evaluation import difference_words, percent, rate, short_names
+    from convert.reporting.evaluation import difference_words, notes, percent, rate, short_names
 
     data, names = found.data, short_names(found)
     yield f"{data.images} images of {len(data.classes)} classes from {escape(data.name)}"
@@ -89,8 +89,7 @@ def _lines(found: convert.Evaluation) -> Iterator[str]:
         users = [name for name, run in zip(names, found.runs, strict=True) if run.preprocessing == words]
         whose = "" if len(users) == len(names) else f"{', '.join(map(escape, users))}: "
         yield f"images: {whose}{escape(words)}"
-    for name, run in zip(names, found.runs, strict=True):
-        yield from (f"{escape(name)}: {escape(note)}" for note in run.notes)
+    yield from map(escape, notes(found))
     if not found.pairs:
         return
     yield ""

@@ -137,6 +137,7 @@ def evaluate(
         runs.append((item, run, logits))
     return Evaluation(
         data=data,
+        preprocessing=settings.preprocessing,
         runs=tuple(run for _, run, _ in runs),
         not_run=tuple(not_run),
         pairs=tuple(_compared(runs[0], other, images) for other in runs[1:]),
@@ -240,10 +241,9 @@ def _compared(
 def _causes(first: Run, second: Run) -> dict[str, float]:
     """Return the known reasons why two right conversions differ, and the relative difference that each explains."""
     causes = {"rounding of float32": ROUNDING}
-    epsilons = {run.ws_eps for run in (first, second)} - {None}
-    if len(epsilons) > 1:
-        small, large = sorted(epsilons)  # type: ignore[type-var]
-        causes[f"epsilon {small:g} in one and {large:g} in the other"] = EPSILON
+    if first.ws_eps != second.ws_eps:
+        there, here = ("unknown" if run.ws_eps is None else f"{run.ws_eps:g}" for run in (first, second))
+        causes[f"epsilon {there} in the first and {here} here"] = EPSILON
     if first.dtype != second.dtype:
         causes |= {f"weights in {dtype}": DTYPES[dtype] for dtype in (first.dtype, second.dtype) if dtype in DTYPES}
     return causes

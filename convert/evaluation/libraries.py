@@ -43,7 +43,7 @@ class Loaded:
     compute: Callable[[Pixels], Any]
     """Returns logits `[N, classes]` of images `[N, H, W, 3]`, float32."""
     ws_eps: float | None
-    """Epsilon with which it standardizes kernels; None if they are standardized already."""
+    """Epsilon with which kernels are standardized; None if they are in the file, and no epsilon is stated."""
     prepare: Callable[[Any], Pixels] | None = None
     """The library's own pipeline: returns pixels `[H, W, 3]` of a PIL image. None if it has none."""
     note: str | None = None

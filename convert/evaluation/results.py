@@ -67,7 +67,7 @@ class Run:
     library: str
     version: str
     ws_eps: float | None
-    """Epsilon with which the library standardized the kernels; None if they are standardized in the file."""
+    """Epsilon with which kernels are standardized; None if they are in the file, and no epsilon is stated."""
     dtype: str
     """Dtype of the stored weights; all libraries compute in float32."""
     preprocessing: str
@@ -149,6 +149,8 @@ class Evaluation:
     """What all checkpoints answered."""
 
     data: Data
+    preprocessing: str = "same"
+    """`same`, `each` or `library`, as it was asked for."""
     runs: tuple[Run, ...] = ()
     not_run: tuple[NotRun, ...] = ()
     pairs: tuple[Pair, ...] = ()

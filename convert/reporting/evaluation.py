@@ -44,6 +44,7 @@ def render(evaluation: Evaluation) -> str:
         drawings=diagrams(evaluation.runs, names),
         evaluator=f"bit-convert {__version__}",
         command=command(evaluation),
+        notes=notes(evaluation),
     )
 
 
@@ -51,8 +52,10 @@ def command(evaluation: Evaluation) -> str:
     """Return the command line that repeats an evaluation."""
     data = evaluation.data
     every = [*(run.checkpoint for run in evaluation.runs), *(item.checkpoint for item in evaluation.not_run)]
-    split = ["--split", data.split] if data.split else []
-    return shlex.join(["bit", "evaluate", *every, "--data", data.name, *split])
+    options = ["--split", data.split] if data.split else []
+    options += ["--preprocessing", evaluation.preprocessing] if evaluation.preprocessing != "same" else []
+    options += ["--skip-bad-images"] if data.skipped else []
+    return shlex.join(["bit", "evaluate", *every, "--data", data.name, *options])
 
 
 def short_names(evaluation: Evaluation) -> list[str]:
@@ -62,6 +65,16 @@ def short_names(evaluation: Evaluation) -> list[str]:
     while len(parts) > 1 and all(len(row) > shared + 1 and row[shared] == parts[0][shared] for row in parts):
         shared += 1
     return [str(PurePath(*row[shared:])) for row in parts]
+
+
+def notes(evaluation: Evaluation) -> list[str]:
+    """Return the remarks on the runs, each with the checkpoints that it is about unless these are all."""
+    found: dict[str, list[str]] = {}
+    for name, run in zip(short_names(evaluation), evaluation.runs, strict=True):
+        for note in run.notes:
+            found.setdefault(note, []).append(name)
+    count = len(evaluation.runs)
+    return [note if len(names) == count else f"{', '.join(names)}: {note}" for note, names in found.items()]
 
 
 def percent(share: float | None) -> str:

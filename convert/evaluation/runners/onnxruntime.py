@@ -27,4 +27,6 @@ def load(checkpoint: Checkpoint) -> Loaded:
     def compute(pixels: Pixels) -> Any:
         return session.run(None, {INPUT: np.ascontiguousarray(np.moveaxis(pixels, 3, 1))})[0]
 
-    return Loaded(f"ONNX Runtime {onnxruntime.__version__}", compute, None)
+    # The kernels are standardized in the graph; the manifest beside it states with which epsilon.
+    epsilon = checkpoint.config.ws_eps if checkpoint.states_ws_eps else None
+    return Loaded(f"ONNX Runtime {onnxruntime.__version__}", compute, epsilon)
