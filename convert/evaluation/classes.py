@@ -22,6 +22,22 @@ class Matching:
     """A remark on how they were found."""
 
 
+def match_all(classes: Sequence[str], heads: Mapping[str, BitConfig]) -> dict[str, Matching]:
+    """Match the classes with the head of each checkpoint, see `match_classes`.
+
+    Some layouts have no names of classes. A head without any has those of another one with as many classes.
+    """
+    found = {}
+    for name, config in heads.items():
+        other = next((o for o, head in heads.items() if head.id2label and head.num_labels == config.num_labels), None)
+        if config.id2label is None and other is not None:
+            matching = match_classes(classes, config.replace(id2label=heads[other].id2label), name)
+            found[name] = Matching(matching.outputs, matching.note or f"the names of the classes are those of {other}")
+        else:
+            found[name] = match_classes(classes, config, name)
+    return found
+
+
 def match_classes(classes: Sequence[str], config: BitConfig, checkpoint: str) -> Matching:
     """Find each class of the data among the head's labels, by name; else, if there are as many, by order.
 

@@ -14,7 +14,7 @@ from bit.image_folder import LabelledImages
 from bit.image_processing import BitImageProcessorPil
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
-from convert.evaluation.classes import Matching, match_classes
+from convert.evaluation.classes import Matching, match_all
 from convert.evaluation.libraries import Runner, runner_of
 from convert.evaluation.metrics import Logits, differences, scores
 from convert.evaluation.preparation import Batches, in_words, stated_preprocessing
@@ -95,7 +95,8 @@ def evaluate(
     classes that are not those of a head, and `CheckpointError` for invalid preprocessing.
     """
     labels = np.array(images.labels, np.int64)
-    matchings = [match_classes(images.classes, item.checkpoint.config, item.name) for item in candidates]
+    matched = match_all(images.classes, {item.name: item.checkpoint.config for item in candidates})
+    matchings = [matched[item.name] for item in candidates]
     stated = [stated_preprocessing(item.checkpoint) for item in candidates]
     common, warnings = _common(candidates, stated)
     prepared: dict[str, Batches] = {}

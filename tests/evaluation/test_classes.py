@@ -4,7 +4,7 @@ import pytest
 
 from bit.config import BitConfig
 from convert.errors import UsageError
-from convert.evaluation.classes import match_classes
+from convert.evaluation.classes import match_all, match_classes
 
 LABELS = ("tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "crane", "African_elephant")
 
@@ -52,3 +52,12 @@ def test_as_many_classes_without_names_are_matched_by_order() -> None:
 def test_classes_that_are_not_there_are_refused(classes: tuple[str, ...], config: BitConfig, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         match_classes(classes, config, "m")
+
+
+def test_a_head_without_names_has_those_of_another_checkpoint() -> None:
+    heads = {"npz": head(count=2), "named": head("dog", "cat"), "larger": head(count=3)}
+    with pytest.raises(UsageError, match="larger has a head for 3 classes"):
+        match_all(("cat", "dog"), heads)
+    first, second = match_all(("cat", "dog"), {name: heads[name] for name in ("npz", "named")}).values()
+    assert (first.outputs, second.outputs) == ((1, 0), (1, 0))
+    assert (first.note, second.note) == ("the names of the classes are those of named", None)
