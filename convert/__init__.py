@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         classify,
         compare,
         convert,
+        evaluate,
         inspect,
         publish,
         record,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         verify,
     )
     from convert.checkpoints.manifest import Manifest
+    from convert.evaluation.results import Evaluation
     from convert.finetuning.run import finetune
     from convert.published.catalogue import Published, zoo
     from convert.publishing.publish import Publication
@@ -54,6 +56,7 @@ __all__ = [
     "ConvertError",
     "Difference",
     "DownloadError",
+    "Evaluation",
     "HubError",
     "IncompleteError",
     "Inspection",
@@ -71,6 +74,7 @@ __all__ = [
     "classify",
     "compare",
     "convert",
+    "evaluate",
     "finetune",
     "inspect",
     "publish",

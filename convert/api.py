@@ -27,6 +27,8 @@ from convert.conversion.existing import default_folder, existing_conversion, occ
 from convert.conversion.plan import Plan, plan
 from convert.conversion.write import origin_of, write
 from convert.errors import CheckpointError, IncompleteError, VerificationError, check_names
+from convert.evaluating import evaluate as evaluate
+from convert.evaluation.results import Evaluation as Evaluation
 from convert.files.atomic import NewFolder
 from convert.files.base import combined_sha256
 from convert.files.sharded import INDEX_SUFFIX

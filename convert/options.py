@@ -63,6 +63,24 @@ class ConvertOptions(SourceOptions, VerifyOptions, total=False):
     """Convert weights that hold NaN or infinity. Such weights do not pass verification."""
 
 
+class EvaluateOptions(SourceOptions, total=False):
+    """Options of an evaluation."""
+
+    split: str | None
+    """`train`, `val` or the name of a split; default: the validation images where there are splits, else all."""
+    skip_bad_images: bool
+    """Leave out images that cannot be read, and list them; default False: the first is an error."""
+    seed: int
+    """Seed of the split of data that are not split yet, as for fine-tuning; default 0."""
+    preprocessing: str
+    """`same` (default): the same pixels for all, as the first checkpoint states that states any; `each`: as each
+    checkpoint states; `library`: by each library's own pipeline, where it has one."""
+    batch: int
+    """Images that a network is given at once; default 8."""
+    report: StrPath | None
+    """Folder for `evaluation.json` and `evaluation.html`, or a file for one of them; default None: not written."""
+
+
 class TrustOptions(TypedDict, total=False):
     """The signer whose signature is checked: a key, or an identity that sigstore knows."""
 

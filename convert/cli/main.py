@@ -65,7 +65,9 @@ def _refuse(message: str, as_json: bool, problems: Sequence[str] = (), status: i
     sys.exit(status)
 
 
-SUBCOMMANDS = ("list", "convert", "verify", "sign", "push", "record", "inspect", "compare", "classify", "finetune")
+SUBCOMMANDS = (
+    *("list", "convert", "verify", "sign", "push", "record", "inspect", "compare", "classify", "evaluate", "finetune"),
+)
 """Each is the function `NAME_command` in the module of that name."""
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

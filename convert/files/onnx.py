@@ -61,9 +61,10 @@ class OnnxFile(TensorFile):
         self._check_names(names)
         if len(set(names)) != len(names):
             raise CheckpointError(f"{self.path} holds two initializers of one name")
-        properties = self._entries(self.model.metadata_props)
+        self.properties = self._entries(self.model.metadata_props)
+        """The properties of the model by name."""
         try:
-            self.labels = msgspec.json.decode(properties.get(LABELS, "[]"), type=list[str])
+            self.labels = msgspec.json.decode(self.properties.get(LABELS, "[]"), type=list[str])
         except (msgspec.MsgspecError, RecursionError):
             raise CheckpointError(f"{self.path}: the property {LABELS} is not a list of names in JSON") from None
         for name, tensor, weights in zip(names, initializers, self._weights, strict=True):

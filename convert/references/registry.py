@@ -19,22 +19,15 @@ FOREIGN_GRAPH = "the graph is not the one that bit convert writes"
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A reference implementation; loading it imports the framework, in a process of the reference's own."""
+class Library:
+    """A library that may be installed."""
 
     name: str
-    """Name of the implementation and of the module in this folder."""
+    """Name of the module that runs it."""
     needs: tuple[str, ...]
     """Packages that it imports."""
     extra: str
     """The extra of this project that installs them."""
-    dtypes: tuple[str, ...] = ("float64", "float32")
-    """Dtypes in which it runs."""
-    sides: tuple[str, ...] = (SOURCE, CONVERTED)
-    """Sides that it may run, in order of preference."""
-    layouts: tuple[str, ...] = ()
-    """Layouts that it reads by itself, on every side. Without any it is fed from a checkpoint of every layout
-    that is not folded, on the first side only."""
 
     @property
     def missing(self) -> str | None:
@@ -45,6 +38,22 @@ class Reference:
     def install(self) -> str:
         """Command that installs the packages."""
         return f"pip install -e '.[{self.extra}]'"
+
+
+@dataclass(frozen=True)
+class Reference(Library):
+    """A reference implementation; loading it imports the framework, in a process of the reference's own.
+
+    It is the module of that name in this folder.
+    """
+
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    """Dtypes in which it runs."""
+    sides: tuple[str, ...] = (SOURCE, CONVERTED)
+    """Sides that it may run, in order of preference."""
+    layouts: tuple[str, ...] = ()
+    """Layouts that it reads by itself, on every side. Without any it is fed from a checkpoint of every layout
+    that is not folded, on the first side only."""
 
     def reads(self, checkpoint: Checkpoint) -> bool:
         """Return whether it can run this checkpoint."""

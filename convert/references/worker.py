@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -53,10 +53,10 @@ MEMORY = 2_000_000_000
 """Bytes of memory for each process: 1.5 GB for R152x4, and the taps that are compared meanwhile."""
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 SERVE = (
-    "import sys; given, sys.path[:] = sys.argv[1:6], sys.argv[6:]; "
-    "from convert.references import worker; worker.serve(*given)"
+    "import sys; from importlib import import_module; module, end = sys.argv[1], 3 + int(sys.argv[2]); "
+    "given, sys.path[:] = sys.argv[3:end], sys.argv[end:]; import_module(module).serve(*given)"
 )
-"""Program of the process, which imports from where this process does. It does not import the caller's script, as
+"""Program of a process, which imports from where this process does. It does not import the caller's script, as
 `multiprocessing` would: without `if __name__ == "__main__"` the script would start again in each process."""
 LONGEST = 300
 """Most characters of the reason for a failure: the message of a framework can fill pages."""
@@ -66,15 +66,26 @@ class ProcessError(CheckpointError):
     """A process that has failed or ended; the only one of the `problems` is the reason."""
 
 
-class ReferenceProcess:
-    """A process in which a reference runs one checkpoint; leaving the `with` block ends it.
+class LibraryProcess:
+    """A process in which a library runs one checkpoint; leaving the `with` block ends it.
 
     If the process fails or ends, calls raise `ProcessError`.
     """
 
-    def __init__(self, reference: Reference, checkpoint: Checkpoint, threads: int | None = None) -> None:
-        """Start the process, which computes with `threads`; by default with one on every processor."""
-        self._reference = reference
+    def __init__(
+        self,
+        library: str,
+        checkpoint: Checkpoint,
+        given: Sequence[str],
+        threads: int | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start the process, which computes with `threads`; by default with one on every processor.
+
+        It calls `serve` of the module `given[0]` with the descriptor of its connection and the rest of `given`.
+        `variables` are set in its environment.
+        """
+        self._library = library
         threads = threads or processors()
         count = sum(math.prod(tensor.shape) for tensor in checkpoint.file.tensors.values())
         # The temporary files of the process are here too, so that they go even if it is killed.
@@ -82,15 +93,15 @@ class ReferenceProcess:
         self._log = Path(self._folder.name) / "log"
         self._connection, connection = Pipe()
         with connection, self._log.open("wb") as log:
-            place, epsilon = str(checkpoint.path.absolute()), repr(checkpoint.config.ws_eps)
-            arguments = (str(connection.fileno()), reference.name, place, checkpoint.name, epsilon)
+            module, *others = given
+            arguments = (module, str(len(given)), str(connection.fileno()), *others)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", SERVE, *arguments, *sys.path],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[connection.fileno()],
-                env={**os.environ, **environment(threads, count), "TMPDIR": self._folder.name},
+                env={**os.environ, **environment(threads, count), **(variables or {}), "TMPDIR": self._folder.name},
             )
 
     @property
@@ -102,22 +113,8 @@ class ReferenceProcess:
         """End the process now, from any thread; whoever waits for an answer gets a `ProcessError`."""
         self._process.kill()
 
-    def load(self, dtype: str) -> Differentiable:
-        """Return the network in `float32` or `float64`; it replaces the one that was loaded before.
-
-        Only those of `pytorch` and `flax` can be differentiated.
-        """
-        self.send(dtype)
-        return _Remote(self, *self.receive())
-
-    def repeat_steps(self, recording: Path) -> dict[str, tuple[Array, Array]]:
-        """Repeat recorded training steps in the process, see `training.repeat_steps`."""
-        self.send(recording)
-        repeated: dict[str, tuple[Array, Array]] = self.receive()
-        return repeated
-
     def send(self, request: Any) -> None:
-        """Send a dtype to load, a recording, or the arguments with which the network is run or differentiated."""
+        """Send a request, which `serve` in the process answers."""
         with contextlib.suppress(OSError):  # `receive` reports why the process has ended
             self._connection.send(request)
 
@@ -128,7 +125,7 @@ class ReferenceProcess:
         except (EOFError, OSError):  # in the middle of an answer it is the latter
             failure, answer = self._end(), None
         if failure:
-            raise ProcessError(f"{self._reference.name} could not be run: {failure}", [failure])
+            raise ProcessError(f"{self._library} could not be run: {failure}", [failure])
         return answer
 
     def _end(self) -> str:
@@ -149,6 +146,31 @@ class ReferenceProcess:
         self._process.wait()
         self._connection.close()
         self._folder.cleanup()
+
+
+class ReferenceProcess(LibraryProcess):
+    """A process in which a reference runs one checkpoint."""
+
+    def __init__(self, reference: Reference, checkpoint: Checkpoint, threads: int | None = None) -> None:
+        """Start the process, which computes with `threads`; by default with one on every processor."""
+        place, epsilon = str(checkpoint.path.absolute()), repr(checkpoint.config.ws_eps)
+        super().__init__(
+            reference.name, checkpoint, (__name__, reference.name, place, checkpoint.name, epsilon), threads
+        )
+
+    def load(self, dtype: str) -> Differentiable:
+        """Return the network in `float32` or `float64`; it replaces the one that was loaded before.
+
+        Only those of `pytorch` and `flax` can be differentiated.
+        """
+        self.send(dtype)
+        return _Remote(self, *self.receive())
+
+    def repeat_steps(self, recording: Path) -> dict[str, tuple[Array, Array]]:
+        """Repeat recorded training steps in the process, see `training.repeat_steps`."""
+        self.send(recording)
+        repeated: dict[str, tuple[Array, Array]] = self.receive()
+        return repeated
 
 
 def processors() -> int:
@@ -229,6 +251,7 @@ class _Remote:
 def serve(handle: str, reference: str, path: str, checkpoint_name: str, ws_eps: str) -> None:
     """Answer requests over the inherited file descriptor `handle` until the other end is closed.
 
+    A request is a dtype to load, a recording, or the arguments with which the network is run or differentiated.
     `ws_eps` is the epsilon to run the weights with, which the files need not state.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends this process
@@ -252,10 +275,10 @@ def serve(handle: str, reference: str, path: str, checkpoint_name: str, ws_eps: 
                             connection.send(("", values))
                     del request  # frees the activations before the next ones arrive
         except Exception as error:
-            connection.send((_reason(error), None))
+            connection.send((reason_of(error), None))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return the type and the message of an error in one line."""
     return f"{type(error).__name__}: {_line(str(error)) or ('out of memory' if isinstance(error, MemoryError) else '')}"
 

@@ -1,0 +1,1 @@
+"""Load checkpoints as the users of each library do, one library a file."""
