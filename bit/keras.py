@@ -24,6 +24,19 @@ from bit.layouts_seen import check_layout
 WEIGHTS_NAME = "model.weights.h5"
 
 
+def mean(x: Any, axes: tuple[int, ...]) -> Any:
+    """Return the mean over axes, which are kept.
+
+    Keras' own `ops.mean`, as its `ops.matmul` and arithmetic of variables, takes float64 to float32 on JAX and PyTorch
+    (keras/src/backend/common/dtypes.py, `BIT64_TO_BIT32_DTYPE`). Operators of tensors and `ops.sum` do not.
+    """
+    sizes = ops.shape(x)
+    count: Any = 1
+    for axis in axes:
+        count = count * sizes[axis]
+    return ops.sum(x, axis=axes, keepdims=True) / ops.cast(count, x.dtype)
+
+
 class GroupNorm(keras.layers.Layer):  # type: ignore[misc]
     """Group normalization (Wu and He, arXiv 1803.08494) with `gamma` and `beta` `[C]`."""
 
@@ -37,12 +50,13 @@ class GroupNorm(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, x: Any) -> Any:
         n, h, w, c = ops.shape(x)
+        gamma, beta = map(ops.convert_to_tensor, (self.gamma, self.beta))
         # With mixed precision, activations are shorter than weights; means of thousands of values need the longer ones.
-        grouped = ops.cast(ops.reshape(x, (n, h, w, self.groups, c // self.groups)), self.gamma.dtype)
-        centered = grouped - ops.mean(grouped, axis=(1, 2, 4), keepdims=True)
-        variance = ops.mean(ops.square(centered), axis=(1, 2, 4), keepdims=True)
+        grouped = ops.cast(ops.reshape(x, (n, h, w, self.groups, c // self.groups)), gamma.dtype)
+        centered = grouped - mean(grouped, (1, 2, 4))
+        variance = mean(ops.square(centered), (1, 2, 4))
         normalized = ops.reshape(centered / ops.sqrt(variance + NORM_EPS), (n, h, w, c))
-        return ops.cast(normalized * self.gamma + self.beta, x.dtype)
+        return ops.cast(normalized * gamma + beta, x.dtype)
 
 
 class StandardizedConv(keras.layers.Layer):  # type: ignore[misc]
@@ -57,8 +71,9 @@ class StandardizedConv(keras.layers.Layer):  # type: ignore[misc]
         self.kernel = self.add_weight(shape=kernel, initializer="he_normal", name="kernel", autocast=False)
 
     def call(self, x: Any) -> Any:
-        centered = self.kernel - ops.mean(self.kernel, axis=(0, 1, 2))
-        kernel = centered / ops.sqrt(ops.mean(ops.square(centered), axis=(0, 1, 2)) + self.eps)
+        kernel = ops.convert_to_tensor(self.kernel)
+        centered = kernel - mean(kernel, (0, 1, 2))
+        kernel = centered / ops.sqrt(mean(ops.square(centered), (0, 1, 2)) + self.eps)
         margin = self.size // 2
         if margin:
             x = ops.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
@@ -147,8 +162,11 @@ class Head(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(name="head")
         self.dense = keras.layers.Dense(config.num_labels, kernel_initializer="zeros", name="dense")
 
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        self.dense.build(shape)
+
     def call(self, x: Any) -> Any:
-        return self.dense(x)
+        return x @ ops.convert_to_tensor(self.dense.kernel) + ops.convert_to_tensor(self.dense.bias)
 
 
 @keras.saving.register_keras_serializable(package="bit")
@@ -168,7 +186,7 @@ class BiT(keras.Model):  # type: ignore[misc]
             self.blocks = [Block(config, stage) for stage in range(len(config.depths))]
             self.norm = GroupNorm(config.num_groups)
             self.head = Head(config) if config.num_labels else None
-            self(np.zeros((1, 64, 64, config.num_channels), np.float32))
+            self(keras.KerasTensor((1, 64, 64, config.num_channels)))  # makes the weights, and computes nothing
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs to make this model again, without the weights."""
@@ -201,13 +219,13 @@ class BiT(keras.Model):  # type: ignore[misc]
         """
         self._check(images)
         taps: dict[str, Any] = {}
-        x = taps["root_block/conv"] = self.root(ops.convert_to_tensor(images))
+        x = taps["root_block/conv"] = self.root(ops.convert_to_tensor(images, self.compute_dtype))
         x = taps["root_block"] = max_pool(x)
         for block in self.blocks:
             x, units = block(x)
             taps |= units
         x = taps["pre_head"] = ops.relu(self.norm(x))
-        x = taps["pooled"] = ops.mean(x, axis=(1, 2))
+        x = taps["pooled"] = mean(x, (1, 2))[:, 0, 0, :]
         if self.head:
             taps["logits"] = self.head(x)
         return taps
