@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bit.config import CONFIG_NAME, WEIGHTS_NAME, BitConfig
 from bit.files import HUB_OPTIONS, check_regular, local_folder, one_line, read_json, short, write_json
 from bit.layers import StandardizedConv2d
+from bit.layouts_seen import check_layout
 from bit.mismatch import check_size, listed, mismatches
 from bit.timm_names import timm_to_transformers, to_timm
 
@@ -105,6 +106,7 @@ class PretrainedModel(nn.Module):
         the model once, as floating-point numbers with the right shape, and for other keywords.
         """
         source, (dtype, device), fields = split_options(options)
+        check_layout(name, "transformers")
         folder = local_folder(name, ("*.json", "*.safetensors"), **source)
         values, stored = read_json(folder / CONFIG_NAME), load_tensors(folder)
         timm = "architecture" in values
