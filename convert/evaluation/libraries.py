@@ -31,7 +31,7 @@ class Runner(Library):
 
     def module(self) -> ModuleType:
         """Import the module, and with it the framework."""
-        return import_module(f"convert.evaluation.runners.{self.name}")
+        return import_module(f"convert.evaluation.runners.{self.name.replace('-', '_')}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ RUNNERS = (
     Runner("timm", ("torch", "timm"), "timm", "timm", ("timm",)),
     Runner("flax", ("jax", "flax"), "jax", "bit.flax (JAX)", ("flax",)),
     Runner("keras", ("tensorflow", "keras"), "tensorflow", "bit.keras (TensorFlow)", ("keras",)),
+    Runner("keras-saved", ("tensorflow", "keras"), "tensorflow", "Keras (TensorFlow)", ("keras-saved",)),
     Runner("onnxruntime", ("onnx", "onnxruntime"), "onnx", "ONNX Runtime", ("onnx",)),
     # Google's code is not a package, and needs versions of TensorFlow and Python that are no longer made.
     Runner("pytorch", ("torch",), "torch", "bit (PyTorch)", ("google", "google-tf2")),
