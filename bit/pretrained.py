@@ -130,7 +130,7 @@ class PretrainedModel(nn.Module):
             stored = {key: value for key, value in stored.items() if key not in old_head}
         if is_new:
             stored |= zeros(head, like=stored)
-            classes = next((shape[0] for shape in old_head.values() if shape), 0)
+            classes = old_head.get(f"{HEAD}weight", (0,))[0]
             warnings.warn(
                 f"the head of {name} has {classes} classes; it is replaced by a new one with {chosen.num_labels}, "
                 "all zeros, which must be trained",
