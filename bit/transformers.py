@@ -12,6 +12,9 @@ than `bit.model`, which therefore never imports transformers: the reference proc
 and `bit classify` use its classes, and so may everyone who only wants to run a network.
 """
 
+# transformers has annotations, but not on the special methods that its classes inherit.
+# mypy: disable-error-code="no-untyped-call, misc, assignment"
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -91,7 +94,7 @@ class BitConfig(TransformersBitConfig):
         `transformers_version`, which marks what transformers' own BiT saved, with its epsilon.
         """
         values = super().to_diff_dict()
-        del values["transformers_version"]
+        values.pop("transformers_version", None)
         if self.value.id2label is None:
             values = {key: values[key] for key in values if key not in ("id2label", "label2id")}
             values["num_labels"] = self.num_labels
@@ -103,11 +106,11 @@ class BitConfig(TransformersBitConfig):
             return self.value == light.BitConfig.from_value(other)
         return bool(super().__eq__(other))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
-class _PreTrainedModel(PretrainedModel, PreTrainedModel):  # type: ignore[misc]
-    config: BitConfig  # type: ignore[assignment]
+class _PreTrainedModel(PretrainedModel, PreTrainedModel):
+    config: BitConfig
     config_class = BitConfig
     base_model_prefix = "bit"
     main_input_name = "pixel_values"
@@ -126,7 +129,7 @@ class _PreTrainedModel(PretrainedModel, PreTrainedModel):  # type: ignore[misc]
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Self:  # type: ignore[override]
         """Load a model, see `bit.model.BitModel.from_pretrained`: with the checks of `bit`, not of transformers."""
-        loaded: Any = super().from_pretrained(name, **options)
+        loaded = super().from_pretrained(name, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = str(name)
         return loaded
