@@ -94,10 +94,11 @@ class Prepared(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         from torchvision.transforms.v2.functional import pil_to_tensor
 
-        if self._kept is None:
-            return pil_to_tensor(self._resize(self.images.open(index)))
-        if (found := self._kept[index]) is None:
-            found = self._kept[index] = pil_to_tensor(self._resize(self.images.open(index)))
+        if self._kept is not None and (kept := self._kept[index]) is not None:
+            return kept
+        found: Tensor = pil_to_tensor(self._resize(self.images.open(index)))
+        if self._kept is not None:
+            self._kept[index] = found
         return found
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -32,7 +33,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from bit import hyperrule
 from bit.config import WEIGHTS_NAME
@@ -168,13 +169,15 @@ class BitTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.losses: list[Tensor] = []
         """The loss of each micro-batch of the current step in this process."""
-        self._dtype = next(self.model.parameters()).dtype
+        self.network: nn.Module = self.model  # type: ignore[assignment]  # `Trainer` has refused None
+        self.folder = Path(str(self.args.output_dir))
+        self._dtype = next(self.network.parameters()).dtype
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return micro-batches in order; each process takes its share."""
         arguments = self.args
         loader = DataLoader(
-            self.train_dataset,
+            self.train_dataset,  # type: ignore[arg-type]  # `Trainer` names more kinds than it gets here
             arguments.per_device_train_batch_size,
             collate_fn=self.data_collator,
             num_workers=arguments.dataloader_num_workers,
@@ -209,7 +212,7 @@ class BitTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have errors of their own
-            folder = Path(self.args.output_dir)
+            folder = self.folder
             if self.args.should_save:
                 checkpoints.remove_incomplete(folder)
             number, place = getattr(error, "errno", None) or errno.EIO, checkpoints.latest(folder)
@@ -273,7 +276,7 @@ class Keeper(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer.accelerator.wait_for_everyone()
         if args.should_save:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder = self._trainer.folder / f"checkpoint-{state.global_step}"
             checkpoints.complete(folder, self.curve.to_dict())
         self._saved = time.monotonic()
 
@@ -296,11 +299,11 @@ class Keeper(TrainerCallback):
 
     def _check_weights(self, step: int) -> None:
         """Raise `DivergedError` if a weight is not finite, so that no checkpoint holds it."""
-        if not all(bool(value.isfinite().all()) for value in self._trainer.model.parameters()):
+        if not all(bool(value.isfinite().all()) for value in self._trainer.network.parameters()):
             raise DivergedError(self._diverged(f"weights are not finite after step {step}"))
 
     def _diverged(self, what: str) -> str:
-        place = checkpoints.latest(Path(self._trainer.args.output_dir))
+        place = checkpoints.latest(self._trainer.folder)
         kept = f"; the checkpoint of step {checkpoints.step_of(place)} is kept" if place is not None else ""
         return f"{what}{kept}: choose a smaller learning rate"
 
@@ -372,7 +375,7 @@ def _writer(folder: Path, taken: int) -> Any:
 
 
 def _accuracy(found: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float((found.predictions == found.label_ids).mean())}
+    return {"accuracy": float(np.mean(found.predictions == found.label_ids))}
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:

@@ -75,7 +75,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting, by name, as JSON holds it."""
-        return dataclasses.asdict(self) | {"resolution": self.resolution._asdict()}
+        schedule = dataclasses.asdict(self.schedule) | {"boundaries": list(self.schedule.boundaries)}
+        return dataclasses.asdict(self) | {"schedule": schedule, "resolution": self.resolution._asdict()}
 
 
 @dataclass(frozen=True)

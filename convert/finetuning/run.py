@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from bit import __version__
 from bit.image_processing import PREPROCESSOR_NAME
-from convert.api import ConversionResult, convert
+from convert.api import ConversionResult, convert, verify
 from convert.checkpoints.checkpoint import Checkpoint, checkpoint_name
-from convert.checkpoints.manifest import foreign_names
+from convert.checkpoints.manifest import Manifest, foreign_names
 from convert.checkpoints.options import ConversionOptions
 from convert.checkpoints.training import TRAINING_NAME, DataUsed, Evaluated, Training, TrainingCurve
 from convert.conversion.plan import plan
@@ -32,6 +31,7 @@ from convert.options import StrPath
 from convert.progress import Progress, silent
 from convert.published.preprocessing import preprocessor
 from convert.sources.resolve import SYNTHETIC, hub_name, user_path
+from convert.verification.results import Verification
 from convert.verifying import open_checkpoint
 
 if TYPE_CHECKING:
@@ -205,12 +205,10 @@ def _prepare(
             **settings.to_dict(),
         }
         del about["save_every"]  # which changes nothing in the result
-        about = json.loads(json.dumps(about))
         if main:
-            force = options.get("force", False)
-            if (before := _existing(place, about, force)) is not None:
+            if (before := _existing(place, about, options)) is not None:
                 return before
-            place.begin(about, force)
+            place.begin(about, options.get("force", False))
             _start(place, source, training.classes, progress, options.get("keep_head", False))
     model = _load(place.start, training.classes)
     return _Job(place, model, training, validation, settings, changed, about)
@@ -246,19 +244,27 @@ def _settings(
     return settings, tuple(name for name in RULE if getattr(settings, name) != getattr(rule, name))
 
 
-def _existing(place: Workplace, about: Mapping[str, Any], force: bool) -> FinetuneResult | None:
-    """Return the result of the same training if it is there. Raises `CheckpointError` for anything else at `out`."""
+def _existing(place: Workplace, about: Mapping[str, Any], options: FinetuneOptions) -> FinetuneResult | None:
+    """Return the result of the same training if it is there, verified again.
+
+    Raises `CheckpointError` for anything else at `out`.
+    """
+    force = options.get("force", False)
     if force or not os.path.lexists(place.out):
         NewFolder(place.out, foreign_names, force=force)  # refuses what must not be replaced
         return None
     training = Training.beside(place.out)
-    if training is None or place.run() != about:
+    manifest = Manifest.read(place.out) if training is not None else None
+    if training is None or manifest is None or place.run() != about:
         raise CheckpointError(
             f"{place.out} exists and is not the result of this training; choose another --out, or replace a result of "
             "another training with --force"
         )
     steps = len(training.curve.loss)
-    conversion = convert(place.trained, out=place.out, profile=_profile(about["resolution"]["crop"]))
+    verification = Verification(manifest.name, manifest.layout, manifest.architecture, manifest.classes)
+    if options.get("verify", True):
+        verification = verify(place.out, full=False, recordings=options.get("recordings"))
+    conversion = ConversionResult(place.out, manifest, verification, place.trained, created=False)
     return FinetuneResult(place.out, training, conversion, steps, steps, resumed_from=steps)
 
 
