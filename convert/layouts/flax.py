@@ -43,8 +43,8 @@ FLAX = Layout(
     export=Export(
         library="google-research/big_transfer, JAX (`bit.flax`)",
         container="safetensors",
-        loading='import bit.flax\nmodel, params = bit.flax.load("{folder}")',
-        classify=CHANNELS_LAST + 'output, _ = model.apply({"params": params}, pixels)',
+        loading='import bit.flax\nmodel = bit.flax.load("{folder}")',
+        classify=CHANNELS_LAST + "output = model(pixels)",
         labels="model.config.id2label",
         install="jax flax pillow",
         profile="google",
