@@ -8,7 +8,6 @@ from convert.layouts.flax import CHANNELS_LAST, configuration
 from convert.layouts.layout import Export, Layout, Row
 from convert.layouts.transformers import stated
 
-
 _UNIT = "layers/functional{_stage}/layers/functional{_layer}/layers/"
 
 KERAS_SAVED = Layout(
