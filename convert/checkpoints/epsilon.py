@@ -31,6 +31,8 @@ class Training:
     """The repository on the Hub from which the weights were fetched, if it is known to hold Google's weights."""
     fallback: bool = False
     """True if the files' own statement is used where it differs from `ws_eps`; else that is an error."""
+    believed: bool = False
+    """True if the statement of a `config.json` counts whoever saved it: the weights are compared with others."""
 
 
 UNKNOWN = Training()
@@ -81,7 +83,7 @@ def epsilon_of(
     `CheckpointError` if `training` contradicts the manifest, or a `config.json` that the layout's library did not
     save.
     """
-    saved, given = layout.export.saved_by_library(values), training.ws_eps
+    saved, given = layout.export.saved_by_library(values) and not training.believed, training.ws_eps
     file = MANIFEST_NAME if manifest is not None else CONFIG_NAME if "ws_eps" in values and not saved else None
     if file is not None:
         value = manifest.ws_eps if manifest is not None else stated.ws_eps

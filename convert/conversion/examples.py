@@ -88,14 +88,14 @@ def example(export: Export, facts: Facts, place: Place = HERE, model: str | None
 
     `model` is the class to load, if it is not that of the layout.
     """
-    torch = export.framework == "torch"
+    torch, labels = export.framework == "torch", _filled(export, export.labels, facts, place)
     parts = [
         "import torch" if torch else "import numpy as np",
         f"{DOWNLOAD}\nfolder = snapshot_download({quoted(place.text)})" if place.download else "",
         "" if export.standalone else _filled(export, export.loading, facts, place, model),
         f'from PIL import Image\nimage = Image.open("{IMAGE}").convert("RGB")',
         _filled(export, export.classify, facts, place, model),
-        f"labels = {' or '.join([*filter(None, [export.labels]), f'range({facts.classes})'])}" if facts.classes else "",
+        f"labels = {' or '.join([*([labels] if labels else []), f'range({facts.classes})'])}" if facts.classes else "",
         *(_torch_end(facts) if torch else _numpy_end(facts)),
     ]
     lines = [line for part in parts for line in part.splitlines()]

@@ -22,6 +22,10 @@ from convert.files.atomic import new_file
 from convert.published.catalogue import Evaluation
 from convert.published.preprocessing import evaluated_by, preprocessor
 
+LIBRARIES = ("transformers", "timm", "onnx")
+"""Layouts that the Hub lists under the library of that name (huggingface.co/docs/hub/models-libraries). The others
+get the name of this converter: `keras`, for example, would promise that `keras.saving.load_model` works."""
+
 GOOGLES_SMALL = "For data sets of images smaller than 96×96 it uses 128×128 pixels, and so does `bit`."
 
 
@@ -33,7 +37,14 @@ def write_readme(plan: Plan, manifest: Manifest, folder: Path) -> None:
 
 def readme(plan: Plan, manifest: Manifest) -> str:
     """Return the page of a conversion, in Markdown."""
-    parts = [_title(plan, manifest), _use(plan), _preprocessing(plan), _limits(plan, manifest), _checking()]
+    parts = [
+        _metadata(plan),
+        _title(plan, manifest),
+        _use(plan),
+        _preprocessing(plan),
+        _limits(plan, manifest),
+        _checking(),
+    ]
     return "\n\n".join(["\n".join(part) for part in parts] + [CARD_MARK]) + "\n"
 
 
@@ -48,6 +59,16 @@ def code(value: object) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", content)), default=0))
     space = " " if content.startswith("`") or content.endswith("`") else ""
     return f"{fence}{space}{content}{space}{fence}"
+
+
+def library_on_hub(layout: str) -> str:
+    """Return the library under which the Hub lists a layout, or the name of this converter."""
+    return layout if layout in LIBRARIES else "bit-convert"
+
+
+def task_on_hub(classes: int) -> str:
+    """Return the Hub's name for what a network does."""
+    return "image-classification" if classes else "image-feature-extraction"
 
 
 def prepared(how: Evaluation) -> str:
@@ -88,6 +109,15 @@ def _facts(plan: Plan) -> Facts:
 
 def _profile(plan: Plan) -> str:
     return plan.options.profile or "google"
+
+
+def _metadata(plan: Plan) -> Iterator[str]:
+    """Yield what the Hub reads, if somebody uploads the folder as it is."""
+    yield "---"
+    yield f"library_name: {library_on_hub(plan.layout.name)}"
+    yield f"pipeline_tag: {task_on_hub(plan.config.num_labels)}"
+    yield f"tags: [bit, big-transfer, bit-convert, resnetv2, {plan.layout.name}]"
+    yield "---"
 
 
 def _title(plan: Plan, manifest: Manifest) -> Iterator[str]:

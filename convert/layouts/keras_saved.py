@@ -36,10 +36,10 @@ KERAS_SAVED = Layout(
         container="keras",
         weights_name="model.keras",
         loading='import keras\nmodel = keras.saving.load_model("{folder}/model.keras")',
-        classify=CHANNELS_LAST + "output = model(pixels)\nfrom bit import BitConfig",
+        classify="from bit import BitConfig\n" + CHANNELS_LAST + "output = model(pixels)",
         labels='BitConfig.from_pretrained("{folder}").id2label',
         install="keras tensorflow pillow",
-        companions=configuration,  # a model of Keras has no place for class names and preprocessing
+        companions=configuration,
         profile="google",
         stated=stated,
     ),

@@ -13,7 +13,16 @@ from bit.config import CONFIG_NAME
 from convert.checkpoints.epsilon import GOOGLE, OPTION
 from convert.checkpoints.manifest import CARD_MARK, Manifest, Origin
 from convert.conversion.examples import BIT_MODEL, Facts, Place, example, literal, loading, runs_in_timm
-from convert.conversion.readme import GOOGLES_SMALL, code, epsilon_words, prepared, scaled_words, text
+from convert.conversion.readme import (
+    GOOGLES_SMALL,
+    code,
+    epsilon_words,
+    library_on_hub,
+    prepared,
+    scaled_words,
+    task_on_hub,
+    text,
+)
 from convert.layouts import LAYOUTS
 from convert.layouts.layout import Layout
 from convert.network.dtypes import BY_NAME
@@ -28,10 +37,6 @@ from convert.sources.resolve import SYNTHETIC
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-LIBRARIES = ("transformers", "timm", "onnx")
-"""Layouts that the Hub lists under the library of that name (huggingface.co/docs/hub/models-libraries). The others
-get the name of this converter: `keras`, for example, would promise that `keras.saving.load_model` works."""
 
 DATASETS = {ILSVRC: "ILSVRC/imagenet-1k", CIFAR_10: "uoft-cs/cifar10"}
 """Names of data sets on the Hub; ImageNet-21k and VTAB-1k are not there."""
@@ -92,7 +97,8 @@ def card(
         loading=loading(layout, repository.split("/")[-1], manifest.name, manifest.classes),
         code_for=_code(layout, facts, repository, runs_in_timm(manifest.architecture)),
         base=base if base != repository else None,
-        library=layout.name if layout.name in LIBRARIES else "bit-convert",
+        library=library_on_hub(layout.name),
+        task=task_on_hub(manifest.classes),
         datasets=DATASETS,
         head_kept=origin.head == "keep",
         synthetic=synthetic,

@@ -14,6 +14,7 @@ from bit.config import CONFIG_NAME, BitConfig
 from bit.files import one_line, read_json
 from bit.image_processing import PREPROCESSOR_NAME, PROFILES, BitImageProcessorPil
 from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.epsilon import Training
 from convert.checkpoints.manifest import InferredManifest
 from convert.conversion.inferred import inferred_manifest, inferred_plan
 from convert.conversion.plan import Plan
@@ -82,7 +83,7 @@ def _opened(path: Path, source: Checkpoint) -> Checkpoint:
             open_weights(path, incomplete=True).close()
         except CheckpointError as error:
             raise VerificationError(f"the verification of {path} failed: {error}", [str(error)]) from None
-    return Checkpoint(path, expected=source.config)
+    return Checkpoint(path, expected=source.config, training=Training(believed=True))
 
 
 def _files(converted: Checkpoint) -> tuple[dict[str, File], list[str]]:

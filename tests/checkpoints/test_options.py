@@ -234,7 +234,7 @@ def test_the_command_reports_what_it_changed(tiny_npz: Path, tmp_path: Path) -> 
     assert "34 tensors are exactly the source's after the stated change" in result.stdout
     assert "use them for inference" in result.stderr
     manifest = json.loads((tmp_path / "converted" / "tiny" / "timm" / "conversion.json").read_text())
-    options = {"head": "new:3", "dtype": "bfloat16", "ws_eps": "compensate", "profile": "timm"}
+    options = {"head": "new:3", "dtype": "bfloat16", "ws_eps": "compensate", "profile": "timm", "labels": None}
     assert manifest["options"] == options
     assert (manifest["classes"], manifest["ws_eps"]) == (3, 1e-8)
     assert [row["scale"] for row in manifest["tensors"] if "scale" in row] == [10.0] * 12

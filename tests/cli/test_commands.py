@@ -36,6 +36,7 @@ def test_convert_then_verify_then_convert_back(tiny_npz: Path, tmp_path: Path) -
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "converted" / "tiny" / "transformers"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
         "config.json",
         "conversion.json",
         "model.safetensors",
@@ -68,7 +69,7 @@ def test_success_shows_the_report_and_how_to_load_the_result(tiny_npz: Path, tmp
         "report: converted/tiny/flax/verification.html (open it in a browser)",
         "load it with:",
         "  import bit.flax",
-        '  model, params = bit.flax.load("converted/tiny/flax")',
+        '  model = bit.flax.load("converted/tiny/flax")',
     ]
     assert all(layout.export.loading for layout in LAYOUTS.values())
 

@@ -88,7 +88,7 @@ def test_a_dry_run_without_token_or_network_lists_the_files_and_shows_the_card(
     assert result.returncode == 0, result.stderr
     assert "the verification was not repeated before (--no-reverify)" in result.stderr
     assert "# tiny\n" in result.stdout, "the model card"
-    for name in local(folder):
+    for name in local(folder).keys() - {"README.md"}:
         assert f"{file_sha256(folder / name)}  {name}" in result.stdout
     assert "the Hub was not asked" in result.stderr
     assert reason in result.stderr

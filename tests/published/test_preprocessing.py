@@ -97,5 +97,5 @@ def test_an_onnx_model_states_the_profile(tiny_npz: Path, tmp_path: Path) -> Non
 def test_an_invalid_profile_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="invalid profile 'clip': choose from google, timm, transformers"):
         ConversionOptions(profile="clip")
-    result = run_here("convert", "Synthetic-R14x1", "--to", "flax", "--profile", "timm", cwd=tmp_path)
-    assert_refused(result, "flax does not state how images are prepared; leave --profile out", tmp_path)
+    result = run_here("convert", "Synthetic-R14x1", "--to", "google", "--profile", "timm", cwd=tmp_path)
+    assert_refused(result, "google does not state how images are prepared; leave --profile out", tmp_path)

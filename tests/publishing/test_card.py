@@ -157,7 +157,7 @@ def test_the_card_says_whether_the_verification_was_repeated(made_up: Manifest) 
 
 def test_the_code_of_another_layout_is_that_of_the_layout(made_up: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     loading = 'import newlib\nmodel = newlib.load("{folder}/{name}.new")'
-    export = dataclasses.replace(LAYOUTS["flax"].export, library="newlib", loading=loading)
+    export = dataclasses.replace(LAYOUTS["flax"].export, library="newlib", loading=loading, classify="")
     monkeypatch.setitem(LAYOUTS, "newlib", dataclasses.replace(LAYOUTS["flax"], name="newlib", export=export))
     text = text_of(dataclasses.replace(made_up, layout="newlib", name='a"b'))
     assert '```python\nimport newlib\nmodel = newlib.load("a-bit/a\\"b.new")\n```' in text

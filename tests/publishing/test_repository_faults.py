@@ -208,6 +208,7 @@ def test_what_was_hashed_is_sent_even_if_the_file_changes_during_the_commit(
     )
     assert push(server, folder).state == "pushed"
     sent = content(server.repositories[REPOSITORY])
+    del expected["README.md"]  # the page of the folder, in place of which the card is sent
     assert {name: sent[name] for name in expected} == expected
 
 

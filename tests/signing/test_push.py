@@ -52,13 +52,15 @@ def test_a_push_that_signs_sends_a_clone_that_the_stock_command_accepts(
     assert (again.state, again.commit) == ("identical", result.commit), "what this key has signed is not signed again"
 
 
-def test_a_folder_signed_without_a_card_is_pushed_without_one(server: HubServer, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_signed_without_a_card_is_pushed_with_the_page_of_the_conversion(
+    server: HubServer, folder: Path, tmp_path: Path
+) -> None:
     private, public = write_key(tmp_path)
     sign_verified(folder, signer(private), None, silent)
     result = push(server, folder)
-    assert result.card == ""
+    assert result.card == (folder / "README.md").read_text("utf-8")
+    assert "in this folder" in result.card
     assert content(server.repositories[REPOSITORY]) == local(folder)
-    assert "README.md" not in local(folder)
     assert stock(clone(server.repositories[REPOSITORY], tmp_path / "clone"), public).returncode == 0
 
 

@@ -98,7 +98,7 @@ def test_convert_leaves_a_signed_folder_or_replaces_it(workplace: Path, folders:
     assert local(workplace / "tiny") == before
     forced = run_here("convert", "tiny.npz", "--out", "tiny", "--force", cwd=workplace)
     assert forced.returncode == 0, forced.stderr
-    assert local(workplace / "tiny").keys() == before.keys() - {"model.sig", "conversion.intoto.json", "README.md"}
+    assert local(workplace / "tiny").keys() == before.keys() - {"model.sig", "conversion.intoto.json"}
 
 
 def test_a_card_written_by_hand_is_not_replaced(workplace: Path) -> None:
