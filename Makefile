@@ -1,12 +1,13 @@
-# `make` alone lists the targets. MODEL, TO, OUT, REPO and ARGS are handed to the command `bit`.
+# `make` alone lists the targets. MODEL, TO, OUT, REPO, DATA and ARGS are handed to the command `bit`.
 PYTHON ?= python3
 MODEL ?= Synthetic-R50x1
 TO ?= transformers
 OUT ?=
 REPO ?=
+DATA ?= digits
 ARGS ?=
 # Handed on through the environment, so that names may hold spaces and quotes.
-export MODEL TO OUT REPO
+export MODEL TO OUT REPO DATA
 
 # A comma, which separates the arguments of make's functions.
 , := ,
@@ -20,12 +21,12 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify push list record inspect test test-all faults mutants fuzz \
+.PHONY: help setup convert verify push list record evaluate inspect test test-all faults mutants fuzz \
 	bench bench-convert bench-model bench-verify lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
-	@echo "  MODEL=$$MODEL  TO=$$TO  OUT=$${OUT:-converted/MODEL/TO}  REPO=owner/name  ARGS=options of bit"
+	@echo "  MODEL=$$MODEL  TO=$$TO  OUT=$${OUT:-converted/MODEL/TO}  REPO=owner/name  DATA=$$DATA  ARGS=options of bit"
 
 setup: $(DEV) ## install every framework and tool into .venv (about 8 GB)
 
@@ -43,6 +44,9 @@ list: $(CORE) ## list the checkpoints that Google published (ARGS=R50x1, ARGS="-
 
 record: $(CORE) ## record the outputs of MODEL, so that conversions can be compared with them
 	@$(VENV)/bin/bit record "$$MODEL" $(ARGS)
+
+evaluate: $(DEV) ## measure MODEL, one or several checkpoints, on DATA: a folder of images, a data set, or digits
+	@$(VENV)/bin/bit evaluate $$MODEL --data "$$DATA" $(ARGS)
 
 inspect: $(CORE) ## show the layout, network and weights of MODEL
 	@$(VENV)/bin/bit inspect "$$MODEL" $(ARGS)
