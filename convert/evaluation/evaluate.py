@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bit.files import read_json
 from bit.image_folder import LabelledImages
 from bit.image_processing import BitImageProcessorPil
 from convert.checkpoints.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ from convert.errors import CheckpointError
 from convert.evaluation.classes import Matching, match_all
 from convert.evaluation.libraries import Runner, runner_of
 from convert.evaluation.metrics import Logits, differences, scores
-from convert.evaluation.preparation import Batches, in_words, stated_preprocessing
+from convert.evaluation.preparation import Batches, effective, in_words, stated_preprocessing
 from convert.evaluation.results import Choice, Data, Disagreement, Evaluation, NotRun, Pair, Run
 from convert.evaluation.worker import RunnerProcess
 from convert.progress import Progress
@@ -27,6 +28,8 @@ from convert.references.worker import ProcessError, processors
 SAME, EACH, LIBRARY = "same", "each", "library"
 PREPROCESSING = (SAME, EACH, LIBRARY)
 """The same pixels for all checkpoints; what each folder states; or each library's own pipeline."""
+TRAINING_NAME = "training.json"
+"""What `bit finetune` states about the training, with the fingerprints of the images."""
 MULTI_LABEL = "multi_label_classification"
 
 ROUNDING, EPSILON = 1e-4, 1e-2
@@ -118,7 +121,7 @@ def evaluate(
         except ProcessError as error:
             not_run.append(NotRun(item.name, item.checkpoint.layout.name, item.runner.shown, error.problems[0]))
             continue
-        notes = [note for note in (about.note, matching.note) if note]
+        notes = [note for note in (about.note, matching.note, _training_note(item, data)) if note]
         run = Run(
             checkpoint=item.name,
             layout=item.checkpoint.layout.name,
@@ -171,7 +174,7 @@ def _common(
 
 def _usual(item: Candidate) -> BitImageProcessorPil:
     """Return Google's preprocessing for a checkpoint that states none."""
-    return BitImageProcessorPil.from_dict(preprocessor("google", item.checkpoint.name))
+    return effective(BitImageProcessorPil.from_dict(preprocessor("google", item.checkpoint.name)))
 
 
 def _pipeline(
@@ -248,3 +251,17 @@ def _causes(first: Run, second: Run) -> dict[str, float]:
     if first.dtype != second.dtype:
         causes |= {f"weights in {dtype}": DTYPES[dtype] for dtype in (first.dtype, second.dtype) if dtype in DTYPES}
     return causes
+
+
+def _training_note(item: Candidate, data: Data) -> str | None:
+    """Return a note if `training.json` beside the weights says that these are the images of the training."""
+    try:
+        used = read_json(item.checkpoint.file.path.parent / TRAINING_NAME).get("data")
+    except (OSError, ValueError):
+        return None
+    kinds = {
+        "training": "it was trained on these images",
+        "validation": "these are the validation images of its training",
+    }
+    stated = used if isinstance(used, dict) else {}
+    return next((note for kind, note in kinds.items() if stated.get(f"{kind}_sha256") == data.fingerprint), None)

@@ -89,7 +89,10 @@ def test_each_folder_may_be_given_the_pixels_that_it_states(
     graph: Path, labelled: Path, pictures: Path, tmp_path: Path
 ) -> None:
     other = convert_file(labelled, "onnx", tmp_path / "timm", options=convert_options(profile="timm"))
+    used = {"training_sha256": "0" * 64, "validation_sha256": read_images(pictures).fingerprint()}
+    (other / "training.json").write_text(json.dumps({"data": used}))
     found = convert.evaluate([graph, other], pictures, preprocessing="each")
+    assert [run.notes[1:] for run in found.runs] == [(), ("these are the validation images of its training",)]
     assert ["128×128" in run.preprocessing for run in found.runs] == [True, False]
     assert "other pixels" in found.pairs[0].causes
     assert (found.pairs[0].tolerance, found.warnings) == (None, ())
