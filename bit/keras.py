@@ -1,13 +1,16 @@
-"""BiT in Keras 3 on TensorFlow, for TensorFlow users, with the weight names of google-research's TF2 code.
+"""BiT in Keras 3, on TensorFlow, JAX or PyTorch, with the weight names of google-research's TF2 code.
 
 The network: Kolesnikov et al., "Big Transfer" (arXiv 1912.11370); names: big_transfer,
 `bit_tf2/models.py`. Images are `[N, H, W, C]` with values in [-1, 1], kernels `[h, w, i, o]`.
+Keras chooses the library that computes, by `KERAS_BACKEND`.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -16,11 +19,22 @@ from keras import ops
 from bit.config import NORM_EPS, BitConfig
 from bit.files import check_regular, one_line
 from bit.images import check_images
+from bit.layouts_seen import check_layout
 
 WEIGHTS_NAME = "model.weights.h5"
 
-if keras.backend.backend() != "tensorflow":
-    raise ImportError(f"bit.keras needs KERAS_BACKEND=tensorflow, not {keras.backend.backend()}")
+
+def mean(x: Any, axes: tuple[int, ...]) -> Any:
+    """Return the mean over axes, which are kept.
+
+    Keras' own `ops.mean`, as its `ops.matmul` and arithmetic of variables, takes float64 to float32 on JAX and PyTorch
+    (keras/src/backend/common/dtypes.py, `BIT64_TO_BIT32_DTYPE`). Operators of tensors and `ops.sum` do not.
+    """
+    sizes = ops.shape(x)
+    count: Any = 1
+    for axis in axes:
+        count = count * sizes[axis]
+    return ops.sum(x, axis=axes, keepdims=True) / ops.cast(count, x.dtype)
 
 
 class GroupNorm(keras.layers.Layer):  # type: ignore[misc]
@@ -31,16 +45,18 @@ class GroupNorm(keras.layers.Layer):  # type: ignore[misc]
         self.groups = groups
 
     def build(self, shape: tuple[int | None, ...]) -> None:
-        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
-        self.beta = self.add_weight(shape=(shape[-1],), initializer="zeros", name="beta")
+        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=(shape[-1],), initializer="zeros", name="beta", autocast=False)
 
     def call(self, x: Any) -> Any:
         n, h, w, c = ops.shape(x)
-        grouped = ops.reshape(x, (n, h, w, self.groups, c // self.groups))
-        centered = grouped - ops.mean(grouped, axis=(1, 2, 4), keepdims=True)
-        variance = ops.mean(ops.square(centered), axis=(1, 2, 4), keepdims=True)
+        gamma, beta = map(ops.convert_to_tensor, (self.gamma, self.beta))
+        # With mixed precision, activations are shorter than weights; means of thousands of values need the longer ones.
+        grouped = ops.cast(ops.reshape(x, (n, h, w, self.groups, c // self.groups)), gamma.dtype)
+        centered = grouped - mean(grouped, (1, 2, 4))
+        variance = mean(ops.square(centered), (1, 2, 4))
         normalized = ops.reshape(centered / ops.sqrt(variance + NORM_EPS), (n, h, w, c))
-        return normalized * self.gamma + self.beta
+        return ops.cast(normalized * gamma + beta, x.dtype)
 
 
 class StandardizedConv(keras.layers.Layer):  # type: ignore[misc]
@@ -52,15 +68,16 @@ class StandardizedConv(keras.layers.Layer):  # type: ignore[misc]
 
     def build(self, shape: tuple[int | None, ...]) -> None:
         kernel = (self.size, self.size, shape[-1], self.features)
-        self.kernel = self.add_weight(shape=kernel, initializer="he_normal", name="kernel")
+        self.kernel = self.add_weight(shape=kernel, initializer="he_normal", name="kernel", autocast=False)
 
     def call(self, x: Any) -> Any:
-        centered = self.kernel - ops.mean(self.kernel, axis=(0, 1, 2))
-        kernel = centered / ops.sqrt(ops.mean(ops.square(centered), axis=(0, 1, 2)) + self.eps)
+        kernel = ops.convert_to_tensor(self.kernel)
+        centered = kernel - mean(kernel, (0, 1, 2))
+        kernel = centered / ops.sqrt(mean(ops.square(centered), (0, 1, 2)) + self.eps)
         margin = self.size // 2
         if margin:
             x = ops.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-        return ops.conv(x, kernel, strides=self.stride, padding="valid")
+        return ops.conv(x, ops.cast(kernel, x.dtype), self.stride, "valid", data_format="channels_last")
 
 
 class NamedConv(keras.layers.Layer):  # type: ignore[misc]
@@ -135,7 +152,7 @@ class RootBlock(NamedConv):
 def max_pool(x: Any) -> Any:
     """Pool 3×3 windows with stride 2; a border of zeros surrounds `x`."""
     # Zeros, not −∞, as in Google's code: they exceed negative values at the border.
-    return ops.max_pool(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2, padding="valid")
+    return ops.max_pool(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2, "valid", data_format="channels_last")
 
 
 class Head(keras.layers.Layer):  # type: ignore[misc]
@@ -145,21 +162,45 @@ class Head(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(name="head")
         self.dense = keras.layers.Dense(config.num_labels, kernel_initializer="zeros", name="dense")
 
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        self.dense.build(shape)
+
     def call(self, x: Any) -> Any:
-        return self.dense(x)
+        return x @ ops.convert_to_tensor(self.dense.kernel) + ops.convert_to_tensor(self.dense.bias)
 
 
+@keras.saving.register_keras_serializable(package="bit")
 class BiT(keras.Model):  # type: ignore[misc]
-    """The classifier, with weights already created."""
+    """The classifier, with weights already created.
 
-    def __init__(self, config: BitConfig) -> None:
-        super().__init__(name="bit")
+    `save` writes a `.keras` file, which `keras.saving.load_model` reads once `bit.keras` is imported. `dtype` is a
+    dtype policy of Keras or its name, such as `float64` or `mixed_bfloat16`; kernels are standardized, and means and
+    variances computed, in the dtype of the weights.
+    """
+
+    def __init__(self, config: BitConfig, dtype: Any = None, name: str = "bit") -> None:
+        super().__init__(name=name, dtype=dtype)
         self.config = config
-        self.root = RootBlock(config)
-        self.blocks = [Block(config, stage) for stage in range(len(config.depths))]
-        self.norm = GroupNorm(config.num_groups)
-        self.head = Head(config) if config.num_labels else None
-        self(np.zeros((1, 64, 64, config.num_channels), np.float32))
+        with _default_policy(self.dtype_policy):
+            self.root = RootBlock(config)
+            self.blocks = [Block(config, stage) for stage in range(len(config.depths))]
+            self.norm = GroupNorm(config.num_groups)
+            self.head = Head(config) if config.num_labels else None
+            self(keras.KerasTensor((1, 64, 64, config.num_channels)))  # makes the weights, and computes nothing
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs to make this model again, without the weights."""
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        return {"network": self.config.to_dict(), "dtype": policy, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Self:
+        """Return a model with new weights. Raises `ValueError` if `config` does not describe a network."""
+        network = config.get("network")
+        if not isinstance(network, dict):
+            raise ValueError("the configuration does not describe a BiT network; save the model again")
+        policy = keras.dtype_policies.deserialize(config.get("dtype"))
+        return cls(BitConfig.from_dict(network), policy, config.get("name", "bit"))
 
     def __call__(self, images: Any, *arguments: Any, **options: Any) -> Any:
         """Check the images, and call the model; Keras would wrap an error of `call` in several lines."""
@@ -178,13 +219,13 @@ class BiT(keras.Model):  # type: ignore[misc]
         """
         self._check(images)
         taps: dict[str, Any] = {}
-        x = taps["root_block/conv"] = self.root(ops.convert_to_tensor(images))
+        x = taps["root_block/conv"] = self.root(ops.convert_to_tensor(images, self.compute_dtype))
         x = taps["root_block"] = max_pool(x)
         for block in self.blocks:
             x, units = block(x)
             taps |= units
         x = taps["pre_head"] = ops.relu(self.norm(x))
-        x = taps["pooled"] = ops.mean(x, axis=(1, 2))
+        x = taps["pooled"] = mean(x, (1, 2))[:, 0, 0, :]
         if self.head:
             taps["logits"] = self.head(x)
         return taps
@@ -195,16 +236,29 @@ class BiT(keras.Model):  # type: ignore[misc]
             check_images(self.config, tuple(shape))
 
 
-def load(folder: str | Path) -> BiT:
+@contextlib.contextmanager
+def _default_policy(policy: Any) -> Iterator[None]:
+    """Give layers that are made in the context this dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def load(folder: str | Path, dtype: Any = None) -> BiT:
     """Return the model from a folder that `bit convert --to keras` wrote.
 
-    Raises `OSError`, or `ValueError` for weights of another network.
+    `dtype` is a dtype policy as for `BiT`; the default is that of Keras, `float32`. Raises `OSError`, or `ValueError`
+    for a folder of another layout, and for weights of another network.
     """
+    check_layout(folder, "keras")
     config, path = BitConfig.from_pretrained(folder), check_regular(Path(folder) / WEIGHTS_NAME)
     # Keras creates every weight before it reads one.
     if path.stat().st_size < _least_bytes(config):
         raise ValueError(f"{path} is too small for the network that config.json describes ({config.architecture})")
-    model = BiT(config)
+    model = BiT(config, dtype)
     try:
         model.load_weights(path)
     except (KeyError, ValueError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bit.config import CONFIG_NAME, WEIGHTS_NAME, BitConfig
 from bit.files import check_regular, one_line, read_json, short, write_json
 from bit.layers import StandardizedConv2d
+from bit.layouts_seen import check_layout
 from bit.mismatch import check_size, listed, mismatches
 from bit.timm_names import timm_to_transformers, to_timm
 
@@ -55,6 +56,7 @@ class PretrainedModel(nn.Module):
         the model once, as floating-point numbers with the right shape.
         """
         folder = Path(name) if Path(name).is_dir() else _download(str(name), revision)
+        check_layout(folder, "transformers")
         values, stored = read_json(folder / CONFIG_NAME), _load(folder)
         timm = "architecture" in values
         try:
@@ -149,6 +151,7 @@ class PretrainedModel(nn.Module):
 
 def _download(name: str, revision: str | None) -> Path:
     """Return the local folder of a Hub repository."""
+    check_layout(name, "transformers")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"{name} is neither a folder nor an owner/name on the Hub")
     from huggingface_hub import snapshot_download

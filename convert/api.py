@@ -45,6 +45,7 @@ from convert.publishing.signature import check_signature as check_signature
 from convert.publishing.signature import sign as sign
 from convert.publishing.signature import signing_options
 from convert.references import recorder
+from convert.references.registry import own_reference
 from convert.references.recordings import SHIPPED, recordings_folder
 from convert.reporting.files import write_report
 from convert.signing.check import Signature as Signature
@@ -110,8 +111,9 @@ def convert(
         options.get("head", "keep"), options.get("dtype"), options.get("ws_eps", "keep"), options.get("profile")
     ).for_layout(layout, shard_size)
     settings = settings_of(options, full=False)
-    if layout.export.container == "onnx":
-        require("onnxruntime")
+    own = own_reference(layout)
+    if own and (layout.export.container == "onnx" or options.get("verify", True)):  # Keras does not write its files
+        require(own)
     target = user_path(out) if out is not None else default_folder(checkpoint, to)
     existing = None if force or not os.path.lexists(target) else existing_conversion(target, layout, changes)
     output = NewFolder(target, foreign_names, force=force or existing is not None)

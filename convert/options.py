@@ -28,7 +28,7 @@ class VerifyOptions(TypedDict, total=False):
     """Run every installed reference implementation; default True for `verify`, False for `convert`."""
     references: Sequence[str]
     """Names of reference implementations that must run: `pytorch`, `flax`, `keras`, `timm`,
-    `transformers` or `onnxruntime`. They replace the choice of `full`."""
+    `transformers`, `onnxruntime` or `keras-saved`. They replace the choice of `full`."""
     recordings: StrPath | None
     """Folder for recordings that a conversion makes; default `recordings` in `cache_folder()`."""
 

@@ -215,9 +215,11 @@ class Checkpoint(contextlib.AbstractContextManager["Checkpoint"]):
 
     def _read_stated(self) -> None:
         """Add to the configuration what the manifest, `config.json` and the file state beyond the tensors."""
-        file, values = self.file.path.with_name(CONFIG_NAME), {}
+        file = self.file.path.with_name(CONFIG_NAME)
+        values: dict[str, Any] = {}
         try:
-            if file.is_file() and (values := read_json(file)):
+            values = dict(self.file.stated) or (read_json(file) if file.is_file() else {})
+            if values:
                 self.config = self.layout.export.stated(self.config, values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             message = f"{CONFIG_NAME} in the same folder does not fit the weights"

@@ -25,7 +25,7 @@ layout_option = click.option(
     metavar="LAYOUT",
     default="transformers",
     show_default=True,
-    help="transformers, timm, google, google-tf2, flax, keras or onnx.",
+    help="transformers, timm, google, google-tf2, flax, keras, keras-saved or onnx.",
 )
 recordings_option = click.option(
     "--recordings",
@@ -66,8 +66,8 @@ def reference_options(full: bool) -> Callable[[Command], Command]:
         "references",
         multiple=True,
         metavar="NAME",
-        help="Run this implementation, and exit with 3 if it cannot run: pytorch, flax, keras, timm, transformers or "
-        "onnxruntime. May be repeated.",
+        help="Run this implementation, and exit with 3 if it cannot run: pytorch, flax, keras, timm, transformers, "
+        "onnxruntime or keras-saved. May be repeated.",
     )
     return lambda command: switch(named(recordings_option(command)))
 

@@ -9,14 +9,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.checkpoints.manifest import MANIFEST_NAME, Manifest, Origin, Source
+from convert.conversion.folded import graph
 from convert.conversion.plan import Plan, Step
 from convert.errors import CheckpointError
 from convert.files.atomic import NewFolder, write_json
@@ -112,12 +113,8 @@ def _write_weights(plan: Plan, path: Path, blocks: Blocks) -> str:
     """Write every tensor of one file, and return the SHA-256 when all of it is on the disk."""
     tensors, export = [step.target for step in plan.parts[path.name]], plan.layout.export
 
-    def graph() -> Any:
-        from convert.conversion.onnx_graph import network
-
-        return network(plan.config, plan.checkpoint.name, plan.options.profile or "")
-
-    metadata = Metadata(export.attributes([tensor.key for tensor in tensors]), graph)
+    network = partial(graph, export.container, plan.config, plan.checkpoint.name, plan.options.profile or "")
+    metadata = Metadata(export.attributes([tensor.key for tensor in tensors]), network)
     writer, follower = writer_of(export.container)(path, tensors, metadata), Follower(path)
 
     def followed(step: Step) -> Iterator[NDArray[np.generic]]:

@@ -21,7 +21,7 @@ Pixels = NDArray[np.float32]
 class Runner(Library):
     """A library that runs checkpoints of some layouts, as its users run them.
 
-    It is the module of that name in `runners`, where `load(checkpoint)` returns a `Loaded` network; it imports the
+    It is the module of that name in `runners`, with `_` for `-`, where `load(checkpoint)` returns a `Loaded` network; it imports the
     framework, in a process of its own.
     """
 
@@ -31,7 +31,7 @@ class Runner(Library):
 
     def module(self) -> ModuleType:
         """Import the module, and with it the framework."""
-        return import_module(f"convert.evaluation.runners.{self.name}")
+        return import_module(f"convert.evaluation.runners.{self.name.replace('-', '_')}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ RUNNERS = (
     Runner("timm", ("torch", "timm"), "timm", "timm", ("timm",)),
     Runner("flax", ("jax", "flax"), "jax", "bit.flax (JAX)", ("flax",)),
     Runner("keras", ("tensorflow", "keras"), "tensorflow", "bit.keras (TensorFlow)", ("keras",)),
+    Runner("keras-saved", ("tensorflow", "keras"), "tensorflow", "Keras (TensorFlow)", ("keras-saved",)),
     Runner("onnxruntime", ("onnx", "onnxruntime"), "onnx", "ONNX Runtime", ("onnx",)),
     # Google's code is not a package, and needs versions of TensorFlow and Python that are no longer made.
     Runner("pytorch", ("torch",), "torch", "bit (PyTorch)", ("google", "google-tf2")),

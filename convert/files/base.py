@@ -105,6 +105,8 @@ class TensorFile(contextlib.ExitStack[None]):
         """Sentences that name the parts of the file that are ignored."""
         self.faults: list[str] = []
         """Sentences that name what is missing, if a file that is not complete may be opened."""
+        self.stated: Mapping[str, Any] = {}
+        """A configuration in the file itself, in the terms of `config.json`."""
         self.labels: list[str] = []
         """Names of the classes, if the file holds them."""
         self.checksums: list[Checksum] = []
@@ -248,7 +250,8 @@ class Metadata:
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """HDF5: attributes by the path of their group, which is `/` for the root."""
     graph: Callable[[], Any] | None = None
-    """ONNX: returns the `onnx.ModelProto` to add the weights to. Called once, by the ONNX writer only."""
+    """ONNX: returns the `onnx.ModelProto` to add the weights to; `.keras`: the other members of the archive by name.
+    Called once, by the writers of these two only."""
 
 
 NO_METADATA = Metadata()

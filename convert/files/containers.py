@@ -25,6 +25,7 @@ READERS = {
     "h5": "convert.files.h5:H5File",
     "pytorch": "convert.files.pytorch:ZippedPickle",
     "legacy pytorch": "convert.files.pytorch:LegacyPickle",
+    "keras": "convert.files.keras:KerasFile",
     "onnx": "convert.files.onnx:OnnxFile",
 }
 """The class that reads each format, imported when it is needed. `WRITERS` likewise."""
@@ -32,11 +33,12 @@ WRITERS = {
     "npz": "convert.files.npz:NpzWriter",
     "safetensors": "convert.files.safetensors:SafetensorsWriter",
     "h5": "convert.files.h5:H5Writer",
+    "keras": "convert.files.keras:KerasWriter",
     "onnx": "convert.files.onnx:OnnxWriter",
 }
 NEEDED = {"onnx": ("onnx", "an ONNX file; reading it needs onnx")}
 """The optional package, also the name of the extra, that reads a format; and how an error continues without it."""
-KINDS = "safetensors, npz, h5, a file of torch.save, ONNX, or an index of shards"
+KINDS = "safetensors, npz, h5, a file of torch.save, .keras, ONNX, or an index of shards"
 
 
 def open_weights(path: Path, incomplete: bool = False) -> TensorFile:
@@ -58,7 +60,7 @@ def find_weights(path: Path) -> Path:
 
 
 def writer_of(container: str) -> type[Writer]:
-    """Return the class that writes a new file of `container`: `npz`, `safetensors`, `h5` or `onnx`."""
+    """Return the class that writes a new file of `container`: `npz`, `safetensors`, `h5`, `keras` or `onnx`."""
     found: type[Writer] = resolve_name(WRITERS[container])
     return found
 
@@ -90,16 +92,19 @@ def kind(path: Path) -> str | None:
         return "onnx"
     found = next((name for name, marks in MARKS.items() if start.startswith(marks)), None)
     if found == "zip":
-        return "pytorch" if b"/data.pkl" in start or _is_pickled(path) else "npz"
+        return "pytorch" if b"/data.pkl" in start else _kind_of_archive(path)
     return found
 
 
-def _is_pickled(path: Path) -> bool:
+def _kind_of_archive(path: Path) -> str:
     try:
         with open_regular(path) as file, open_archive(file) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
+            names = archive.namelist()
     except FAILURES:
-        return False
+        return "npz"
+    if any(name.endswith("/data.pkl") for name in names):
+        return "pytorch"
+    return "keras" if {"config.json", "model.weights.h5"} & set(names) else "npz"
 
 
 def _in_folder(folder: Path) -> Path:

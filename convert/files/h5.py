@@ -22,28 +22,28 @@ from numpy.typing import NDArray
 
 from convert.errors import CheckpointError
 from convert.files.base import NO_METADATA, Metadata, StoredTensor, Tensor, TensorFile, Writer
-from convert.files.h5_reader import BFLOAT16_MARK, Entry
+from convert.files.h5_reader import BFLOAT16_MARK, Directory
 from convert.network.dtypes import BFLOAT16, BY_NAME
 
 SERVE = (
-    "import sys; handle, *sys.path = sys.argv[1:]; from convert.files import h5_reader; h5_reader.serve(int(handle))"
+    "import sys; given, sys.path[:] = sys.argv[1:4], sys.argv[4:]; "
+    "from convert.files import h5_reader; h5_reader.serve(*map(int, given))"
 )
 """Program of the process, which imports from where this process does."""
 
 
-class H5File(TensorFile):
-    """An HDF5 file opened for reading; links and arrays stored in other files are refused.
+class H5Arrays(TensorFile):
+    """A file whose arrays are in HDF5, which may be the whole file or a part of it.
 
     Raises `CheckpointError` for a damaged file, and for anything in it but groups and plain arrays.
     """
 
-    container = "h5"
-
-    def _open_directory(self) -> None:
+    def _open_h5(self, start: int, size: int) -> None:
+        """Add the arrays of the HDF5 file that begins at the byte `start`; links and external arrays are refused."""
         handle = self._file.fileno()
         self._reader = self.enter_context(
             subprocess.Popen(
-                [sys.executable, "-P", "-c", SERVE, str(handle), *sys.path],
+                [sys.executable, "-P", "-c", SERVE, str(handle), str(start), str(size), *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -53,16 +53,18 @@ class H5File(TensorFile):
         )
         self.callback(self._reader.kill)
         spans = []
-        for entry in msgspec.json.decode(b"".join(self._answers()), type=list[Entry]):
-            tensor = StoredTensor(
-                entry.key, entry.shape, BY_NAME[entry.dtype], entry.offset, big_endian=entry.big_endian
-            )
+        directory = msgspec.json.decode(b"".join(self._answers()), type=Directory)
+        if directory.optimizer:
+            self.notes.append("the state of the optimizer is ignored")
+        for entry in directory.entries:
+            offset = entry.offset if entry.packed else start + entry.offset
+            tensor = StoredTensor(entry.key, entry.shape, BY_NAME[entry.dtype], offset, big_endian=entry.big_endian)
             self.tensors[entry.key] = tensor
             if entry.packed:
                 self.packed.add(entry.key)
             else:
                 spans.append((tensor.offset, tensor.offset + tensor.nbytes, entry.key))
-        self._check_disjoint(spans, self.nbytes)
+        self._check_disjoint(spans, start + size)
         if not self.packed:
             self._reader.kill()
 
@@ -94,6 +96,15 @@ class H5File(TensorFile):
                     )
 
 
+class H5File(H5Arrays):
+    """An HDF5 file opened for reading; see `H5Arrays`."""
+
+    container = "h5"
+
+    def _open_directory(self) -> None:
+        self._open_h5(0, self.nbytes)
+
+
 class H5Writer(Writer):
     """A new HDF5 file: h5py lays it out, then each array is written at the offset that it got.
 
@@ -103,12 +114,7 @@ class H5Writer(Writer):
     mode = "rb+"
 
     def __init__(self, path: Path, tensors: Sequence[Tensor], metadata: Metadata = NO_METADATA) -> None:
-        with h5py.File(_create(path)) as file:
-            for group, values in metadata.attributes.items():
-                for name, value in values.items():  # text as bytes, which Keras 2 expects and decodes
-                    encoded = value.encode() if isinstance(value, str) else np.array([text.encode() for text in value])
-                    _group(file, group).attrs[name] = encoded
-            self._offsets = {tensor.key: _allocate(file, tensor) for tensor in tensors}
+        self._offsets = lay_out(path, tensors, metadata)
         super().__init__(path, tensors, metadata)
         self._end = self._file.seek(0, os.SEEK_END)
 
@@ -122,6 +128,16 @@ class H5Writer(Writer):
 
     def finish(self) -> None:
         self.written = self._end
+
+
+def lay_out(path: Path, tensors: Iterable[Tensor], metadata: Metadata = NO_METADATA) -> dict[str, int]:
+    """Create an HDF5 file with groups, attributes and arrays without elements; return the offset of each array."""
+    with h5py.File(_create(path)) as file:
+        for group, values in metadata.attributes.items():
+            for name, value in values.items():  # text as bytes, which Keras 2 expects and decodes
+                encoded = value.encode() if isinstance(value, str) else np.array([text.encode() for text in value])
+                _group(file, group).attrs[name] = encoded
+        return {tensor.key: _allocate(file, tensor) for tensor in tensors}
 
 
 def _create(path: Path) -> h5py.h5f.FileID:

@@ -8,6 +8,7 @@ name comes on the standard input, one a line. An answer consists of parts: a let
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import math
 import os
@@ -18,6 +19,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import msgspec
@@ -37,6 +39,8 @@ MOST_SECONDS = 15
 MEMORY = 1 << 30
 """Most bytes of memory; a chunk of `MAX_BLOCK` takes five times its size."""
 MAX_DEPTH = 32
+OPTIMIZER = "optimizer"
+"""The group in which Keras 3 saves the state of the optimizer: numbers of steps, which are no weights, and momenta."""
 MAX_BLOCK = 128 << 20
 """Most bytes that are unpacked at once: the largest convolution of R152x4 in float32, in a single chunk."""
 GZIP, SHUFFLE, CHECKSUM, LZF = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, 32000
@@ -60,6 +64,14 @@ class Entry(msgspec.Struct):
     packed: bool
 
 
+class Directory(msgspec.Struct):
+    """The answer with the directory."""
+
+    entries: list[Entry]
+    optimizer: bool
+    """True if the file also has the state of an optimizer, which is left out."""
+
+
 class H5Reader(TensorFile):
     """An HDF5 file opened for reading in this process; links and arrays stored in other files are refused.
 
@@ -68,18 +80,30 @@ class H5Reader(TensorFile):
 
     container = "h5"
 
+    def __init__(self, path: Path, start: int = 0, size: int | None = None) -> None:
+        """Read the whole file, or the `size` bytes from `start` on; offsets count from there."""
+        self._start, self._size = start, size
+        super().__init__(path)
+
     def _open_directory(self) -> None:
         self._spans: list[tuple[int, int, str]] = []
         self._seen: set[object] = set()
+        self.optimizer = False
+        self.nbytes = self.nbytes if self._size is None else self._size
         with self._readable(" is not a complete h5 file"):
             # The open file, not the path, which may name another file by now.
             name = f"/dev/fd/{self._file.fileno()}"
-            self._directory = self.enter_context(h5py.File(name, "r", locking=False))
+            part = self._size is not None and (self._start or self._size != self._identity[0])
+            where: Any = _Part(self._file.fileno(), self._start, self.nbytes) if part else name
+            self._directory = self.enter_context(h5py.File(where, "r", **({} if part else {"locking": False})))
         with self._readable(" is damaged"):
             self._walk(self._directory, "")
         self._check_disjoint(self._spans, self.nbytes)
         if len({tensor.big_endian for tensor in self.tensors.values()}) > 1:
             raise CheckpointError(f"{self.path} holds arrays of both byte orders; it is damaged")
+
+    def _pread(self, out: memoryview, offset: int) -> None:
+        super()._pread(out, self._start + offset)
 
     def unpack(self, key: str) -> Iterator[bytes]:
         """Yield the elements, in chunks, of an array that is compressed or stored within the directory itself."""
@@ -135,6 +159,9 @@ class H5Reader(TensorFile):
         if len(group) > MAX_TENSORS or len(self._seen) > 2 * MAX_TENSORS:  # groups count, too
             raise CheckpointError(f"{self.path} holds more than {MAX_TENSORS} arrays; no BiT checkpoint has as many")
         for name in group:
+            if not prefix and name == OPTIMIZER:
+                self.optimizer = True
+                continue
             key = f"{prefix}{name}"
             self._check_names([key])
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
@@ -271,21 +298,47 @@ def _has_every_chunk(item: h5py.Dataset, nbytes: int) -> bool:
     )
 
 
-def serve(handle: int) -> None:
-    """Answer until the standard input ends, about the file with this descriptor."""
+class _Part(io.RawIOBase):
+    """A part of an open file as a file."""
+
+    def __init__(self, handle: int, start: int, size: int) -> None:
+        self._handle, self._start, self._nbytes, self._position = handle, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._nbytes}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, out: Any) -> int:
+        view = memoryview(out).cast("B")[: max(self._nbytes - self._position, 0)]
+        count = os.preadv(self._handle, [view], self._start + self._position) if view else 0
+        self._position += count
+        return count
+
+
+def serve(handle: int, start: int, size: int) -> None:
+    """Answer until the standard input ends, about the part of the file with this descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends this process
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):  # where the system sets a lower limit
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     path = Path(f"/dev/fd/{handle}")
-    _limit(min(SECONDS + os.fstat(handle).st_size / LISTED_IN_A_SECOND, MOST_SECONDS))
+    _limit(min(SECONDS + size / LISTED_IN_A_SECOND, MOST_SECONDS))
     try:
-        with H5Reader(path) as file:
+        with H5Reader(path, start, size) as file:
             entries = [
                 Entry(key, tensor.shape, tensor.dtype.name, tensor.offset, tensor.big_endian, key in file.packed)
                 for key, tensor in file.tensors.items()
             ]
-            _answer([msgspec.json.encode(entries)])
+            _answer([msgspec.json.encode(Directory(entries, file.optimizer))])
             for line in sys.stdin.buffer:
                 key = msgspec.json.decode(line, type=str)
                 _limit(SECONDS + file.tensors[key].nbytes / UNPACKED_IN_A_SECOND)

@@ -32,7 +32,7 @@ FLAX = Layout(
     export=Export(
         library="google-research/big_transfer, JAX (`bit.flax`)",
         container="safetensors",
-        loading='import bit.flax\nmodel, params = bit.flax.load("{folder}")',
+        loading='import bit.flax\nmodel = bit.flax.load("{folder}")',
         companions=configuration,
         stated=stated,
     ),

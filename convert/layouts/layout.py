@@ -36,7 +36,7 @@ class Export:
     library: str
     """The library that defines the names, for people to read."""
     container: str
-    """`safetensors`, `npz`, `h5` or `onnx`."""
+    """`safetensors`, `npz`, `h5`, `keras` or `onnx`."""
     weights_name: str = "model.safetensors"
     """Name of the weights file; `{name}` stands for the checkpoint's name."""
     loading: str = ""

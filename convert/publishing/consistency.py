@@ -20,7 +20,7 @@ from convert.network.inputs import INPUTS, batches, input_sha256
 from convert.network.taps import tap_names
 from convert.progress import Progress
 from convert.references.recordings import RECORDER, Recordings
-from convert.references.registry import IMPLEMENTATIONS, REFERENCES
+from convert.references.registry import IMPLEMENTATIONS, REFERENCES, own_reference
 from convert.verification.oracle_taps import OracleTaps
 from convert.verification.pixels import inputs as pixel_inputs
 from convert.verification.pixels import stated_processor
@@ -177,13 +177,14 @@ def _images(stored: Verification, given: Inputs) -> Mapping[str, tuple[int, int,
 def _needed(stored: Verification, given: Inputs) -> Iterator[Run]:
     """Yield the runs that every verification with these references makes."""
     yield ORACLE, CONVERTED, "float64", END_TO_END
-    folded, own = given.converted.layout.folded, IMPLEMENTATIONS["onnxruntime"]
-    if folded:
-        yield own, CONVERTED, "float32", END_TO_END
+    reference = own_reference(given.converted.layout)
+    own = {IMPLEMENTATIONS[reference]} if reference else set[str]()
+    for implementation in own:
+        yield implementation, CONVERTED, "float32", END_TO_END
     if without_source(stored):
         return
-    asked = {check.implementation for check in stored.checks} - {ORACLE, *([own] if folded else [])}
-    if asked or set(stored.network.not_run) - ({"onnxruntime"} if folded else set()):
+    asked = {check.implementation for check in stored.checks} - {ORACLE, *own}
+    if asked or set(stored.network.not_run) - {reference}:
         yield ORACLE, CONVERTED, "float64", ISOLATED
     for check in stored.checks:
         if check.implementation in asked and check.dtype == "float64":

@@ -46,7 +46,7 @@ UNEXPECTED = (
 
 STALE = re.compile(
     r"""
-    [^/]+\.(safetensors|npz|h5|msgpack|onnx|onnx\.data)
+    [^/]+\.(safetensors|npz|h5|msgpack|keras|onnx|onnx\.data)
     | [^/]+\.(safetensors|bin)\.index\.json
     | (open_clip_)?(pytorch_)?model([-_.][^/]*)?\.(bin|pth|pt|pth\.tar)
     | (config|preprocessor_config|conversion|verification)\.json | verification\.html

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bit.flax import GroupNorm, StandardizedConv, Stem, Unit, max_pool
+from bit.flax import LAST_NORM, GroupNorm, Head, StandardizedConv, Stem, Unit, max_pool
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.layouts.flax import FLAX
 from convert.network.axes import Transform
@@ -22,8 +22,10 @@ from convert.network.parameters import ALL, KINDS, Place, parameters, unit_name
 from convert.network.runner import Batches, by_channels, compute, run_each
 from convert.network.taps import Part
 
-LAYERS = (StandardizedConv, GroupNorm, nn.Dense)
+LAYERS = (StandardizedConv, GroupNorm, Head)
 """The layers that have parameters."""
+Abstract = tuple[nnx.GraphDef[Any], nnx.State]
+"""A module without values: its structure, and the shapes of its parameters."""
 
 
 def load(checkpoint: Checkpoint, dtype: str) -> Differentiable:
@@ -40,7 +42,8 @@ class _Flax:
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
         self.dtype, self._checkpoint, self._config = dtype, checkpoint, checkpoint.config
         self.about = {"version": f"JAX {jax.__version__}", "device": "CPU", "TF32": "off"}
-        self._compiled: dict[tuple[str, int, bool], Callable[..., Any]] = {}
+        self._parts: dict[tuple[str, int, bool, int], Abstract] = {}
+        self._differentiated: dict[tuple[str, int, bool], Callable[..., Any]] = {}
         self._places = {FLAX.key(item.place): item.place for item in parameters(checkpoint.config)}
 
     def run(self, part: Part, x: Batches) -> list[Batches]:
@@ -50,10 +53,10 @@ class _Flax:
 
     def differentiate(self, part: Part, x: Batches, cotangents: Batches) -> PartGradients:
         """Return the gradients of a part by JAX's automatic differentiation, see `Differentiable`."""
-        path = {"stem": "root_block", "unit": part.prefix, "pooled": "norm-pre-head", "logits": "conv_head"}[part.kind]
+        path = {"stem": "root_block", "unit": part.prefix, "pooled": LAST_NORM, "logits": "conv_head"}[part.kind]
         mine = {key: place for key, place in self._places.items() if key.startswith(f"{path}/")}
         weights = unflatten_dict(self._stored(path, mine), sep="/")
-        differentiated = self._differentiated(part.kind, part.stage, part.layer == 0)
+        differentiated = self._gradients(part.kind, part.stage, part.layer == 0)
         inputs, total = dict[str, Any](), {place.name: np.zeros((), self.dtype) for place in mine.values()}
         for name, images in x.items():
             cotangent = np.asarray(cotangents[name], self.dtype)
@@ -72,55 +75,62 @@ class _Flax:
             for key, place in places.items()
         }
 
-    def _differentiated(self, kind: str, stage: int, first: bool) -> Callable[..., Any]:
+    def _gradients(self, kind: str, stage: int, first: bool) -> Callable[..., Any]:
         """Return the compiled gradients of a kind of part with respect to parameters and input."""
-        if (kind, stage, first) not in self._compiled:
-            config = self._config
-            modules: dict[str, tuple[nn.Module, Callable[[Any], Any]]] = {
-                "stem": (Stem(config), max_pool),
-                "unit": (Unit(config, stage, first), lambda x: x),
-                "pooled": (GroupNorm(config.num_groups), lambda x: jnp.mean(nn.relu(x), axis=(1, 2))),
-                "logits": (nn.Dense(config.num_labels, precision=jax.lax.Precision.HIGHEST), lambda x: x),
-            }
-            module, after = modules[kind]
+        if (kind, stage, first) not in self._differentiated:
+            graph, _ = self._abstract(kind, stage, first, self._config.num_labels)
+            after = {"stem": max_pool, "pooled": lambda x: jnp.mean(nnx.relu(x), axis=(1, 2))}.get(kind, lambda x: x)
 
             def forward(params: Any, x: Any) -> Any:
-                return after(module.apply({"params": params}, x))
+                return after(nnx.merge(graph, params)(x))
 
-            self._compiled[kind, stage, first] = jax.jit(lambda params, x, c: jax.vjp(forward, params, x)[1](c))
-        return self._compiled[kind, stage, first]
+            self._differentiated[kind, stage, first] = jax.jit(lambda params, x, c: jax.vjp(forward, params, x)[1](c))
+        return self._differentiated[kind, stage, first]
 
     def stem(self, x: Any) -> list[jax.Array]:
-        convolved = self._apply(Stem(self._config), "root_block", x)
+        convolved = self._run(self._abstract("stem"), "root_block", x)
         return [convolved, max_pool(convolved)]
 
     def unit(self, stage: int, layer: int, x: Any) -> Any:
-        return self._apply(Unit(self._config, stage, layer == 0), unit_name(stage, layer), x)
+        return self._run(self._abstract("unit", stage, layer == 0), unit_name(stage, layer), x)
 
     def pooled(self, x: Any) -> list[jax.Array]:
-        normalized = nn.relu(self._apply(GroupNorm(self._config.num_groups), "norm-pre-head", x))
+        normalized = nnx.relu(self._run(self._abstract("pooled"), LAST_NORM, x))
         return [normalized, jnp.mean(normalized, axis=(1, 2))]
 
     def logits(self, x: Any) -> jax.Array:
         count, logits = self._config.num_labels, []
         for classes in by_channels(count, 8 * count * self._config.hidden_sizes[-1]):
-            head = nn.Dense(len(range(count)[classes]), precision=jax.lax.Precision.HIGHEST)
-            logits.append(self._apply(head, "conv_head", x, classes))
+            head = self._abstract("logits", classes=len(range(count)[classes]))
+            logits.append(self._run(head, "conv_head", x, classes))
         return jnp.concatenate(logits, axis=1)
 
-    def _apply(self, module: nn.Module, path: str, x: np.ndarray[Any, Any], channels: slice = ALL) -> Any:
-        """Run a module whose layers are given their weights as they run, the output `channels` of them."""
+    def _abstract(self, kind: str, stage: int = 0, first: bool = True, classes: int = 0) -> Abstract:
+        """Return a kind of part without values, by `nnx.split`."""
+        if (kind, stage, first, classes) not in self._parts:
+            config, channels = self._config, self._config.hidden_sizes[-1]
+            make: dict[str, Callable[[], nnx.Module]] = {
+                "stem": lambda: Stem(config, rngs=nnx.Rngs(0)),
+                "unit": lambda: Unit(config, stage, first, rngs=nnx.Rngs(0)),
+                "pooled": lambda: GroupNorm(channels, config.num_groups),
+                "logits": lambda: Head(channels, classes, rngs=nnx.Rngs(0)),
+            }
+            self._parts[kind, stage, first, classes] = nnx.split(nnx.eval_shape(make[kind]))
+        return self._parts[kind, stage, first, classes]
 
-        def intercept(call: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
-            layer = context.module
-            if "params" in layer.variables or not isinstance(layer, LAYERS):
-                return call(*arguments, **options)
-            weights = self._weights("/".join((path, *layer.path)), channels)
-            result = _compiled(layer.clone(parent=None, name=None))(weights, *arguments)
-            return jax.block_until_ready(result)  # before the next layer's weights are read
+    def _run(self, part: Abstract, path: str, x: Any, channels: slice = ALL) -> Any:
+        """Run a part whose layers are given their weights as they run, the output `channels` of them."""
+        module = nnx.merge(*part)
+        if isinstance(module, LAYERS):
+            return self._layer(path, part[0], channels, x)
+        for name, layer in list(vars(module).items()):
+            if isinstance(layer, LAYERS):
+                setattr(module, name, partial(self._layer, f"{path}/{name}", nnx.split(layer)[0], channels))
+        return module(x)
 
-        with nn.intercept_methods(intercept):
-            return module.apply({}, x)
+    def _layer(self, path: str, graph: nnx.GraphDef[Any], channels: slice, x: Any) -> jax.Array:
+        result: jax.Array = _compiled(graph)(self._weights(path, channels), x)
+        return result.block_until_ready()  # before the next layer's weights are read
 
     def _weights(self, layer: str, channels: slice) -> dict[str, jax.Array]:
         """Return the parameters of one layer by the layer's names for them."""
@@ -136,6 +146,6 @@ class _Flax:
 
 
 @cache
-def _compiled(layer: nn.Module) -> Callable[..., Any]:
+def _compiled(graph: nnx.GraphDef[Any]) -> Callable[..., Any]:
     """Return the layer compiled: it takes a third of the time of single operations."""
-    return jax.jit(lambda params, x: layer.apply({"params": params}, x))
+    return jax.jit(lambda params, x: nnx.merge(graph, params)(x))

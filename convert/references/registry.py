@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from convert.checkpoints.checkpoint import Checkpoint
+    from convert.layouts.layout import Layout
 
 SOURCE, CONVERTED = "source", "converted"
 """The two sides of a conversion."""
 
 FOREIGN_GRAPH = "the graph is not the one that bit convert writes"
-"""The reason why ONNX Runtime does not run a graph: another could run without end."""
+"""The reason why ONNX Runtime and Keras do not run a graph: another could run without end."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Library:
     """A library that may be installed."""
 
     name: str
-    """Name of the module that runs it."""
+    """Name of the library, and of the module that runs it, which has `_` for `-`."""
     needs: tuple[str, ...]
     """Packages that it imports."""
     extra: str
@@ -44,7 +45,7 @@ class Library:
 class Reference(Library):
     """A reference implementation; loading it imports the framework, in a process of the reference's own.
 
-    It is the module of that name in this folder.
+    It is the module of that name in this folder, which has `_` for `-`.
     """
 
     dtypes: tuple[str, ...] = ("float64", "float32")
@@ -71,7 +72,7 @@ class Reference(Library):
 
     def module(self) -> ModuleType:
         """Import the module, and with it the framework; `load(checkpoint, dtype)` there returns the network."""
-        return import_module(f"convert.references.{self.name}")
+        return import_module(f"convert.references.{self.name.replace('-', '_')}")
 
 
 FLOAT32 = ("float32",)
@@ -85,6 +86,7 @@ REFERENCES = {
         Reference("timm", ("torch", "timm"), "timm", layouts=("google", "timm")),
         Reference("transformers", ("torch", "transformers"), "transformers", layouts=("transformers",)),
         Reference("onnxruntime", ("onnx", "onnxruntime"), "onnx", FLOAT32, (CONVERTED,), ("onnx",)),
+        Reference("keras-saved", ("tensorflow", "keras"), "tensorflow", sides=(CONVERTED,), layouts=("keras-saved",)),
     )
 }
 
@@ -95,5 +97,15 @@ IMPLEMENTATIONS = {
     "timm": "timm",
     "transformers": "transformers",
     "onnxruntime": "ONNX Runtime",
+    "keras-saved": "Keras (TensorFlow)",
 }
 """Names of the implementations in reports, by the name of the reference; each module in this folder states the same."""
+
+
+def own_reference(layout: Layout) -> str | None:
+    """Return the reference that alone runs files of a folded layout; None for other layouts.
+
+    It belongs to every verification: nothing else runs the graph that such a file holds.
+    """
+    found = (name for name, reference in REFERENCES.items() if layout.folded and layout.name in reference.layouts)
+    return next(found, None)

@@ -101,6 +101,6 @@ def _on_hub(checkpoint: str) -> re.Match[str] | None:
     match = HUB.fullmatch(checkpoint)
     if match is None or match["prefix"]:
         return match
-    file = checkpoint.endswith((*hub.WEIGHTS, ".safetensors", ".onnx", ".json"))
+    file = checkpoint.endswith((*hub.WEIGHTS, ".safetensors", ".keras", ".onnx", ".json"))
     local = file or user_path(checkpoint.split("/")[0]).exists()
     return None if local or find(checkpoint) is not None else match

@@ -13,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from convert.checkpoints.checkpoint import Checkpoint
+from convert.conversion.folded import is_written_here
 from convert.errors import CheckpointError
 from convert.network.inputs import INPUTS, batches, input_sha256
 from convert.network.oracle import Oracle
@@ -20,7 +21,7 @@ from convert.network.runner import Batches, Implementation
 from convert.network.taps import Array, Key, Part, parts, tap_names
 from convert.progress import Progress, SharedProgress, tracked
 from convert.references.recordings import Recordings
-from convert.references.registry import FOREIGN_GRAPH, REFERENCES, Reference
+from convert.references.registry import FOREIGN_GRAPH, REFERENCES, Reference, own_reference
 from convert.references.worker import ProcessError, ReferenceProcess, at_once, processors
 from convert.verification.diagnosis import diagnose
 from convert.verification.metrics import finite, relative_l2
@@ -41,7 +42,7 @@ def compare_network(
 
     There is a source, a recording, or both. With references and a source, every part is also compared in
     isolation. `others` are further implementations that run the converted file. A graph is always run by
-    ONNX Runtime, unless it is not the one that `bit convert` writes.
+    ONNX Runtime or Keras, unless it is not the one that `bit convert` writes.
     """
     checkpoint, layout = converted.checkpoint, converted.checkpoint.layout
     shared = SharedProgress(progress)
@@ -54,7 +55,8 @@ def compare_network(
             if candidate is not None
         }
         expected, isolated = sides[CONVERTED], bool(references) and oracle is not None
-        names = dict.fromkeys((*references, *(["onnxruntime"] if layout.folded else [])))
+        own = own_reference(layout)
+        names = dict.fromkeys((*references, *([own] if own else [])))
         planned, not_run = _planned([REFERENCES[name] for name in names], sides)
         count = at_once(len(planned))
         # Beside references the oracle has as many threads as each of them: more would wait for each other.
@@ -135,11 +137,7 @@ def _planned(
 
 
 def _has_foreign_graph(checkpoint: Checkpoint) -> bool:
-    if not checkpoint.layout.folded:
-        return False
-    from convert.conversion.onnx_graph import is_written_here
-
-    return not is_written_here(checkpoint)
+    return checkpoint.layout.folded and not is_written_here(checkpoint)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from convert.checkpoints.manifest import (
     SIGNING_NAMES,
     Manifest,
 )
+from convert.conversion.folded import is_written_here
 from convert.conversion.plan import Plan
 from convert.conversion.plan import plan as make_plan
 from convert.conversion.write import origin_of
@@ -34,7 +35,7 @@ from convert.files.containers import kind
 from convert.network.parameters import parameters
 from convert.progress import Progress
 from convert.references.recordings import SHIPPED, Recordings, find_recordings
-from convert.references.registry import FOREIGN_GRAPH
+from convert.references.registry import FOREIGN_GRAPH, own_reference
 from convert.verification.bytes import StoredValues, compare_bytes, compare_fingerprints, explained
 from convert.verification.gradients import verify_gradients
 from convert.verification.mistakes import in_words
@@ -200,7 +201,8 @@ def compare_weights(
             gradients = verify_gradients(converted, progress)
         except (CheckpointError, MemoryError) as error:
             incomplete.append(f"gradients were not compared: {one_line(error)}")
-    required = {*settings.required, *network.crashed, *(["onnxruntime"] if converted.layout.folded else [])}
+    own = own_reference(converted.layout)
+    required = {*settings.required, *network.crashed, *([own] if own else [])}
     inferred = plan is not None and converted.manifest is not None and not converted.manifest.own
     problems = list(explained(plan, differing, wrong)) if plan is not None and inferred else list(wrong.values())
     if plan is None and recordings is not None and same_network:
@@ -257,11 +259,8 @@ def compare_manifest(manifest: Manifest, companions: Collection[str], converted:
     for name, (expected, actual) in statements.items():
         if expected != actual:
             yield f"{MANIFEST_NAME}: {name} does not match the weights"
-    if layout.folded:
-        from convert.conversion.onnx_graph import is_written_here
-
-        if not is_written_here(converted):
-            yield f"{converted.file.path.name}: graph or properties do not match the network"
+    if layout.folded and not is_written_here(converted):
+        yield f"{converted.file.path.name}: graph or properties do not match the network"
     for name in (converted.file.path.name, *companions):
         if name not in manifest.files:
             yield f"{name} is not listed in {MANIFEST_NAME}"
