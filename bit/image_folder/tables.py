@@ -34,7 +34,9 @@ def is_table(data: str | Path) -> bool:
         if path.suffix.lower() not in READERS:
             raise ValueError(f"{data} is neither a folder of images nor a table ({', '.join(READERS)})")
         return True
-    if isinstance(data, Path) or data.startswith((".", "/", "~")) or data.count("/") > 1:
+    # `data/photos` is a mistyped path if there is a folder `data`, and else a name as the Hub has them.
+    of_hub = str(data).count("/") == 1 and not path.parent.is_dir()
+    if isinstance(data, Path) or data.startswith((".", "/", "~")) or ("/" in data and not of_hub):
         raise ValueError(f"there is no folder {str(data)!r}; give a folder with a folder of images for each class")
     return True
 

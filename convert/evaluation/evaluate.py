@@ -31,6 +31,10 @@ PREPROCESSING = (SAME, EACH, LIBRARY)
 TRAINING_NAME = "training.json"
 """What `bit finetune` states about the training, with the fingerprints of the images."""
 MULTI_LABEL = "multi_label_classification"
+SEVERAL = (
+    "the head is for several labels: the first class is the most probable, its confidence a sigmoid, and NLL the "
+    "binary cross-entropy, summed over the classes"
+)
 
 ROUNDING, EPSILON = 1e-4, 1e-2
 """Relative L2 differences of logits that rounding to float32 and another epsilon explain. Google's own float32 code
@@ -111,6 +115,7 @@ def evaluate(
             reason = f"{package} is not installed; run make setup, or {item.runner.install}"
             not_run.append(NotRun(item.name, item.checkpoint.layout.name, item.runner.shown, reason))
             continue
+        progress(_task(item), 0, len(images))
         try:
             with RunnerProcess(item.runner, item.checkpoint) as process:
                 about = process.loaded()
@@ -121,7 +126,8 @@ def evaluate(
         except ProcessError as error:
             not_run.append(NotRun(item.name, item.checkpoint.layout.name, item.runner.shown, error.problems[0]))
             continue
-        notes = [note for note in (about.note, matching.note, _training_note(item, data)) if note]
+        several = SEVERAL if item.sigmoid else None
+        notes = [note for note in (about.note, several, matching.note, _training_note(item, data)) if note]
         run = Run(
             checkpoint=item.name,
             layout=item.checkpoint.layout.name,
@@ -193,8 +199,6 @@ def _logits(
     """Return the logits of the data's classes for all images `[N, classes]`, and the seconds that the network took."""
     found: list[tuple[list[int], Logits]] = []
     seconds, done, total = 0.0, 0, batches.total
-    task = f"{item.name} ({item.runner.shown})"
-    progress(task, 0, total)
     outputs = list(matching.outputs)
     for batch in batches:
         answer = process.logits(batch.images, batches.size)
@@ -203,11 +207,16 @@ def _logits(
         found.append((batch.places, answer.logits[:, outputs]))
         seconds += answer.seconds
         done += len(batch.places)
-        progress(task, done, total)
+        progress(_task(item), done, total)
     logits = np.empty((total, len(outputs)), np.float32)
     for places, rows in found:
         logits[places] = rows
     return logits, max(seconds, 1e-9)
+
+
+def _task(item: Candidate) -> str:
+    """Return the name of a run for `progress`."""
+    return f"{item.name} ({item.runner.shown})"
 
 
 def _compared(

@@ -214,6 +214,7 @@ def test_a_head_for_several_labels_is_scored_with_sigmoids(labelled: Path, pictu
     (folder / "config.json").write_text(json.dumps({**values, "problem_type": "multi_label_classification"}))
     found = convert.evaluate([folder, labelled], pictures)
     assert [run.sigmoid for run in found.runs] == [True, False]
+    assert "the head is for several labels" in found.runs[0].notes[0]
     assert found.runs[0].scores.top1 == found.runs[1].scores.top1
     assert found.runs[0].scores.nll != found.runs[1].scores.nll
     assert found.pairs[0].largest_difference == 0
