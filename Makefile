@@ -4,7 +4,7 @@ MODEL ?= Synthetic-R50x1
 TO ?= transformers
 OUT ?=
 REPO ?=
-DATA ?=
+DATA ?= digits
 ARGS ?=
 # Handed on through the environment, so that names may hold spaces and quotes.
 export MODEL TO OUT REPO DATA
@@ -21,12 +21,12 @@ CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify push list record finetune inspect test test-all faults mutants fuzz \
+.PHONY: help setup convert verify push list record finetune evaluate inspect test test-all faults mutants fuzz \
 	bench bench-convert bench-model bench-verify lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
-	@echo "  MODEL=$$MODEL  TO=$$TO  OUT=$${OUT:-converted/MODEL/TO}  REPO=owner/name  DATA=FOLDER  ARGS=options of bit"
+	@echo "  MODEL=$$MODEL  TO=$$TO  OUT=$${OUT:-converted/MODEL/TO}  REPO=owner/name  DATA=$$DATA  ARGS=options of bit"
 
 setup: $(DEV) ## install every framework and tool into .venv (about 8 GB)
 
@@ -46,8 +46,11 @@ record: $(CORE) ## record the outputs of MODEL, so that conversions can be compa
 	@$(VENV)/bin/bit record "$$MODEL" $(ARGS)
 
 finetune: $(DEV) ## fine-tune MODEL on the images DATA by BiT-HyperRule; without them, seeded weights learn digits
-	@$(VENV)/bin/bit finetune $(if $(filter file,$(origin MODEL)),,"$$MODEL") $${DATA:+--data "$$DATA"} \
-		$${OUT:+--out "$$OUT"} $(ARGS)
+	@$(VENV)/bin/bit finetune $(if $(filter file,$(origin MODEL)),,"$$MODEL") --data "$$DATA" $${OUT:+--out "$$OUT"} $(ARGS)
+
+evaluate: $(DEV) ## measure MODEL, one or several checkpoints, on DATA; without MODEL, what finetune made
+	@$(VENV)/bin/bit evaluate $(if $(filter file,$(origin MODEL)),finetuned/Synthetic-R14x1-digits,$$MODEL) \
+		--data "$$DATA" $(ARGS)
 
 inspect: $(CORE) ## show the layout, network and weights of MODEL
 	@$(VENV)/bin/bit inspect "$$MODEL" $(ARGS)

@@ -81,7 +81,9 @@ def test_it_holds_two_packages_with_their_data(wheel: Path) -> None:
         "convert/publishing/card.md.jinja",
         "convert/reference_outputs/Synthetic-R50x1/pytorch-f64.safetensors",
         "convert/reference_outputs/training/R14x1-schedule.safetensors",
+        "convert/reporting/evaluation.html.jinja",
         "convert/reporting/report.html.jinja",
+        "convert/reporting/style.css",
     } <= set(names)
 
 

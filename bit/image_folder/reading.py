@@ -44,6 +44,8 @@ def read_images(
     Raises `ValueError`, in one line, for images of fewer than two classes, an image that cannot be read and data
     that cannot be found, and `OSError` for a file that cannot be opened.
     """
+    if progress is not None:
+        progress("reading images", 0, 0)
     found = _available(data)
     if found or split is None:
         name = _choose(data, found, split) if found else None

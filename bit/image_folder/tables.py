@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def is_table(data: str | Path) -> bool:
         if path.suffix.lower() not in READERS:
             raise ValueError(f"{data} is neither a folder of images nor a table ({', '.join(READERS)})")
         return True
-    if isinstance(data, Path) or data.startswith((".", "/", "~")) or data.count("/") > 1:
+    # `data/photos` is a mistyped path if there is a folder `data`, and else a name as the Hub has them.
+    of_hub = str(data).count("/") == 1 and not path.parent.is_dir()
+    if isinstance(data, Path) or data.startswith((".", "/", "~")) or ("/" in data and not of_hub):
         raise ValueError(f"there is no folder {str(data)!r}; give a folder with a folder of images for each class")
     return True
 
@@ -97,14 +100,20 @@ def _load(data: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep `datasets` from showing progress bars of its own."""
+    """Keep `datasets` from showing progress bars of its own, and a line for each attempt to reach the Hub."""
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
     datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if shown:
             datasets.enable_progress_bars()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bit.files import read_json
 from bit.image_folder import LabelledImages
 from bit.image_processing import BitImageProcessorPil
 from convert.checkpoints.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ from convert.errors import CheckpointError
 from convert.evaluation.classes import Matching, match_all
 from convert.evaluation.libraries import Runner, runner_of
 from convert.evaluation.metrics import Logits, differences, scores
-from convert.evaluation.preparation import Batches, in_words, stated_preprocessing
+from convert.evaluation.preparation import Batches, effective, in_words, stated_preprocessing
 from convert.evaluation.results import Choice, Data, Disagreement, Evaluation, NotRun, Pair, Run
 from convert.evaluation.worker import RunnerProcess
 from convert.progress import Progress
@@ -27,7 +28,13 @@ from convert.references.worker import ProcessError, processors
 SAME, EACH, LIBRARY = "same", "each", "library"
 PREPROCESSING = (SAME, EACH, LIBRARY)
 """The same pixels for all checkpoints; what each folder states; or each library's own pipeline."""
+TRAINING_NAME = "training.json"
+"""What `bit finetune` states about the training, with the fingerprints of the images."""
 MULTI_LABEL = "multi_label_classification"
+SEVERAL = (
+    "the head is for several labels: the first class is the most probable, its confidence a sigmoid, and NLL the "
+    "binary cross-entropy, summed over the classes"
+)
 
 ROUNDING, EPSILON = 1e-4, 1e-2
 """Relative L2 differences of logits that rounding to float32 and another epsilon explain. Google's own float32 code
@@ -108,6 +115,7 @@ def evaluate(
             reason = f"{package} is not installed; run make setup, or {item.runner.install}"
             not_run.append(NotRun(item.name, item.checkpoint.layout.name, item.runner.shown, reason))
             continue
+        progress(_task(item), 0, len(images))
         try:
             with RunnerProcess(item.runner, item.checkpoint) as process:
                 about = process.loaded()
@@ -118,7 +126,8 @@ def evaluate(
         except ProcessError as error:
             not_run.append(NotRun(item.name, item.checkpoint.layout.name, item.runner.shown, error.problems[0]))
             continue
-        notes = [note for note in (about.note, matching.note) if note]
+        several = SEVERAL if item.sigmoid else None
+        notes = [note for note in (about.note, several, matching.note, _training_note(item, data)) if note]
         run = Run(
             checkpoint=item.name,
             layout=item.checkpoint.layout.name,
@@ -171,7 +180,7 @@ def _common(
 
 def _usual(item: Candidate) -> BitImageProcessorPil:
     """Return Google's preprocessing for a checkpoint that states none."""
-    return BitImageProcessorPil.from_dict(preprocessor("google", item.checkpoint.name))
+    return effective(BitImageProcessorPil.from_dict(preprocessor("google", item.checkpoint.name)))
 
 
 def _pipeline(
@@ -190,8 +199,6 @@ def _logits(
     """Return the logits of the data's classes for all images `[N, classes]`, and the seconds that the network took."""
     found: list[tuple[list[int], Logits]] = []
     seconds, done, total = 0.0, 0, batches.total
-    task = f"{item.name} ({item.runner.shown})"
-    progress(task, 0, total)
     outputs = list(matching.outputs)
     for batch in batches:
         answer = process.logits(batch.images, batches.size)
@@ -200,11 +207,16 @@ def _logits(
         found.append((batch.places, answer.logits[:, outputs]))
         seconds += answer.seconds
         done += len(batch.places)
-        progress(task, done, total)
+        progress(_task(item), done, total)
     logits = np.empty((total, len(outputs)), np.float32)
     for places, rows in found:
         logits[places] = rows
     return logits, max(seconds, 1e-9)
+
+
+def _task(item: Candidate) -> str:
+    """Return the name of a run for `progress`."""
+    return f"{item.name} ({item.runner.shown})"
 
 
 def _compared(
@@ -248,3 +260,17 @@ def _causes(first: Run, second: Run) -> dict[str, float]:
     if first.dtype != second.dtype:
         causes |= {f"weights in {dtype}": DTYPES[dtype] for dtype in (first.dtype, second.dtype) if dtype in DTYPES}
     return causes
+
+
+def _training_note(item: Candidate, data: Data) -> str | None:
+    """Return a note if `training.json` beside the weights says that these are the images of the training."""
+    try:
+        used = read_json(item.checkpoint.file.path.parent / TRAINING_NAME).get("data")
+    except (OSError, ValueError):
+        return None
+    kinds = {
+        "training": "it was trained on these images",
+        "validation": "these are the validation images of its training",
+    }
+    stated = used if isinstance(used, dict) else {}
+    return next((note for kind, note in kinds.items() if stated.get(f"{kind}_sha256") == data.fingerprint), None)

@@ -21,8 +21,8 @@ Pixels = NDArray[np.float32]
 class Runner(Library):
     """A library that runs checkpoints of some layouts, as its users run them.
 
-    It is the module of that name in `runners`, where `load(checkpoint)` returns a `Loaded` network; it imports the
-    framework, in a process of its own.
+    It is the module of that name in `runners`, with `_` for `-`, where `load(checkpoint)` returns a `Loaded` network;
+    it imports the framework, in a process of its own.
     """
 
     shown: str

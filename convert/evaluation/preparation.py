@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from bit.image_folder import LabelledImages
 from bit.image_processing import BICUBIC, PREPROCESSOR_NAME, BitImageProcessorPil
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
+from convert.published.preprocessing import preprocessor
 from convert.verification.pixels import INVALID_SETTINGS, stated_processor
 
 KEPT_BYTES = 1 << 29
@@ -23,19 +25,47 @@ KEPT_BYTES = 1 << 29
 
 
 def stated_preprocessing(checkpoint: Checkpoint) -> BitImageProcessorPil | None:
-    """Return the preprocessing that the files of a checkpoint state; None if they state none.
+    """Return the preprocessing that a checkpoint states, see `effective`; None if it states none.
 
-    Raises `CheckpointError` for settings that are invalid.
+    It is that of the files beside the weights, of an ONNX file's properties, or of the manifest's profile. Raises
+    `CheckpointError` for settings that are invalid.
     """
-    folder = checkpoint.file.path.parent
     try:
-        if properties := getattr(checkpoint.file, "properties", None):  # of an ONNX file
-            stated = properties.get("preprocessing")
-            return BitImageProcessorPil.from_dict(json.loads(stated)) if stated else None
-        files = {name: folder / name for name in (PREPROCESSOR_NAME, CONFIG_NAME)}
-        return stated_processor({name: read_json(file) for name, file in files.items() if file.is_file()})
+        found = _stated(checkpoint)
     except INVALID_SETTINGS as error:
         raise CheckpointError(f"{checkpoint.path} states preprocessing that is not valid: {one_line(error)}") from None
+    profile = checkpoint.manifest.options.profile if checkpoint.manifest is not None else None
+    if found is None and profile:
+        found = BitImageProcessorPil.from_dict(preprocessor(profile, checkpoint.name))
+    return None if found is None else effective(found)
+
+
+def _stated(checkpoint: Checkpoint) -> BitImageProcessorPil | None:
+    if properties := getattr(checkpoint.file, "properties", None):  # of an ONNX file
+        stated = properties.get("preprocessing")
+        return BitImageProcessorPil.from_dict(json.loads(stated)) if stated else None
+    files = {name: checkpoint.file.path.parent / name for name in (PREPROCESSOR_NAME, CONFIG_NAME)}
+    return stated_processor({name: read_json(file) for name, file in files.items() if file.is_file()})
+
+
+def effective(processor: BitImageProcessorPil) -> BitImageProcessorPil:
+    """Return the processor with the settings that have no effect at their defaults.
+
+    Two that make the same pixels of every image are then equal, whatever the library in whose words they were stated.
+    """
+    usual = BitImageProcessorPil()
+    without: dict[str, Any] = {"image_mean": tuple(processor.image_mean), "image_std": tuple(processor.image_std)}
+    if not processor.do_normalize:
+        without |= {"image_mean": usual.image_mean, "image_std": usual.image_std}
+    if not processor.do_center_crop:
+        without["crop_size"] = usual.crop_size
+    if not processor.do_resize:
+        without |= {"size": usual.size, "small_size": None, "resample": usual.resample}
+    elif processor.small_size == processor.size:
+        without["small_size"] = None
+    if not processor.do_rescale:
+        without["rescale_factor"] = usual.rescale_factor
+    return dataclasses.replace(processor, do_convert_rgb=True, **without)
 
 
 def in_words(processor: BitImageProcessorPil) -> str:

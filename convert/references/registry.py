@@ -24,7 +24,7 @@ class Library:
     """A library that may be installed."""
 
     name: str
-    """Name of the module that runs it, which has `_` for `-`."""
+    """Name of the library, and of the module that runs it, which has `_` for `-`."""
     needs: tuple[str, ...]
     """Packages that it imports."""
     extra: str
@@ -45,7 +45,7 @@ class Library:
 class Reference(Library):
     """A reference implementation; loading it imports the framework, in a process of the reference's own.
 
-    It is the module of that name in this folder.
+    It is the module of that name in this folder, which has `_` for `-`.
     """
 
     dtypes: tuple[str, ...] = ("float64", "float32")

@@ -17,6 +17,8 @@ from convert.reporting.templates import template
 from convert.reporting.text import number
 
 TEMPLATE = "evaluation.html.jinja"
+MOST = 200
+"""Most images of a comparison that the page lists; the JSON has all."""
 EVALUATION_NAMES = ("evaluation.json", "evaluation.html")
 
 
@@ -45,6 +47,7 @@ def render(evaluation: Evaluation) -> str:
         evaluator=f"bit-convert {__version__}",
         command=command(evaluation),
         notes=notes(evaluation),
+        MOST=MOST,
     )
 
 

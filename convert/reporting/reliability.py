@@ -89,6 +89,6 @@ class Diagrams:
 def diagrams(runs: Sequence[Run], titles: Sequence[str]) -> list[Diagrams]:
     """Return the panels for a wide page and for a narrow one, which shows those that fit."""
     return [
-        Diagrams("wide", 250 * min(4, max(len(runs), 2)), min(4, max(len(runs), 2)), runs, titles),
+        Diagrams("wide", 1000, 4, runs, titles),
         Diagrams("narrow", 260, 1, runs, titles),
     ]

@@ -89,7 +89,10 @@ def test_each_folder_may_be_given_the_pixels_that_it_states(
     graph: Path, labelled: Path, pictures: Path, tmp_path: Path
 ) -> None:
     other = convert_file(labelled, "onnx", tmp_path / "timm", options=convert_options(profile="timm"))
+    used = {"training_sha256": "0" * 64, "validation_sha256": read_images(pictures).fingerprint()}
+    (other / "training.json").write_text(json.dumps({"data": used}))
     found = convert.evaluate([graph, other], pictures, preprocessing="each")
+    assert [run.notes[1:] for run in found.runs] == [(), ("these are the validation images of its training",)]
     assert ["128×128" in run.preprocessing for run in found.runs] == [True, False]
     assert "other pixels" in found.pairs[0].causes
     assert (found.pairs[0].tolerance, found.warnings) == (None, ())
@@ -165,17 +168,18 @@ def test_checkpoints_and_classes_that_do_not_fit_are_refused(
 
 @pytest.mark.long
 def test_every_layout_gives_the_same_classes_by_its_own_library(tiny_npz: Path, labelled: Path, tmp_path: Path) -> None:
-    """All seven, those with Google's epsilon among themselves within rounding, and transformers and timm, too."""
+    """Those with Google's epsilon among themselves within rounding, and transformers and timm, too."""
     data = save_classes(tmp_path / "data", sorted(LABELS.values()), each=4)
     write_npz(tmp_path / "tiny.npz", TINY)
-    layouts = ("google", "google-tf2", "flax", "keras", "onnx", "transformers", "timm")
+    layouts = ("google", "google-tf2", "flax", "keras", "keras-saved", "onnx", "transformers", "timm")
     folders = [convert_file(tmp_path / "tiny.npz", layout, tmp_path / layout) for layout in layouts]
     found = convert.evaluate(folders, data, batch=8)
     assert found.not_run == ()
-    assert [run.ws_eps for run in found.runs] == [1e-10] * 5 + [1e-8] * 2
+    assert [run.ws_eps for run in found.runs] == [1e-10] * 6 + [1e-8] * 2
     assert [run.library for run in found.runs][2:] == [
         "bit.flax (JAX)",
         "bit.keras (TensorFlow)",
+        "Keras (TensorFlow)",
         "ONNX Runtime",
         "transformers",
         "timm",
@@ -183,7 +187,7 @@ def test_every_layout_gives_the_same_classes_by_its_own_library(tiny_npz: Path, 
     assert len({run.scores.top1 for run in found.runs}) == 1
     for pair in found.pairs:
         assert (pair.same_first_class, pair.explained) == (20, True), pair
-    assert max(pair.relative_l2 for pair in found.pairs[:4]) < 2e-5
+    assert max(pair.relative_l2 for pair in found.pairs[:5]) < 2e-5
 
 
 @pytest.mark.long
@@ -210,6 +214,7 @@ def test_a_head_for_several_labels_is_scored_with_sigmoids(labelled: Path, pictu
     (folder / "config.json").write_text(json.dumps({**values, "problem_type": "multi_label_classification"}))
     found = convert.evaluate([folder, labelled], pictures)
     assert [run.sigmoid for run in found.runs] == [True, False]
+    assert "the head is for several labels" in found.runs[0].notes[0]
     assert found.runs[0].scores.top1 == found.runs[1].scores.top1
     assert found.runs[0].scores.nll != found.runs[1].scores.nll
     assert found.pairs[0].largest_difference == 0

@@ -13,7 +13,7 @@ from bit.image_processing import BitImageProcessorPil
 from convert.checkpoints.checkpoint import Checkpoint
 from convert.errors import CheckpointError
 from convert.evaluation import preparation
-from convert.evaluation.preparation import Batches, in_words, stated_preprocessing
+from convert.evaluation.preparation import Batches, effective, in_words, stated_preprocessing
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,15 @@ def test_without_a_processor_images_stay_as_they_are(tmp_path: Path) -> None:
     images = read_images(tmp_path)
     (batch,) = Batches(images, None, 9)
     np.testing.assert_array_equal(batch.images[1], np.asarray(images.open(1)), strict=True)
+
+
+def test_settings_without_effect_make_no_difference() -> None:
+    square = {"height": 32, "width": 32}
+    ours = BitImageProcessorPil(size=square, image_mean=[0.5] * 3)
+    timms = BitImageProcessorPil(size=square, crop_size=square, small_size=square)
+    assert effective(ours) == effective(timms) != effective(BitImageProcessorPil(size=square, do_center_crop=True))
+    for settings in ({"do_resize": False}, {"do_normalize": False}, {"do_rescale": False}):
+        changed = BitImageProcessorPil(size=square, **settings)  # type: ignore[arg-type]
+        assert effective(changed) != effective(ours)
+        image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(*(one(image)["pixel_values"][0] for one in (changed, effective(changed))))

@@ -30,6 +30,13 @@ def test_a_page_of_outputs_that_differ_says_so() -> None:
     assert "onnx states other preprocessing" in page
 
 
+def test_the_page_of_many_differences_stays_short() -> None:
+    pair = replace(PAIR, relative_l2=0.3, disagreements=PAIR.disagreements * 1000)
+    page = render(evaluation(pairs=(pair,)))
+    assert page.count("<td>8</td>") == 200
+    assert "800 more images of onnx are in <code>evaluation.json</code>" in page
+
+
 def test_names_from_files_are_text_on_the_page() -> None:
     evil = "<script>alert(1)</script>"
     data = replace(DATA, name=evil, classes=(evil, "b"), skipped=(evil,))
@@ -48,7 +55,7 @@ def test_bars_have_the_height_of_the_accuracy_and_marks_that_of_the_confidence()
     assert bars[-1].expected == pytest.approx(wide.panel * 0.03, abs=0.1)
     assert bars[-1].count_top == wide.panel + wide.gap
     assert bars[0].x == pytest.approx(8 / 15 * wide.panel + 0.5, abs=0.1)
-    assert (wide.columns, narrow.columns) == (2, 1)
+    assert (wide.height, wide.columns, narrow.columns) == (wide.row, 4, 1)
     assert narrow.height == 2 * narrow.row
 
 

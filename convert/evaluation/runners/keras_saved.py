@@ -1,4 +1,4 @@
-"""Keras alone: the model that `keras.saving.load_model` loads, on TensorFlow."""
+"""Keras: a `.keras` file as `keras.saving.load_model` loads it, compiled by TensorFlow as `Model.predict` does."""
 
 from __future__ import annotations
 
@@ -19,4 +19,5 @@ def load(checkpoint: Checkpoint) -> Loaded:
     model = keras.saving.load_model(checkpoint.file.path, compile=False)
     # The kernels are standardized in the file; the manifest beside it states with which epsilon.
     epsilon = checkpoint.config.ws_eps if checkpoint.states_ws_eps else None
-    return Loaded(f"Keras {keras.__version__}, TensorFlow {tf.__version__}", model.predict_on_batch, epsilon)
+    version = f"Keras {keras.__version__}, TensorFlow {tf.__version__}"
+    return Loaded(version, model.predict_on_batch, epsilon)

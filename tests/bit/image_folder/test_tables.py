@@ -67,6 +67,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     table(animal=[0, None, 1, 0, 1, 0]).to_parquet(tmp_path / "missing.parquet")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and nothing more")
     (tmp_path / "notes.txt").write_text("not a table")
+    (tmp_path / "saved").mkdir()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for data, message in (
@@ -76,6 +78,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "notes.txt", "is neither a folder of images nor a table"),
         ("owner/absent", "'owner/absent' is neither a folder nor a data set"),
         ("./absent", "there is no folder './absent'"),
+        ("saved/absent", "there is no folder 'saved/absent'"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             read_images(data)
