@@ -172,8 +172,9 @@ class BiT(nnx.Module):
         x = taps["root_block/conv"] = self.root_block(jnp.asarray(images))
         x = taps["root_block"] = max_pool(x)
         for block in (f"block{stage + 1}" for stage in range(len(self.config.depths))):
-            for unit, x in getattr(self, block)(x).items():
-                taps[f"{block}/{unit}"] = x
+            units = getattr(self, block)(x)
+            taps |= {f"{block}/{unit}": output for unit, output in units.items()}
+            x = list(units.values())[-1]
         x = taps["pre_head"] = nnx.relu(getattr(self, LAST_NORM)(x))
         x = taps["pooled"] = x.mean(axis=(1, 2))
         if self.conv_head is not None:

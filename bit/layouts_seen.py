@@ -10,7 +10,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from bit.config import WEIGHTS_NAME
 from bit.files import read_json
 
 READS: Mapping[str, tuple[str, ...]] = {
