@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -214,4 +213,4 @@ def load(folder: str | Path) -> BiT:
     expected = {"/".join(map(str, key)): value.shape for key, value in nnx.to_flat_state(state)}
     if problems := mismatches(expected, {key: value.shape for key, value in stored.items()}):
         raise ValueError(f"{folder} does not hold this model: {listed(problems)}")
-    return cast(BiT, nnx.merge(graph, nnx.State(unflatten_dict(stored, sep="/"))))
+    return nnx.merge(graph, nnx.State(unflatten_dict(stored, sep="/")))

@@ -24,7 +24,7 @@ from convert.network.taps import Part
 
 LAYERS = (StandardizedConv, GroupNorm, Head)
 """The layers that have parameters."""
-Abstract = tuple[nnx.GraphDef[Any], nnx.State]
+Abstract = tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]
 """A module without values: its structure, and the shapes of its parameters."""
 
 
@@ -82,7 +82,8 @@ class _Flax:
             after = {"stem": max_pool, "pooled": lambda x: jnp.mean(nnx.relu(x), axis=(1, 2))}.get(kind, lambda x: x)
 
             def forward(params: Any, x: Any) -> Any:
-                return after(nnx.merge(graph, params)(x))
+                module: Any = nnx.merge(graph, params)
+                return after(module(x))
 
             self._differentiated[kind, stage, first] = jax.jit(lambda params, x, c: jax.vjp(forward, params, x)[1](c))
         return self._differentiated[kind, stage, first]

@@ -101,7 +101,7 @@ Logits = Callable[[Mapping[str, Array], Array], Array]
 
 
 def repeat_steps(recording: TrainingRecording, load: Load) -> dict[str, tuple[Array, Array]]:
-    """Take the recorded steps with the gradients of a reference, one part of the network at a time; see `repeat_with`."""
+    """Take the recorded steps with a reference's gradients, one part of the network at a time; see `repeat_with`."""
     config = recording.config
     checkpoint = WeightsInMemory(config, {})
     implementation = load(checkpoint, "float64")
@@ -137,7 +137,7 @@ def repeat_with(recording: TrainingRecording, gradients: Gradients, logits: Logi
         for name, gradient in total.items():
             velocity[name] = about["momentum"] * velocity.get(name, 0) + gradient
             values[name] = values[name] - rate * velocity[name]
-    outcome = {"loss": np.array(losses), "logits_after": logits(values, images(1, 2, 224, 224))}
+    outcome = {"loss": np.array(losses), "logits_after": logits(values, images(1, 2, 224, 224).astype(np.float64))}
     pairs = {name: (value, recording.arrays[name]) for name, value in outcome.items()}
     for item in parameters(config):
         key, change = GOOGLE.key(item.place), values[item.name] - before[item.name]

@@ -20,7 +20,7 @@ from convert.network.dtypes import FLOAT32
 
 ARRAYS = {
     f"layers/{name}": np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
-    for name, shape in {"b/0": (3, 3, 8, 16), "a/0": (5,), "a/1": (700, 30), "c/vars/0": (1,), "d/0": (0, 3)}.items()
+    for name, shape in {"b/0": (3, 3, 8, 16), "a/0": (5,), "a/1": (700, 30), "c/vars/0": (1,)}.items()
 }
 
 
