@@ -45,8 +45,8 @@ from convert.publishing.signature import check_signature as check_signature
 from convert.publishing.signature import sign as sign
 from convert.publishing.signature import signing_options
 from convert.references import recorder
-from convert.references.registry import own_reference
 from convert.references.recordings import SHIPPED, recordings_folder
+from convert.references.registry import own_reference
 from convert.reporting.files import write_report
 from convert.signing.check import Signature as Signature
 from convert.sources.resolve import cache_folder as cache_folder

@@ -11,10 +11,7 @@ from convert.layouts.onnx import ONNX
 from convert.layouts.timm import TIMM
 from convert.layouts.transformers import TRANSFORMERS
 
-LAYOUTS = {
-    layout.name: layout
-    for layout in (TRANSFORMERS, TIMM, GOOGLE, GOOGLE_TF2, FLAX, KERAS, KERAS_SAVED, ONNX)
-}
+LAYOUTS = {layout.name: layout for layout in (TRANSFORMERS, TIMM, GOOGLE, GOOGLE_TF2, FLAX, KERAS, KERAS_SAVED, ONNX)}
 READABLE = {name: layout for name, layout in LAYOUTS.items() if not layout.folded}
 
 

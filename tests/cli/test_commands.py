@@ -68,7 +68,7 @@ def test_success_shows_the_report_and_how_to_load_the_result(tiny_npz: Path, tmp
         "report: converted/tiny/flax/verification.html (open it in a browser)",
         "load it with:",
         "  import bit.flax",
-        '  model, params = bit.flax.load("converted/tiny/flax")',
+        '  model = bit.flax.load("converted/tiny/flax")',
     ]
     assert all(layout.export.loading for layout in LAYOUTS.values())
 
