@@ -62,12 +62,14 @@ def command(evaluation: Evaluation) -> str:
 
 
 def short_names(evaluation: Evaluation) -> list[str]:
-    """Return the names of the checkpoints that were run, without the folders that all of them are in."""
-    parts = [PurePath(run.checkpoint).parts for run in evaluation.runs]
-    shared = 0
-    while len(parts) > 1 and all(len(row) > shared + 1 and row[shared] == parts[0][shared] for row in parts):
-        shared += 1
-    return [str(PurePath(*row[shared:])) for row in parts]
+    """Return the names of the checkpoints that were run, of each as many of the last parts as tell them apart."""
+    names = [run.checkpoint for run in evaluation.runs]
+    parts = [PurePath(name).parts for name in names]
+    for count in range(1, max(map(len, parts), default=0)):
+        shown = [str(PurePath(*row[-count:])) for row in parts]
+        if 1 < len(set(shown)) == len(set(names)):
+            return shown
+    return names
 
 
 def notes(evaluation: Evaluation) -> list[str]:

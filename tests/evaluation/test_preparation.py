@@ -22,7 +22,6 @@ from convert.evaluation.preparation import Batches, effective, in_words, stated_
         ("transformers", "resized to 480×480 (bilinear), small images to 128×128, values in [-1, 1]"),
         ("timm", "resized to 256 on the shorter edge (bilinear), cropped to 224×224, values in [-1, 1]"),
         ("onnx", "resized to 480×480 (bilinear), small images to 128×128, values in [-1, 1]"),
-        ("flax", None),
         ("google", None),
     ],
 )

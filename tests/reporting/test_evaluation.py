@@ -69,10 +69,20 @@ def test_words_for_every_kind_of_difference() -> None:
     assert difference_words(replace(PAIR, tolerance=None)).endswith("the images were prepared differently")
 
 
-def test_short_names_leave_out_the_folders_that_all_are_in() -> None:
-    assert short_names(evaluation()) == ["transformers", "onnx"]
-    assert short_names(evaluation(runs=(RUN,))) == ["converted/digits/transformers"]
-    assert short_names(evaluation(runs=(RUN, RUN))) == ["transformers", "transformers"]
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["out/digits/timm", "/tmp/digits/onnx"], ["timm", "onnx"]),
+        (["a/digits/timm", "b/digits/timm", "c/onnx"], ["a/digits/timm", "b/digits/timm", "c/onnx"]),
+        (["a/timm", "b/timm", "b/timm"], ["a/timm", "b/timm", "b/timm"]),
+        (["a/timm"], ["a/timm"]),
+        (["a/timm", "a/timm"], ["a/timm", "a/timm"]),
+        (["timm", "a/timm"], ["timm", "a/timm"]),
+        (["a/timm", "./a/timm"], ["a/timm", "./a/timm"]),
+    ],
+)
+def test_short_names_tell_the_checkpoints_apart(names: list[str], shown: list[str]) -> None:
+    assert short_names(evaluation(runs=tuple(replace(RUN, checkpoint=name) for name in names))) == shown
 
 
 def test_the_command_repeats_the_evaluation() -> None:
