@@ -1,13 +1,14 @@
 """Time of an optimizer step: `bit finetune`'s engine against transformers' `Trainer` on transformers' model.
 
-R50x1 at 224 pixels, a batch of 16 images in micro-batches, in float32 and with `--precision bf16`. Every contender trains
-in a process of its own, one after the other in turn; the time is that between the ends of two steps. Run by
-`make bench-model`, or alone: `python -m benchmarks.training`.
+R50x1 at 224 pixels, a batch of 16 images, in float32 and with `--precision bf16`. Every contender trains in a process
+of its own, one after the other in turn; the time is that between the ends of two steps. Run by `make bench-model`, or
+alone: `python -m benchmarks.training`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def run_bit(batch: int, micro_batch: int, steps: int, precision: Any) -> list[fl
     data = Data(Pixels(steps * batch, as_bytes=True), None, Mixup(0.0))
     with tempfile.TemporaryDirectory() as folder:
         finetune(model, data, settings, Path(folder), lambda step: ends.append(time.monotonic()))
-    return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(ends)]
 
 
 def run_transformers(batch: int, micro_batch: int, steps: int, precision: str) -> list[float]:
@@ -86,7 +87,7 @@ def run_transformers(batch: int, micro_batch: int, steps: int, precision: str) -
         images = Pixels(steps * batch, as_bytes=False)
         schedule = hyperrule.scheduler(optimizer, hyperrule.Schedule(1, (), steps))
         Trainer(model, arguments, train_dataset=images, optimizers=(optimizer, schedule), callbacks=[Clock()]).train()
-    return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(ends)]
 
 
 CONTENDERS = {"bit finetune": run_bit, "transformers' Trainer": run_transformers}
