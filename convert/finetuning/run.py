@@ -365,8 +365,9 @@ def _main_process_first() -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
         yield state.is_main_process
