@@ -77,6 +77,7 @@ bench-convert: $(DEV) ## converting: time and memory against cp + sync + sha256 
 
 bench-model: $(DEV) ## running: bit against timm, transformers and others
 	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.running $(ARGS)
+	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.training
 
 bench-verify: $(DEV) ## verifying: time and memory of the command and of the process of every reference
 	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.verifying $(ARGS)

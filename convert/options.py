@@ -56,7 +56,8 @@ class ConvertOptions(SourceOptions, VerifyOptions, total=False):
     """`keep` (default), or `compensate`: scale kernels so that a library with a different
     weight-standardization epsilon computes the same function. For inference only."""
     profile: str | None
-    """Preprocessing to store: `google`, `timm` or `transformers`; default: the layout's own."""
+    """Preprocessing to store: `google`, `google:SIZE`, `timm` or `transformers`; default: the layout's own, or that of
+    a fine-tuned network."""
     max_shard_size: str | None
     """Largest size of one weights file, `5GB` for example; for the layout `transformers`."""
     allow_nonfinite: bool

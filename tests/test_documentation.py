@@ -29,7 +29,7 @@ PAGES = (
     "reference_outputs/README.md",
     "tests/README.md",
 )
-OTHER_COMMANDS = {"cd", "git", "hf", "model_signing", "openssl", "pip", "pre-commit", "python"}
+OTHER_COMMANDS = {"cd", "git", "hf", "model_signing", "openssl", "pip", "pre-commit", "python", "torchrun"}
 """Commands in console blocks that are not ours."""
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")

@@ -57,7 +57,8 @@ from convert.options import ConvertOptions
 @click.option(
     "--profile",
     metavar="NAME",
-    help="Preprocessing to store: google, timm or transformers. [default: google; timm for the layout timm]",
+    help="Preprocessing to store: google, google:SIZE, timm or transformers. [default: google; timm for the layout "
+    "timm; of a fine-tuned network its own]",
 )
 @click.option("--max-shard-size", metavar="SIZE", help="Split the weights as transformers does, for example 5GB.")
 @click.option(

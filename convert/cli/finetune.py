@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
 
 import click
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
     from bit.finetuning.engine import Step
     from convert.finetuning.options import FinetuneOptions
     from convert.finetuning.run import FinetuneResult
+    from convert.progress import Progress
 
 LINES = 50
-"""Lines of progress of a whole training where there is no terminal."""
+"""Lines of progress of a whole training."""
 
 
 @click.command("finetune")
@@ -91,7 +91,8 @@ def finetune_command(
 
     Several GPUs: torchrun --nproc-per-node 2 -m convert finetune …
     """
-    with progress_bar() as progress, _step_lines() as report:
+    with progress_bar() as progress:
+        report = _reporter(progress)
         try:
             result = convert.finetune(checkpoint, data, out, progress=progress, report=report, **options)
         except (convert.VerificationError, convert.IncompleteError) as error:
@@ -145,25 +146,16 @@ def _lines(result: FinetuneResult) -> Iterator[str]:
         yield from (f"  {escape(line)}" for line in conversion.loading.splitlines())
 
 
-@contextmanager
-def _step_lines() -> Iterator[Callable[[Step], None]]:
-    """Yield a callback that shows each step on one line of a terminal, or some of them on lines elsewhere."""
-    terminal, shown = sys.stderr is not None and sys.stderr.isatty(), False
+def _reporter(progress: Progress) -> Callable[[Step], None]:
+    """Return a callback that moves the bar of a terminal, and prints a line about some of the steps."""
 
     def show(step: Step) -> None:
-        nonlocal shown
-        every = max(1, step.steps // LINES)
-        if terminal:
-            write(f"\r\x1b[K{_words(step)}", sys.stderr)
-            shown = True
-        elif step.step % every == 0 or step.step == step.steps:
+        if sys.stderr is not None and sys.stderr.isatty():
+            progress("training", step.step, step.steps)
+        if step.step % max(1, step.steps // LINES) == 0 or step.step == step.steps:
             write(f"{_words(step)}\n", sys.stderr)
 
-    try:
-        yield show
-    finally:
-        if shown:
-            write("\n", sys.stderr)
+    return show
 
 
 def _words(step: Step) -> str:

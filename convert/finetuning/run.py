@@ -23,7 +23,7 @@ from convert.conversion.plan import plan
 from convert.conversion.write import write
 from convert.errors import CheckpointError, ConvertError, TrainingError, UsageError, check_names
 from convert.files.atomic import NewFolder, write_json
-from convert.files.base import combined_sha256
+from convert.files.base import combined_sha256, shown
 from convert.finetuning.options import FinetuneOptions
 from convert.finetuning.workplace import Workplace
 from convert.layouts.transformers import TRANSFORMERS
@@ -166,7 +166,7 @@ def default_out(checkpoint: str, data: str) -> Path:
     """Return `finetuned/CHECKPOINT-DATA`."""
     path = user_path(checkpoint)
     name = checkpoint_name(path) if path.exists() else hub_name(checkpoint) or path.name
-    return Path("finetuned", f"{name}-{user_path(data).name}")
+    return Path("finetuned", f"{name}-{user_path(data).resolve().name}")
 
 
 def require_packages(data: str) -> None:
@@ -198,7 +198,7 @@ def _prepare(
             "checkpoint": origin.name if origin is not None else source.name,
             "checkpoint_sha256": origin.sha256 if origin is not None else combined_sha256(files),
             "weights_sha256": combined_sha256(files),
-            "data": user_path(data).name,
+            "data": shown(user_path(data).resolve().name),
             "training_sha256": training.fingerprint(),
             "validation_sha256": validation.fingerprint(),
             "keep_head": options.get("keep_head", False),
@@ -210,6 +210,8 @@ def _prepare(
                 return before
             place.begin(about, options.get("force", False))
             _start(place, source, training.classes, progress, options.get("keep_head", False))
+        elif not place.start.exists():  # the first process has found the result
+            return FinetuneResult(place.out, None, None, settings.steps, settings.steps, main=False)
     model = _load(place.start, training.classes)
     return _Job(place, model, training, validation, settings, changed, about)
 
@@ -264,6 +266,7 @@ def _existing(place: Workplace, about: Mapping[str, Any], options: FinetuneOptio
     verification = Verification(manifest.name, manifest.layout, manifest.architecture, manifest.classes)
     if options.get("verify", True):
         verification = verify(place.out, full=False, recordings=options.get("recordings"))
+    place.finish()  # a run that was killed at the very end did not
     conversion = ConversionResult(place.out, manifest, verification, place.trained, created=False)
     return FinetuneResult(place.out, training, conversion, steps, steps, resumed_from=steps)
 
@@ -365,8 +368,9 @@ def _main_process_first() -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
         yield state.is_main_process

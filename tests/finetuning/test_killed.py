@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import random
@@ -55,8 +56,8 @@ def bits(out: Path) -> dict[str, str]:
 @pytest.mark.filterwarnings("default")
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are forked")
 def test_ten_kills_change_no_bit(tiny_npz: Path, tmp_path: Path) -> None:
-    import bit.finetuning.engine  # noqa: F401  # once for all processes
-
+    for module in ("bit.finetuning.engine", "bit.transformers", "convert.finetuning.run"):
+        importlib.import_module(module)  # once for all processes, so that most kills hit the training
     data, chosen = stripes(tmp_path / "data", 12), random.Random(0)
     start = time.monotonic()
     assert os.waitpid(started(tiny_npz, data, tmp_path / "whole" / "out"), 0)[1] == 0

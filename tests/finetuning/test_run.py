@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from support.command import run_here
 from support.images import stripes
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 import convert
 from bit.finetuning.engine import Step
@@ -207,6 +210,19 @@ def test_a_training_that_diverges_exits_with_three(
     assert result.returncode == 3
     assert "error: the loss of step 1 is nan: choose a smaller learning rate" in result.stderr.splitlines()
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_script_of_transformers_begins_with_a_head_of_zeros(tiny_npz: Path, tmp_path: Path) -> None:
+    """With the calls of `run_image_classification.py`: the classes of the images go into the configuration."""
+    start = convert.convert(tiny_npz, out=tmp_path / "start", head="new:2", profile="google:16", verify=False).folder
+    names = {"id2label": {"0": "lying", "1": "standing"}, "label2id": {"lying": "0", "standing": "1"}}
+    config = AutoConfig.from_pretrained(start, num_labels=2, finetuning_task="image-classification", **names)
+    model = AutoModelForImageClassification.from_pretrained(start, config=config)
+    assert not any(bool(value.any()) for value in model.classifier.parameters())
+    pixels = torch.rand(4, 3, 16, 16)
+    assert model(pixels, labels=torch.tensor([0, 1, 0, 1])).loss.item() == pytest.approx(math.log(2))
+    processor = AutoImageProcessor.from_pretrained(start)
+    assert (processor.size["height"], processor.size["width"]) == (16, 16)
 
 
 def test_the_report_shows_loss_and_accuracy(tuned: FinetuneResult) -> None:
