@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -172,8 +171,9 @@ class BiT(nnx.Module):
         x = taps["root_block/conv"] = self.root_block(jnp.asarray(images))
         x = taps["root_block"] = max_pool(x)
         for block in (f"block{stage + 1}" for stage in range(len(self.config.depths))):
-            for unit, x in getattr(self, block)(x).items():
-                taps[f"{block}/{unit}"] = x
+            units = getattr(self, block)(x)
+            taps |= {f"{block}/{unit}": output for unit, output in units.items()}
+            x = list(units.values())[-1]
         x = taps["pre_head"] = nnx.relu(getattr(self, LAST_NORM)(x))
         x = taps["pooled"] = x.mean(axis=(1, 2))
         if self.conv_head is not None:
@@ -213,4 +213,4 @@ def load(folder: str | Path) -> BiT:
     expected = {"/".join(map(str, key)): value.shape for key, value in nnx.to_flat_state(state)}
     if problems := mismatches(expected, {key: value.shape for key, value in stored.items()}):
         raise ValueError(f"{folder} does not hold this model: {listed(problems)}")
-    return cast(BiT, nnx.merge(graph, nnx.State(unflatten_dict(stored, sep="/"))))
+    return nnx.merge(graph, nnx.State(unflatten_dict(stored, sep="/")))

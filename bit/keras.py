@@ -23,6 +23,8 @@ from bit.layouts_seen import check_layout
 
 WEIGHTS_NAME = "model.weights.h5"
 
+Shape = tuple[int | None, ...]
+
 
 def mean(x: Any, axes: tuple[int, ...]) -> Any:
     """Return the mean over axes, which are kept.
@@ -44,7 +46,7 @@ class GroupNorm(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(name="group_norm")
         self.groups = groups
 
-    def build(self, shape: tuple[int | None, ...]) -> None:
+    def build(self, shape: Shape) -> None:
         self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma", autocast=False)
         self.beta = self.add_weight(shape=(shape[-1],), initializer="zeros", name="beta", autocast=False)
 
@@ -66,7 +68,7 @@ class StandardizedConv(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(name="standardized_conv2d")
         self.features, self.size, self.stride, self.eps = features, size, stride, eps
 
-    def build(self, shape: tuple[int | None, ...]) -> None:
+    def build(self, shape: Shape) -> None:
         kernel = (self.size, self.size, shape[-1], self.features)
         self.kernel = self.add_weight(shape=kernel, initializer="he_normal", name="kernel", autocast=False)
 
@@ -87,6 +89,9 @@ class NamedConv(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(name=name)
         self.conv = StandardizedConv(features, size, stride, eps)
 
+    def build(self, shape: Shape) -> None:
+        self.conv.build(shape)
+
     def call(self, x: Any) -> Any:
         return self.conv(x)
 
@@ -102,6 +107,11 @@ class Branch(keras.layers.Layer):  # type: ignore[misc]
         self.conv = StandardizedConv(features, size, stride, config.ws_eps)
         self.projection = projection
 
+    def build(self, shape: Shape) -> None:
+        for layer in (self.norm, self.conv, self.projection):
+            if layer is not None:
+                layer.build(shape)
+
     def call(self, x: Any) -> tuple[Any, Any]:
         """Return the output of the convolution, and the projected shortcut or None."""
         activated = ops.relu(self.norm(x))
@@ -114,12 +124,17 @@ class Unit(keras.layers.Layer):  # type: ignore[misc]
 
     def __init__(self, config: BitConfig, stage: int, layer: int) -> None:
         super().__init__(name=f"unit{layer + 1:02d}")
-        middle, outputs = config.bottleneck_size(stage), config.hidden_sizes[stage]
+        self.middle, outputs = config.bottleneck_size(stage), config.hidden_sizes[stage]
         stride = 2 if stage and not layer else 1
         projection = None if layer else NamedConv("proj", outputs, 1, stride, config.ws_eps)
-        self.a = Branch("a", config, middle, 1, 1, projection)
-        self.b = Branch("b", config, middle, 3, stride)
+        self.a = Branch("a", config, self.middle, 1, 1, projection)
+        self.b = Branch("b", config, self.middle, 3, stride)
         self.c = Branch("c", config, outputs, 1, 1)
+
+    def build(self, shape: Shape) -> None:
+        self.a.build(shape)
+        for branch in (self.b, self.c):
+            branch.build((*shape[:-1], self.middle))
 
     def call(self, x: Any) -> Any:
         y, shortcut = self.a(x)
@@ -134,6 +149,12 @@ class Block(keras.layers.Layer):  # type: ignore[misc]
     def __init__(self, config: BitConfig, stage: int) -> None:
         super().__init__(name=f"block{stage + 1}")
         self.units = [Unit(config, stage, layer) for layer in range(config.depths[stage])]
+        self.outputs = config.hidden_sizes[stage]
+
+    def build(self, shape: Shape) -> None:
+        for unit in self.units:
+            unit.build(shape)
+            shape = (*shape[:-1], self.outputs)
 
     def call(self, x: Any) -> tuple[Any, dict[str, Any]]:
         taps = {}
@@ -162,7 +183,7 @@ class Head(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(name="head")
         self.dense = keras.layers.Dense(config.num_labels, kernel_initializer="zeros", name="dense")
 
-    def build(self, shape: tuple[int | None, ...]) -> None:
+    def build(self, shape: Shape) -> None:
         self.dense.build(shape)
 
     def call(self, x: Any) -> Any:
@@ -186,7 +207,17 @@ class BiT(keras.Model):  # type: ignore[misc]
             self.blocks = [Block(config, stage) for stage in range(len(config.depths))]
             self.norm = GroupNorm(config.num_groups)
             self.head = Head(config) if config.num_labels else None
-            self(keras.KerasTensor((1, 64, 64, config.num_channels)))  # makes the weights, and computes nothing
+            self.build((None, None, None, config.num_channels))
+
+    def build(self, shape: Shape) -> None:
+        self.root.build(shape)
+        shape = (None, None, None, self.config.embedding_size)
+        for block in self.blocks:
+            block.build(shape)
+            shape = (None, None, None, block.outputs)
+        self.norm.build(shape)
+        if self.head:
+            self.head.build((None, shape[-1]))
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs to make this model again, without the weights."""

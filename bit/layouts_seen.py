@@ -62,7 +62,7 @@ def check_layout(path: str | Path, wanted: str) -> None:
         raise ValueError(f"{path} is a saved model: load it with keras.saving.load_model, after import bit.keras")
     if found in READS[wanted]:
         raise ValueError(f"{path} is {what}; name the folder that holds it and config.json: {path.parent}")
-    if found in FOLDED:
+    if found is not None and found in FOLDED:
         advice = f"{FOLDED[found]}; to load it here, convert what it was made from: bit convert SOURCE --to {wanted}"
     else:
         advice = f"convert it first: bit convert {shlex.quote(str(path))} --to {wanted}"

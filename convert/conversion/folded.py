@@ -1,4 +1,4 @@
-"""The layouts with standardized kernels: what their files hold beside the weights, and whether a file holds just that."""
+"""Layouts with standardized kernels: what their files hold beside the weights, and whether a file holds just that."""
 
 from __future__ import annotations
 

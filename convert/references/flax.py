@@ -24,7 +24,7 @@ from convert.network.taps import Part
 
 LAYERS = (StandardizedConv, GroupNorm, Head)
 """The layers that have parameters."""
-Abstract = tuple[nnx.GraphDef[Any], nnx.State]
+Abstract = tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]
 """A module without values: its structure, and the shapes of its parameters."""
 
 
@@ -79,10 +79,15 @@ class _Flax:
         """Return the compiled gradients of a kind of part with respect to parameters and input."""
         if (kind, stage, first) not in self._differentiated:
             graph, _ = self._abstract(kind, stage, first, self._config.num_labels)
-            after = {"stem": max_pool, "pooled": lambda x: jnp.mean(nnx.relu(x), axis=(1, 2))}.get(kind, lambda x: x)
+            ends: dict[str, Callable[[Any], Any]] = {
+                "stem": max_pool,
+                "pooled": lambda x: jnp.mean(nnx.relu(x), axis=(1, 2)),
+            }
 
             def forward(params: Any, x: Any) -> Any:
-                return after(nnx.merge(graph, params)(x))
+                module: Any = nnx.merge(graph, params)
+                y = module(x)
+                return ends[kind](y) if kind in ends else y
 
             self._differentiated[kind, stage, first] = jax.jit(lambda params, x, c: jax.vjp(forward, params, x)[1](c))
         return self._differentiated[kind, stage, first]

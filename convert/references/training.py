@@ -74,36 +74,92 @@ Load = Callable[[Any, str], Differentiable]
 """`load(checkpoint, dtype)` of a reference."""
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Images of a step, with the classes of two losses that are added: the second is that of the partners in mixup."""
+
+    images: Array
+    """`[N, H, W, C]`, mixed already."""
+    labels: NDArray[np.int64]
+    partners: NDArray[np.int64]
+    """The class of each image's partner."""
+    ratio: float
+    """The share of the first loss."""
+
+    def loss(self, logits: Array) -> tuple[float, Array]:
+        """Return the loss of logits `[N, classes]`, and the gradient with respect to them."""
+        losses = [cross_entropy(logits, labels) for labels in (self.labels, self.partners)]
+        (first, gradient), (second, of_partners) = losses
+        ratio = self.ratio
+        return ratio * first + (1 - ratio) * second, ratio * gradient + (1 - ratio) * of_partners
+
+
+Gradients = Callable[[Mapping[str, Array], MicroBatch], tuple[float, Mapping[str, Array]]]
+"""Returns the loss of a micro-batch, and its gradient for each parameter; weights and gradients by canonical name."""
+Logits = Callable[[Mapping[str, Array], Array], Array]
+"""Returns the logits of images, with these weights."""
+
+
 def repeat_steps(recording: TrainingRecording, load: Load) -> dict[str, tuple[Array, Array]]:
-    """Take the recorded steps with an implementation's gradients.
+    """Take the recorded steps with a reference's gradients, one part of the network at a time; see `repeat_with`."""
+    config = recording.config
+    checkpoint = WeightsInMemory(config, {})
+    implementation = load(checkpoint, "float64")
+
+    def gradients(values: Mapping[str, Array], batch: MicroBatch) -> tuple[float, Mapping[str, Array]]:
+        checkpoint.values = dict(values)
+        return _loss_and_gradients(implementation, config, batch)
+
+    def logits(values: Mapping[str, Array], x: Array) -> Array:
+        checkpoint.values = dict(values)
+        *_, (_, found) = run_network(implementation, config, {"": x})
+        return found[""]
+
+    return repeat_with(recording, gradients, logits)
+
+
+def repeat_with(recording: TrainingRecording, gradients: Gradients, logits: Logits) -> dict[str, tuple[Array, Array]]:
+    """Take the recorded steps with these gradients.
 
     Returns pairs of what was found and what was recorded: `loss`, `logits_after`, and for each parameter, by canonical
     name, the sample and the norm of the change.
     """
     about, config = recording.about, recording.config
-    checkpoint = WeightsInMemory(config, dict(_initial(config, about)))
-    before, velocity = dict(checkpoint.values), dict[str, Array]()
-    implementation, losses = load(checkpoint, "float64"), list[float]()
+    before = dict(_initial(config, about))
+    values, velocity, losses = dict(before), dict[str, Array](), list[float]()
     for step, rate in enumerate(recording.arrays["learning_rate"]):
         total: dict[str, Array] = {}
         for batch in range(about["batch_split"]):
-            loss, gradients = _loss_and_gradients(implementation, config, about, step, batch)
+            loss, found = gradients(values, micro_batch(recording, step, batch))
             losses.append(loss)
-            for name, gradient in gradients.items():
+            for name, gradient in found.items():
                 total[name] = total.get(name, 0) + gradient / about["batch_split"]
         for name, gradient in total.items():
             velocity[name] = about["momentum"] * velocity.get(name, 0) + gradient
-            checkpoint.values[name] = checkpoint.values[name] - rate * velocity[name]
-    *_, (_, logits) = run_network(implementation, config, {"": images(1, 2, 224, 224)})
-    found = {"loss": np.array(losses), "logits_after": logits[""]}
-    pairs = {name: (value, recording.arrays[name]) for name, value in found.items()}
+            values[name] = values[name] - rate * velocity[name]
+    outcome = {"loss": np.array(losses), "logits_after": logits(values, images(1, 2, 224, 224).astype(np.float64))}
+    pairs = {name: (value, recording.arrays[name]) for name, value in outcome.items()}
     for item in parameters(config):
-        key, change = GOOGLE.key(item.place), checkpoint.values[item.name] - before[item.name]
+        key, change = GOOGLE.key(item.place), values[item.name] - before[item.name]
         chosen = np.random.RandomState(zlib.crc32(key.encode())).randint(0, change.size, SAMPLE_SIZE)
         recorded = [np.atleast_1d(recording.arrays[f"{key}/change_{kind}"]) for kind in ("sample", "norm")]
-        values = np.append(change.reshape(-1)[chosen], np.linalg.norm(change))
-        pairs[item.name] = values, np.concatenate(recorded)
+        sample = np.append(change.reshape(-1)[chosen], np.linalg.norm(change))
+        pairs[item.name] = sample, np.concatenate(recorded)
     return pairs
+
+
+def micro_batch(recording: TrainingRecording, step: int, batch: int) -> MicroBatch:
+    """Return the images and classes of one micro-batch of a step."""
+    about, config = recording.about, recording.config
+    count, size, split = about["micro_batch"], about["image_size"], about["batch_split"]
+    x = images(100 + step * split + batch, count, size, size).astype(np.float64)
+    labels = (3 * np.arange(count) + step + batch) % config.num_labels
+    ratio, partners = 1.0, np.arange(count)
+    if about["mixup"]:
+        ratio = round(np.random.RandomState(1000 + step).beta(0.1, 0.1), 6)
+        partners = np.random.RandomState(2000 + step * split + batch).permutation(count)
+        x = ratio * x + (1 - ratio) * x[partners]
+    return MicroBatch(x, labels, labels[partners], ratio)
 
 
 def _initial(config: BitConfig, about: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
@@ -115,24 +171,13 @@ def _initial(config: BitConfig, about: Mapping[str, Any]) -> Iterator[tuple[str,
 
 
 def _loss_and_gradients(
-    implementation: Differentiable, config: BitConfig, about: Mapping[str, Any], step: int, batch: int
+    implementation: Differentiable, config: BitConfig, batch: MicroBatch
 ) -> tuple[float, dict[str, Array]]:
     """Return the loss of one micro-batch, and the gradient of every parameter."""
-    count, size, split = about["micro_batch"], about["image_size"], about["batch_split"]
-    x = images(100 + step * split + batch, count, size, size).astype(np.float64)
-    labels = (3 * np.arange(count) + step + batch) % config.num_labels
-    ratio, partners = 1.0, np.arange(count)
-    if about["mixup"]:
-        ratio = round(np.random.RandomState(1000 + step).beta(0.1, 0.1), 6)
-        partners = np.random.RandomState(2000 + step * split + batch).permutation(count)
-        x = ratio * x + (1 - ratio) * x[partners]
-    outputs = dict(run_network(implementation, config, {"": x}))
+    outputs = dict(run_network(implementation, config, {"": batch.images}))
     every = parts(config)
-    inputs = [{"": x}, *(outputs[part.name] for part in every[:-1])]
-    loss, gradient = 0.0, np.zeros(())
-    for share, targets in ((ratio, labels), (1 - ratio, labels[partners])):
-        one, cotangent = cross_entropy(outputs["logits"][""], targets)
-        loss, gradient = loss + share * one, gradient + share * cotangent
+    inputs = [{"": batch.images}, *(outputs[part.name] for part in every[:-1])]
+    loss, gradient = batch.loss(outputs["logits"][""])
     found = dict[str, Array]()
     for _, gradients in backward(implementation, every, inputs, {"": gradient}):
         found |= gradients.parameters

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from support.networks import TINY
 from support.recordings import float32_error
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
 
 from bit.config import BitConfig
 from bit.keras import BiT, load
@@ -107,6 +111,101 @@ def test_an_h5_of_googles_tf2_code_loads_once_converted_and_weights_keep_googles
     assert weights.keys() == values.keys()
     for name, weight in weights.items():
         np.testing.assert_array_equal(weight, values[name])
+
+
+def test_a_model_is_saved_and_loaded_as_keras_models_are(tiny_npz: Path, tmp_path: Path) -> None:
+    labels, batch = {0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}, images(3, 2, 9, 12)
+    folder = convert(tiny_npz, "keras", tmp_path / "keras")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"id2label": labels, "ws_eps": 1e-6}))
+    for dtype in ("float32", "float64", "mixed_bfloat16"):
+        model = load(folder, dtype)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        assert (loaded.config, loaded.dtype_policy.name) == (model.config, dtype)
+        assert loaded.config.id2label == labels
+        assert {weight.path for weight in loaded.weights} == {weight.path for weight in model.weights}
+        np.testing.assert_array_equal(np.asarray(loaded(batch)), np.asarray(model(batch)))
+    clone = keras.models.clone_model(model)
+    assert clone.config == model.config
+    assert not np.array_equal(np.asarray(clone.weights[0]), np.asarray(model.weights[0])), "a clone has new weights"
+
+
+def test_a_model_that_keras_fine_tuned_keeps_its_optimizer_and_converts_back(tiny_npz: Path, tmp_path: Path) -> None:
+    model, batch, classes = load(convert(tiny_npz, "keras", tmp_path / "keras")), images(3, 4, 16, 16), np.arange(4)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.SGD(0.01, momentum=0.9), loss=loss, metrics=["accuracy"], run_eagerly=True)
+    losses = model.fit(batch, classes, batch_size=2, epochs=3, shuffle=False, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    model.save(tmp_path / "tuned.keras")
+    model.save_weights(tmp_path / "tuned.weights.h5")
+    loaded = keras.saving.load_model(tmp_path / "tuned.keras")
+    assert loaded.evaluate(batch, classes, verbose=0) == model.evaluate(batch, classes, verbose=0)
+    assert int(loaded.optimizer.iterations) == 6
+    logits = np.asarray(model(batch))
+    for name in ("tuned.keras", "tuned.weights.h5"):
+        with Checkpoint(tmp_path / name) as checkpoint:
+            assert checkpoint.notes == ["the state of the optimizer is ignored"]
+            *_, (_, expected) = run_network(checkpoint.oracle(), checkpoint.config, {"": batch})
+        np.testing.assert_allclose(logits, expected[""], rtol=1e-4, atol=1e-4)
+        back = load(convert(tmp_path / name, "keras", tmp_path / f"{name}-back"))
+        np.testing.assert_array_equal(np.asarray(back(batch)), logits)
+
+
+def test_a_configuration_that_is_not_ours_is_refused() -> None:
+    for config in ({}, {"network": 3}, {"network": {"depths": [0]}}, {"network": {"model_type": "vit"}}):
+        with pytest.raises(ValueError, match=r"network|depths|model_type"):
+            BiT.from_config(config)
+
+
+BACKENDS = """
+import io, json, sys, zipfile
+import h5py, keras, numpy as np
+import bit.keras
+folder, out = sys.argv[1:]
+x = np.load(f"{out}/images.npy")
+model = bit.keras.load(folder, "float64")
+taps = {name: keras.ops.convert_to_numpy(value) for name, value in model.taps(x).items()}
+np.savez(f"{out}/{keras.backend.backend()}.npz", **{name.replace("/", "."): value for name, value in taps.items()})
+model = bit.keras.load(folder)
+model.save_weights(f"{out}/{keras.backend.backend()}.weights.h5")
+def arrays(path):
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
+    return found
+first, second = arrays(f"{folder}/model.weights.h5"), arrays(f"{out}/{keras.backend.backend()}.weights.h5")
+assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+small, classes = x[:, :9, :9].astype(np.float32), np.arange(2)
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+model.compile(optimizer=keras.optimizers.SGD(0.01, momentum=0.9), loss=loss, metrics=["accuracy"])
+history = model.fit(small, classes, epochs=3, verbose=0).history["loss"]
+assert history[-1] < history[0]
+model.save(f"{out}/{keras.backend.backend()}.keras")
+loaded = keras.saving.load_model(f"{out}/{keras.backend.backend()}.keras")
+assert np.array_equal(loaded.predict(small, verbose=0), model.predict(small, verbose=0))
+assert loaded.evaluate(small, classes, verbose=0) == model.evaluate(small, classes, verbose=0)
+json.dump(history, open(f"{out}/{keras.backend.backend()}.json", "w"))
+"""
+
+
+@pytest.mark.long
+def test_every_backend_computes_and_trains_the_same(tiny_npz: Path, tmp_path: Path) -> None:
+    folder, batch = convert(tiny_npz, "keras", tmp_path / "keras"), images(3, 2, 33, 50).astype(np.float64)
+    np.save(tmp_path / "images.npy", batch)
+    for backend in ("tensorflow", "jax", "torch"):
+        environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", BACKENDS, str(folder), str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    found = {backend: np.load(tmp_path / f"{backend}.npz") for backend in ("tensorflow", "jax", "torch")}
+    with Checkpoint(tiny_npz) as checkpoint:
+        for tap, expected in run_network(checkpoint.oracle(), TINY, {"odd": batch}):
+            for backend, taps in found.items():
+                value = taps[tap.replace("/", ".")]
+                np.testing.assert_allclose(value, expected["odd"], rtol=0, atol=1e-10, err_msg=f"{tap} in {backend}")
+    losses = [json.loads((tmp_path / f"{backend}.json").read_text()) for backend in found]
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("fault", ["missing", "misshapen"])

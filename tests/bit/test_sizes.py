@@ -115,26 +115,16 @@ def in_timm(folder: Path, config: BitConfig) -> torch.nn.Module:
 
 def in_flax(folder: Path) -> Run:
     import jax
+    from flax import nnx
 
-    model, params = bit.flax.load(folder)
-    compiled = jax.jit(lambda params, x: model.apply({"params": params}, x)[0])
+    graph, params = nnx.split(bit.flax.load(folder))
+    compiled = jax.jit(lambda params, x: nnx.merge(graph, params)(x))
 
     def run(x: NDArray[Any]) -> Any:
         with jax.enable_x64(True):
             return np.asarray(compiled(jax.tree.map(np.float64, params), x.astype(np.float64)))
 
     return run
-
-
-def in_keras(folder: Path) -> bit.keras.BiT:
-    import keras
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float64")
-    try:
-        return bit.keras.load(folder)
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def in_onnxruntime(folder: Path) -> Run:
@@ -153,7 +143,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for name in ("transformers", "timm", "flax", "keras", "onnx")
     }
     ours = BitForImageClassification.from_pretrained
-    keras_model = in_keras(to["keras"])
+    keras_model = bit.keras.load(to["keras"], "float64")
     others = {
         "bit": Implementation("float64", in_torch(ours(to["transformers"]).double().eval())),
         "bit, for_inference": Implementation("float64", in_torch(ours(to["transformers"]).double().for_inference())),
@@ -220,7 +210,7 @@ def test_one_image_of_one_value_a_group_is_run_by_ours_and_by_onnx_runtime_alone
     fast = BitForImageClassification.from_pretrained(folders["transformers"]).for_inference()
     for run in (in_torch(fast), in_onnxruntime(folders["onnx"])):
         assert relative_l2(run(ONE_PIXEL), expected) < FLOAT32_FACTOR * LEAST_ERROR
-    for run in (in_flax(folders["flax"]), in_keras(folders["keras"])):
+    for run in (in_flax(folders["flax"]), bit.keras.load(folders["keras"], "float64")):
         assert relative_l2(np.asarray(run(ONE_PIXEL.astype(np.float64))), expected) < FLOAT64_TOLERANCE
     for theirs in (in_transformers(folders["transformers"], TINY), in_timm(folders["timm"], TINY)):
         with pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -366,8 +356,7 @@ def test_sizes_that_are_unknown_while_a_graph_is_traced_stay_free(folders: dict[
     x = images(0, 2, 9, 6)
     for run in (whole, traced):
         np.testing.assert_allclose(np.asarray(run(x)), np.asarray(model(x)), rtol=1e-5, atol=1e-5)
-    flax_model, params = bit.flax.load(folders["flax"])
     shape = jax.export.symbolic_shape("n, h, w, 3")
     abstract = jax.ShapeDtypeStruct(shape, np.float32)
-    found, _ = jax.eval_shape(flax_model.apply, {"params": params}, abstract)
+    found = jax.eval_shape(bit.flax.load(folders["flax"]), abstract)
     assert [str(size) for size in found.shape] == ["n", "5"]

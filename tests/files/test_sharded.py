@@ -318,7 +318,7 @@ def test_shards_that_do_not_match_the_index_are_refused(
     assert_refused(run_here("convert", Path(folder.name, INDEX), cwd=tmp_path), message, tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["timm", "google", "google-tf2", "flax", "keras", "onnx"])
+@pytest.mark.parametrize("layout", ["timm", "google", "google-tf2", "flax", "keras", "keras-saved", "onnx"])
 def test_layouts_of_a_single_file_are_not_split(layout: str, tiny_npz: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{layout} is read from one file; leave --max-shard-size out"):
         convert(tiny_npz, layout, tmp_path / "converted", max_shard_size=SIZE)

@@ -113,6 +113,10 @@ def npz(data: bytes, rng: random.Random, native: Native) -> bytes:
     return _archive(data, rng, native, _changed_array, _zip)
 
 
+def keras(data: bytes, rng: random.Random, native: Native) -> bytes:
+    return _archive(data, rng, native, _changed_part, _zip)
+
+
 def pytorch(data: bytes, rng: random.Random, native: Native) -> bytes:
     return _archive(data, rng, native, _changed_member, _torch_zip)
 
@@ -345,6 +349,14 @@ def _changed_array(name: str, content: bytes, rng: random.Random, native: Native
     words[index] = rng.choice(("", words[index] * rng.choice((2, 3, 500)), rng.choice(HEADER_WORDS), rng.choice(words)))
     header = "".join(words).encode("latin-1")
     return content[:8] + min(len(header), 65535).to_bytes(2, "little") + header + content[size:]
+
+
+def _changed_part(name: str, content: bytes, rng: random.Random, native: Native) -> bytes:
+    """Change the description or the weights of a `.keras` file."""
+    try:
+        return json(content, rng, native) if name.endswith(".json") else native(content)
+    except ValueError:  # another change took the name or the content away
+        return native(content)
 
 
 def _changed_member(name: str, content: bytes, rng: random.Random, native: Native) -> bytes:

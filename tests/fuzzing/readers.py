@@ -341,6 +341,7 @@ READERS = {
     "h5-latest": Reader(_h5, seeds.h5("latest"), mutators.h5, _weights("input.h5")),
     "pytorch": Reader(_weights("input.pth"), seeds.pytorch, mutators.pytorch),
     "pytorch-legacy": Reader(_weights("input.bin"), seeds.pytorch_legacy, mutators.pickle),
+    "keras": Reader(_weights("input.keras"), seeds.keras, mutators.keras),
     "onnx": Reader(_onnx, seeds.onnx, mutators.onnx),
     "index": Reader(_index, seeds.index, mutators.json),
     "manifest": Reader(_manifest, seeds.manifest, mutators.json),

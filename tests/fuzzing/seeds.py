@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,21 @@ def pytorch(place: Workplace, **how: Any) -> Seeds:
 
 def pytorch_legacy(place: Workplace) -> Seeds:
     return pytorch(place, _use_new_zipfile_serialization=False)
+
+
+def keras(place: Workplace) -> Seeds:
+    """Return a model as it is converted, and one of a few bytes as Keras packs it."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("metadata.json"), _json({"keras_version": "3.10.0"}))
+        description = {"class_name": "BiT", "registered_name": "bit>BiT", "config": {"network": SMALLEST.to_dict()}}
+        archive.writestr(zipfile.ZipInfo("config.json"), _json(description))
+        weights = _saved(lambda file: _write_h5(file, "earliest", {**PART, "optimizer.vars.0": np.array(3)}))
+        archive.writestr(zipfile.ZipInfo("model.weights.h5"), weights)
+    return {
+        "part.keras": packed.getvalue(),
+        "network.keras": (place.converted("keras-saved") / "model.keras").read_bytes(),
+    }
 
 
 def onnx(place: Workplace) -> Seeds:

@@ -70,7 +70,8 @@ def test_the_profile_is_in_the_manifest_and_the_file_must_agree(tiny_npz: Path, 
 
 
 @pytest.mark.parametrize(
-    ("layout", "profile"), [("transformers", "google"), ("timm", "timm"), ("onnx", "google"), ("google", None)]
+    ("layout", "profile"),
+    [("transformers", "google"), ("timm", "timm"), ("onnx", "google"), ("keras-saved", "google"), ("google", None)],
 )
 def test_each_layout_has_a_default_profile(tiny_npz: Path, tmp_path: Path, layout: str, profile: str | None) -> None:
     folder = convert(tiny_npz, layout, tmp_path / "out")

@@ -56,6 +56,8 @@ LONG = [
     ("flax", ConversionOptions("drop")),
     ("keras", ConversionOptions()),
     ("keras", ConversionOptions("drop")),
+    ("keras-saved", ConversionOptions()),
+    ("keras-saved", ConversionOptions("drop")),
 ]
 
 

@@ -33,7 +33,7 @@ import convert
 os.umask(int(sys.argv[3], 8))
 for layout in sys.argv[4:]:
     for options in ({}, {"dtype": "bfloat16"}, {"head": "new:7"}, {"ws_eps": "compensate"}):
-        if layout != "onnx" or "dtype" not in options:
+        if layout not in ("onnx", "keras-saved") or "dtype" not in options:
             name = "-".join((layout, *options))
             convert.convert(sys.argv[1], layout, Path(sys.argv[2], name), verify=False, **options)
 """
