@@ -30,8 +30,9 @@ from convert.published.preprocessing import SIZED
 
 SUFFIXES = (".weights.h5", ".pth.tar", ".safetensors.index.json", ".bin.index.json")
 """Endings that have more than one dot; of other names only the last ending is removed."""
-PREFIXES = ("module.", "_orig_mod.", "params/")
-"""Prefixes that wrappers of PyTorch (`DataParallel`, `torch.compile`) and Flax put before every name."""
+PREFIXES = ("module.", "_orig_mod.", "timm_model.", "params/")
+"""Prefixes that wrappers of PyTorch (`DataParallel`, `torch.compile`), transformers (`TimmWrapperModel`) and Flax put
+before every name."""
 TRAINING = ("opt/", "extra/")
 """Names of a training checkpoint's state beside `params/` (big_vision)."""
 

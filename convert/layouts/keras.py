@@ -30,7 +30,7 @@ KERAS = Layout(
         container="h5",
         weights_name="model.weights.h5",
         loading='import bit.keras\nmodel = bit.keras.load("{folder}")',
-        classify=CHANNELS_LAST + "output = model(pixels)",
+        classify="import keras\n" + CHANNELS_LAST + "output = keras.ops.convert_to_numpy(model(pixels))",
         labels="model.config.id2label",
         install="keras tensorflow pillow",
         profile="google",

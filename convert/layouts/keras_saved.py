@@ -36,7 +36,7 @@ KERAS_SAVED = Layout(
         container="keras",
         weights_name="model.keras",
         loading='import keras\nmodel = keras.saving.load_model("{folder}/model.keras")',
-        classify="from bit import BitConfig\n" + CHANNELS_LAST + "output = model(pixels)",
+        classify="from bit import BitConfig\n" + CHANNELS_LAST + "output = keras.ops.convert_to_numpy(model(pixels))",
         labels='BitConfig.from_pretrained("{folder}").id2label',
         install="keras tensorflow pillow",
         companions=configuration,

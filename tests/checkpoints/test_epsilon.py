@@ -87,6 +87,21 @@ def test_what_timm_saved_was_trained_with_its_epsilon(tmp_path: Path) -> None:
     assert "timm saved these weights" in note
 
 
+def test_timms_network_trained_in_transformers_is_read(tmp_path: Path) -> None:
+    """transformers runs the layout of timm in `TimmWrapperForImageClassification`, which adds to names and config."""
+    folder = saved_by_timm(TINY, tmp_path / "saved", safe_serialization=True)
+    state = {f"timm_model.{key}": value for key, value in load_file(folder / WEIGHTS).items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / "pytorch_model.bin").unlink(missing_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "timm_wrapper", "transformers_version": "5.23.0", "ws_eps": 1e-10}
+    (folder / "config.json").write_text(json.dumps(config))
+    epsilon, _, note = epsilon_of(folder)
+    assert epsilon == 1e-8
+    assert "although config.json states 1e-10" in note
+    assert converted(folder, "google", tmp_path / "out").is_dir()
+
+
 def test_a_config_of_this_project_is_believed(tiny_npz: Path, tmp_path: Path) -> None:
     for layout, options in (("transformers", ConversionOptions()), ("timm", COMPENSATE), ("flax", ConversionOptions())):
         folder = converted(tiny_npz, layout, tmp_path / layout, options=options)
