@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,17 @@ def test_the_models_are_those_of_transformers_where_it_is_installed() -> None:
         assert issubclass(kind, getattr(bit.model, name))
 
 
-def test_without_transformers_they_are_the_light_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+@pytest.mark.parametrize("version", [None, "4.57.1", "5.22.0", "unknown"])
+def test_without_transformers_they_are_the_light_ones(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    def installed(name: str) -> str:
+        if version is None:
+            raise PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr("bit.metadata.version", installed)
     assert bit.BitBackbone is bit.model.BitBackbone
-    assert not issubclass(bit.BitBackbone, transformers.PreTrainedModel)
+    monkeypatch.setattr("bit.metadata.version", lambda name: "6.0.0rc1")
+    assert issubclass(bit.BitBackbone, transformers.PreTrainedModel)
 
 
 def test_both_flavours_are_the_same_network(x: torch.Tensor) -> None:
