@@ -17,6 +17,7 @@ and `bit classify` use its classes, and so may everyone who only wants to run a 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,7 +27,11 @@ from transformers.backbone_utils import BackboneMixin
 
 from bit import config as light
 from bit import model as networks
+from bit.files import short
 from bit.pretrained import PretrainedModel
+
+FREE_FIELDS = ("num_labels", "id2label", "problem_type", "out_features", "out_indices")
+"""Fields that may change after a network was built: another head may take the place of the first."""
 
 
 class BitConfig(TransformersBitConfig):
@@ -137,9 +142,17 @@ class _PreTrainedModel(PretrainedModel, PreTrainedModel):
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:  # type: ignore[override]
         """Save as transformers does, whose options are accepted (`max_shard_size`, `state_dict`, `push_to_hub`, …).
 
-        Raises `RuntimeError` after `for_inference`, which replaced the weights.
+        Raises `RuntimeError` after `for_inference`, which replaced the weights, and `ValueError` if the
+        configuration was changed so that it no longer describes the network.
         """
         self.check_saveable()
+        stated = self.config.value
+        for name in (field.name for field in dataclasses.fields(stated) if field.name not in FREE_FIELDS):
+            if getattr(stated, name) != (built := getattr(self.network, name)):
+                raise ValueError(
+                    f"model.config.{name} is {short(getattr(stated, name))}, but the network was built with "
+                    f"{short(built)}; build or load a model with the other configuration"
+                )
         PreTrainedModel.save_pretrained(self, folder, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:  # type: ignore[override]

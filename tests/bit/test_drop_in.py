@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from support.hub import HubServer
 from support.hub_here import use
 from support.networks import TINY
 from support.odd import assert_one_line
+from support.pushing import TOKEN
 
 import bit
 from bit.model import BitForImageClassification as LightModel
@@ -44,10 +47,17 @@ def test_the_models_are_those_of_transformers_where_it_is_installed() -> None:
         assert issubclass(kind, getattr(bit.model, name))
 
 
-def test_without_transformers_they_are_the_light_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+@pytest.mark.parametrize("version", [None, "4.57.1", "5.22.0", "unknown"])
+def test_without_transformers_they_are_the_light_ones(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    def installed(name: str) -> str:
+        if version is None:
+            raise PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr("bit.metadata.version", installed)
     assert bit.BitBackbone is bit.model.BitBackbone
-    assert not issubclass(bit.BitBackbone, transformers.PreTrainedModel)
+    monkeypatch.setattr("bit.metadata.version", lambda name: "6.0.0rc1")
+    assert issubclass(bit.BitBackbone, transformers.PreTrainedModel)
 
 
 def test_both_flavours_are_the_same_network(x: torch.Tensor) -> None:
@@ -114,6 +124,18 @@ def test_what_a_model_saves_loads_in_both_libraries(kind: Any, x: torch.Tensor, 
         assert theirs.config.num_labels == config.num_labels
         torch.testing.assert_close(theirs(x).logits.flatten(1), model(x).logits, rtol=1e-2, atol=1e-2)
     assert type(transformers.AutoModelForImageClassification.from_pretrained(tmp_path)) is type(theirs)
+
+
+def test_a_configuration_that_no_longer_describes_the_network_is_not_saved(tmp_path: Path) -> None:
+    model = seeded()
+    model.config.ws_eps = 1e-8
+    with pytest.raises(ValueError, match=r"model\.config\.ws_eps is 1e-08, but the network was built with 1e-10"):
+        model.save_pretrained(tmp_path)
+    model.config.ws_eps = 1e-10
+    model.classifier[1] = torch.nn.Linear(256, 2)
+    model.config.id2label = {0: "cat", 1: "dog"}
+    model.save_pretrained(tmp_path)
+    assert bit.BitForImageClassification.from_pretrained(tmp_path).config.label2id == {"cat": 0, "dog": 1}
 
 
 def test_weights_are_saved_in_shards_as_transformers_does(tmp_path: Path) -> None:
@@ -288,5 +310,10 @@ def test_models_and_configurations_are_pushed_to_and_loaded_from_the_hub(
     again = kind.from_pretrained("me/tiny")
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
     assert bit.BitConfig.from_pretrained("me/tiny", num_labels=2) == TINY.replace(num_labels=2)
+    bit.BitImageProcessorPil(rescale_factor=1 / 127).save_pretrained(tmp_path / "processor")
+    HfApi(token=TOKEN).upload_folder(repo_id="me/tiny", folder_path=tmp_path / "processor")
+    size = {"height": 32, "width": 32}
+    processor = bit.BitImageProcessorPil.from_pretrained("me/tiny", size=size)
+    assert (processor.size, processor.rescale_factor) == (size, 1 / 127)
     with pytest.raises(RuntimeError, match="no longer has the original weights"):
         model.for_inference().push_to_hub("me/tiny")
