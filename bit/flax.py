@@ -202,7 +202,7 @@ def load(folder: str | Path) -> BiT:
     the file holds every parameter once with the right shape.
     """
     check_layout(folder, "flax")
-    config = BitConfig.from_pretrained(folder)
+    config = BitConfig.from_pretrained(Path(folder))
     path = check_regular(Path(folder) / WEIGHTS_NAME)
     try:
         stored = load_file(path)

@@ -121,7 +121,9 @@ def test_keywords_replace_fields_that_are_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="BitConfig has no field 'labels'; expected some of num_channels"):
         BitConfig.from_pretrained(tmp_path, labels=2)
     with pytest.raises(FileNotFoundError, match="nor an owner/name on the Hub"):
-        BitConfig.from_pretrained(tmp_path / "nowhere")
+        BitConfig.from_pretrained(Path("never/asked for on the Hub"))
+    with pytest.raises(FileNotFoundError, match="nor an owner/name on the Hub"):
+        BitConfig.from_pretrained(Path("never/asked-for"))
 
 
 @pytest.mark.parametrize(
