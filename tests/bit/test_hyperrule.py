@@ -201,7 +201,7 @@ def test_the_optimizer_has_momentum_and_no_weight_decay_and_follows_the_schedule
     assert group["lr"] == 0, "the training is over"
 
 
-@pytest.mark.parametrize("name", [n if "mixup" in n else pytest.param(n, marks=pytest.mark.long) for n in RECORDED])
+@pytest.mark.parametrize("name", [n if "schedule" in n else pytest.param(n, marks=pytest.mark.long) for n in RECORDED])
 def test_a_plain_loop_takes_googles_training_steps(name: str) -> None:
     recording = TrainingRecording.read(FOLDER / f"{name}.safetensors")
     about, settings = recording.about, settings_of(recording.about)
