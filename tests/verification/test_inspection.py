@@ -77,7 +77,7 @@ def test_a_missing_head_is_not_a_head_of_zeros(tiny_npz: Path, tmp_path: Path) -
 def test_compensated_weights_are_not_affected_by_the_epsilon_of_timm(tiny_npz: Path, tmp_path: Path) -> None:
     found = inspected(convert(tiny_npz, "timm", tmp_path / "out", options=ConversionOptions(ws_eps="compensate")))
     assert found.ws_eps == 1e-8
-    assert {cost.layout for cost in found.epsilon_costs} == {"google", "google-tf2", "flax", "keras"}
+    assert {cost.layout for cost in found.epsilon_costs} == {"google", "google-tf2"}, "the others read it"
 
 
 def test_the_command_prints_the_description_and_writes_nothing(tiny_npz: Path, tmp_path: Path) -> None:
