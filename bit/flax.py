@@ -22,11 +22,10 @@ from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
+from bit.checks import check_layout, check_size, listed, mismatches
 from bit.config import NORM_EPS, WEIGHTS_NAME, BitConfig
 from bit.files import check_regular, one_line
 from bit.images import check_images
-from bit.layouts_seen import check_layout
-from bit.mismatch import check_size, listed, mismatches
 
 Taps = dict[str, jax.Array]
 

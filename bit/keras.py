@@ -16,10 +16,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from bit.checks import check_layout
 from bit.config import NORM_EPS, BitConfig
 from bit.files import check_regular, one_line
 from bit.images import check_images
-from bit.layouts_seen import check_layout
 
 WEIGHTS_NAME = "model.weights.h5"
 
@@ -285,7 +285,7 @@ def load(folder: str | Path, dtype: Any = None) -> BiT:
     for a folder of another layout, and for weights of another network.
     """
     check_layout(folder, "keras")
-    config, path = BitConfig.from_pretrained(folder), check_regular(Path(folder) / WEIGHTS_NAME)
+    config, path = BitConfig.from_pretrained(Path(folder)), check_regular(Path(folder) / WEIGHTS_NAME)
     # Keras creates every weight before it reads one.
     if path.stat().st_size < _least_bytes(config):
         raise ValueError(f"{path} is too small for the network that config.json describes ({config.architecture})")

@@ -14,12 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bit.checks import check_layout, check_size, listed, mismatches
 from bit.config import CONFIG_NAME, WEIGHTS_NAME, BitConfig
 from bit.files import HUB_OPTIONS, check_regular, local_folder, one_line, read_json, short, write_json
 from bit.inference import operators_work
 from bit.layers import StandardizedConv2d
-from bit.layouts_seen import check_layout
-from bit.mismatch import check_size, listed, mismatches
 from bit.timm_names import timm_to_transformers, to_timm
 
 HEAD = "classifier.1."

@@ -6,8 +6,8 @@ import contextlib
 import re
 from collections.abc import Mapping
 
+from bit.checks import listed, mismatches
 from bit.config import BitConfig
-from bit.mismatch import listed, mismatches
 from convert.errors import CheckpointError
 from convert.layouts.layout import Layout
 from convert.network.axes import Transform

@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from bit.checks import listed, mismatches
 from bit.files import read_json
-from bit.mismatch import listed, mismatches
 from convert.references.torch_streaming import Read
 
 

@@ -1,4 +1,4 @@
-"""A folder or file of another layout is named, with the command that converts it."""
+"""Another layout is named, with the command that converts it, and so is each tensor that does not fit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ from support.conversions import convert
 from support.foreign import saved_by_timm, saved_by_torch, saved_by_transformers
 from support.networks import TINY
 
-from bit import BitForImageClassification, BitModel
-from bit.layouts_seen import FOLDED, LAYOUTS, check_layout, layout_of
+from bit import BitConfig, BitForImageClassification, BitModel
+from bit.checks import (
+    FOLDED,
+    LAYOUTS,
+    MAX_PROBLEMS,
+    check_layout,
+    check_size,
+    layout_of,
+    listed,
+    mismatches,
+)
 from convert import layouts
 
 
@@ -82,3 +91,34 @@ def test_damaged_files_raise_nothing_else(content: bytes, tmp_path: Path) -> Non
     (tmp_path / "conversion.json").write_text(json.dumps({"layout": ["flax"]}))
     assert layout_of(tmp_path) == "keras-saved"
     assert layout_of(tmp_path / "nothing") is None
+
+
+def test_nothing_is_reported_if_all_tensors_fit() -> None:
+    assert mismatches({"a": (1, 2), "b": ()}, {"b": (), "a": (1, 2)}) == []
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_reported_in_this_order() -> None:
+    expected = {"a": (1,), "b": (2, 3), "c": ()}
+    assert mismatches(expected, {"z": (1,), "b": (3, 2), "c": ()}) == [
+        "missing a",
+        "unexpected z",
+        "misshapen b, [3, 2] instead of [2, 3]",
+    ]
+
+
+def test_names_that_do_not_fit_a_line_are_escaped_and_shortened() -> None:
+    escape, long = mismatches({}, {"\x1b[2J\n": (1,), "x" * 5000: (1,)})
+    assert escape == r"unexpected '\x1b[2J\n'"
+    assert len(long) < 200
+
+
+def test_a_message_lists_the_first_problems_and_counts_the_others() -> None:
+    problems = [f"missing {number}" for number in range(MAX_PROBLEMS + 3)]
+    assert listed(problems[:2]) == "missing 0; missing 1"
+    assert listed(problems, " (see there)").endswith(f"missing {MAX_PROBLEMS - 1}; and 3 more (see there)")
+
+
+def test_a_network_with_more_units_than_tensors_is_refused() -> None:
+    check_size(BitConfig(), [str(number) for number in range(16)])
+    with pytest.raises(ValueError, match="describes 16 units, but there are only 15 tensors"):
+        check_size(BitConfig(), [str(number) for number in range(15)])

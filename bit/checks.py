@@ -1,16 +1,17 @@
-"""Recognize the layout of a folder or file of weights, and say how to convert it, before it is loaded as another."""
+"""Check that a folder holds the model that is to be loaded: the layout, and every tensor with the right shape."""
 
 from __future__ import annotations
 
 import shlex
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from bit.files import read_json
+from bit.config import BitConfig
+from bit.files import read_json, short
 
 READS: Mapping[str, tuple[str, ...]] = {
     "transformers": ("transformers", "timm"),
@@ -44,6 +45,10 @@ MOST_CONFIGURATION = 1 << 20
 """Bytes that are read of the configuration in a `.keras` file; the name of the class is at the start."""
 MANIFEST_NAME = "conversion.json"
 """The file in which `bit convert` states the layout."""
+MAX_PROBLEMS = 12
+"""Problems that a message lists; the rest are counted."""
+MAX_NAME = 200
+"""Most characters of a tensor's name that are shown."""
 
 
 def check_layout(path: str | Path, wanted: str) -> None:
@@ -106,3 +111,34 @@ def _is_model_of_ours(path: Path) -> bool:
             return f'"{REGISTERED}"'.encode() in member.read(MOST_CONFIGURATION)
     except (OSError, KeyError, NotImplementedError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error):
         return False
+
+
+def mismatches(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """List every tensor that is missing, unexpected or misshapen, in this order; empty if all fit.
+
+    Both arguments map tensor names to shapes.
+    """
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {_shown(name)}" for name in found if name not in expected]
+    return problems + [
+        f"misshapen {name}, {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+
+
+def check_size(config: BitConfig, found: Collection[str]) -> None:
+    """Raise `ValueError` if a network has more units than there are tensors, before it is built."""
+    if (units := sum(config.depths)) > len(found):
+        raise ValueError(f"config.json describes {units} units, but there are only {len(found)} tensors")
+
+
+def listed(problems: Sequence[str], advice: str = "") -> str:
+    """Return the first `MAX_PROBLEMS` in one line, and the number of the others, with advice where to see them."""
+    rest = len(problems) - MAX_PROBLEMS
+    return "; ".join(problems[:MAX_PROBLEMS]) + (f"; and {rest} more{advice}" if rest > 0 else "")
+
+
+def _shown(name: str) -> str:
+    """Return the name of a tensor as it is, or escaped and shortened if it does not fit a line."""
+    return name if name.isprintable() and len(name) <= MAX_NAME else short(name)
