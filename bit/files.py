@@ -49,19 +49,20 @@ def check_regular(path: Path) -> Path:
 def local_folder(name: str | Path, patterns: Sequence[str], subfolder: str = "", **options: Any) -> Path:
     """Return a folder, or that of a Hub repository `owner/name` with its files of these patterns, downloaded.
 
-    `options` are those of `HUB_OPTIONS`; for a folder on this machine only `subfolder` has a meaning.
+    A `Path` is always a folder. `options` are those of `HUB_OPTIONS`; for a folder on this machine only
+    `subfolder` has a meaning.
     Raises `OSError` if there is none of that name, and `ValueError` for a `subfolder` that is elsewhere.
     """
     if subfolder and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", subfolder):
         raise ValueError(f"subfolder is {short(subfolder)}; expected the name of a folder inside {name}")
     folder = Path(name)
     if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        if isinstance(name, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise FileNotFoundError(f"{name} is neither a folder nor an owner/name on the Hub")
         from huggingface_hub import snapshot_download
 
         paths = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-        folder = Path(snapshot_download(str(name), allow_patterns=paths, **options))
+        folder = Path(snapshot_download(name, allow_patterns=paths, **options))
     return folder / subfolder
 
 

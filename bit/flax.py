@@ -155,7 +155,7 @@ def load(folder: str | Path) -> tuple[BiT, dict[str, Any]]:
 
     Raises `OSError`, or `ValueError` unless the file holds every parameter once with the right shape.
     """
-    config = BitConfig.from_pretrained(folder)
+    config = BitConfig.from_pretrained(Path(folder))
     model = BiT(config)
     path = check_regular(Path(folder) / WEIGHTS_NAME)
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bit.files import load_json, short, write_json
+from bit.files import HUB_OPTIONS, load_json, local_folder, short, write_json
 from bit.hyperrule import SMALL_AREA
 from bit.images import PreparedImages
 
@@ -115,12 +115,15 @@ class BitImageProcessorPil:
         return cls(**{**PROFILES[name], **settings})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read `preprocessor_config.json`; missing settings are those of transformers, with CLIP's mean and deviation.
+    def from_pretrained(cls, name: str | Path, **settings: Any) -> Self:
+        """Read `preprocessor_config.json` of a folder or of a Hub repository; `settings` replace those in it.
 
-        Raises `OSError`, or `ValueError` for invalid settings.
+        Missing settings are those of transformers, with CLIP's mean and deviation. `HUB_OPTIONS` choose
+        among a repository's files. Raises `OSError`, or `ValueError` for invalid settings.
         """
-        return load_json(Path(folder) / PREPROCESSOR_NAME, cls.from_dict)
+        source = {key: settings.pop(key) for key in HUB_OPTIONS if key in settings}
+        processor = load_json(local_folder(name, (PREPROCESSOR_NAME,), **source) / PREPROCESSOR_NAME, cls.from_dict)
+        return dataclasses.replace(processor, **settings)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

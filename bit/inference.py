@@ -46,11 +46,11 @@ class PackedKernel:
 def applies(layer: nn.Conv2d, x: Tensor) -> bool:
     """Tell whether `PackedKernel` can convolve `x`: float32 on a CPU with oneDNN, without gradients or tracing."""
     return (
-        x.device.type == layer.weight.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: a graph cannot hold `is_inference`, and would break
+        and x.device.type == layer.weight.device.type == "cpu"
         and x.dtype == layer.weight.dtype == torch.float32
         and not (torch.is_grad_enabled() and x.requires_grad)
         and not layer.weight.is_inference()
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)

@@ -200,7 +200,7 @@ def load(folder: str | Path) -> BiT:
 
     Raises `OSError`, or `ValueError` for weights of another network.
     """
-    config, path = BitConfig.from_pretrained(folder), check_regular(Path(folder) / WEIGHTS_NAME)
+    config, path = BitConfig.from_pretrained(Path(folder)), check_regular(Path(folder) / WEIGHTS_NAME)
     # Keras creates every weight before it reads one.
     if path.stat().st_size < _least_bytes(config):
         raise ValueError(f"{path} is too small for the network that config.json describes ({config.architecture})")

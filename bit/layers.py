@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,32 @@ def make_activation(config: BitConfig) -> nn.Module:
     return nn.ReLU(inplace=True) if config.hidden_act == "relu" else activation
 
 
+class Adaptable(nn.Module):
+    """A module whose convolutions may be replaced by an adapter around them, as peft does it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, guard(value) if isinstance(getattr(value, "base_layer", None), nn.Conv2d) else value)
+
+
+class AdaptableSequential(Adaptable, nn.Sequential):
+    """Modules in order, whose convolutions may be replaced by an adapter around them."""
+
+
 class StandardizedConv2d(nn.Conv2d):
     """A convolution that standardizes each filter: mean 0, biased variance 1, `ws_eps` added to the variance.
 
     Weight standardization: Qiao et al., arXiv 1903.10520. Padded as `BitConfig.global_padding`
     says. After `fold` the weight is the standardized kernel.
+
+    With the arguments of `nn.Conv2d` the class makes an `nn.Conv2d`, which is not standardized: peft
+    makes the two convolutions of a LoRA adapter by the class of the layer that they adapt. What LoRA
+    then computes is the convolution with the standardized kernel plus the product of the two.
     """
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        if arguments and isinstance(arguments[0], int):
+            return nn.Conv2d(*arguments, **options)
+        return super().__new__(cls)
 
     def __init__(
         self, config: BitConfig, inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1
@@ -65,6 +86,39 @@ class StandardizedConv2d(nn.Conv2d):
         return functional.conv2d(x, weight, None, self.stride, self.padding, self.dilation)
 
 
+def guard(adapter: Any) -> Any:
+    """Return an adapter that refuses to be merged into a kernel that is standardized afterwards.
+
+    Merging adds to the kernel what the adapter adds to the layer's output: the same function for an
+    ordinary convolution, and after `fold`, but not for a kernel that is then standardized. Raises
+    `ValueError` if the adapter cannot follow the convolution, whose padding or dilation it lacks.
+    """
+    layer = adapter.base_layer
+    if not isinstance(layer, StandardizedConv2d):
+        return adapter
+    if layer.pads_by_size or layer.dilation != (1, 1):
+        raise ValueError(
+            f"an adapter cannot follow a convolution with {'padding SAME' if layer.pads_by_size else 'a dilation'}; "
+            "leave it out of target_modules"
+        )
+    for name in ("merge", "unmerge"):
+        if hasattr(adapter, name):
+            setattr(adapter, name, partial(change_folded, adapter, name))
+    return adapter
+
+
+def change_folded(adapter: Any, method: str, *arguments: Any, **options: Any) -> Any:
+    """Merge an adapter into a folded kernel, or undo that. Raises `ValueError` for a kernel that is not folded."""
+    layer: StandardizedConv2d = adapter.base_layer
+    if not layer.folded:
+        raise ValueError(
+            "merging this adapter would change the function: the kernel is standardized after the sum, which LoRA adds "
+            "to the standardized kernel; save the adapter, or call for_inference() on the model first"
+        )
+    layer.packed = PackedKernel()
+    return getattr(type(adapter), method)(adapter, *arguments, **options)
+
+
 class GroupNormActivation(nn.GroupNorm):
     """Group normalization (Wu and He, arXiv 1803.08494), then the activation unless `activate` is false."""
 
@@ -79,7 +133,7 @@ class GroupNormActivation(nn.GroupNorm):
         return output
 
 
-class Unit(nn.Module):
+class Unit(Adaptable):
     """A bottleneck with a shortcut; the 3×3 convolution carries stride and dilation.
 
     BiT's unit normalizes before each convolution (He et al., arXiv 1603.05027); that of the layer
@@ -95,9 +149,9 @@ class Unit(nn.Module):
         middle, outputs = config.bottleneck_size(stage), config.hidden_sizes[stage]
         before = config.hidden_sizes[stage - 1] if stage else config.embedding_size
         inputs = outputs if layer else before
-        self.downsample: nn.Sequential | None = None
+        self.downsample: AdaptableSequential | None = None
         if layer == 0:
-            self.downsample = nn.Sequential()
+            self.downsample = AdaptableSequential()
             self.downsample.conv = StandardizedConv2d(config, inputs, outputs, 1, stride)
             if not preactivation:
                 self.downsample.norm = GroupNormActivation(config, outputs, activate=False)
@@ -131,7 +185,7 @@ class Unit(nn.Module):
         return x / (1 - self.drop_rate) * kept
 
 
-class Embeddings(nn.Module):
+class Embeddings(Adaptable):
     """The stem: a 7×7 convolution and a max-pool, both of stride 2."""
 
     def __init__(self, config: BitConfig) -> None:

@@ -181,7 +181,8 @@ class BitModel(PretrainedModel):
         check_images(self.network, pixel_values.shape, channels_last=False)
         output_hidden_states = self.wants_hidden_states(output_hidden_states)
         parts: tuple[Tensor, ...] = (pixel_values,)
-        if self.embedder.convolution.folded and pixel_values.device.type == "cpu" and not torch.compiler.is_compiling():
+        in_graph, on_cpu = torch.compiler.is_compiling(), pixel_values.device.type == "cpu"
+        if not in_graph and on_cpu and self.get_input_embeddings().folded:
             parts = split_batch(pixel_values, self.network.embedding_size / 64)
         outputs = _concatenate([self._run(part, output_hidden_states, output_taps) for part in parts])
         return outputs if self.wants_mapping(return_dict) else outputs.to_tuple()

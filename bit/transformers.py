@@ -12,8 +12,12 @@ than `bit.model`, which therefore never imports transformers: the reference proc
 and `bit classify` use its classes, and so may everyone who only wants to run a network.
 """
 
+# transformers has annotations, but not on the special methods that its classes inherit.
+# mypy: disable-error-code="no-untyped-call, misc, assignment"
+
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,7 +27,11 @@ from transformers.backbone_utils import BackboneMixin
 
 from bit import config as light
 from bit import model as networks
+from bit.files import short
 from bit.pretrained import PretrainedModel
+
+FREE_FIELDS = ("num_labels", "id2label", "problem_type", "out_features", "out_indices")
+"""Fields that may change after a network was built: another head may take the place of the first."""
 
 
 class BitConfig(TransformersBitConfig):
@@ -91,7 +99,7 @@ class BitConfig(TransformersBitConfig):
         `transformers_version`, which marks what transformers' own BiT saved, with its epsilon.
         """
         values = super().to_diff_dict()
-        del values["transformers_version"]
+        values.pop("transformers_version", None)
         if self.value.id2label is None:
             values = {key: values[key] for key in values if key not in ("id2label", "label2id")}
             values["num_labels"] = self.num_labels
@@ -103,11 +111,11 @@ class BitConfig(TransformersBitConfig):
             return self.value == light.BitConfig.from_value(other)
         return bool(super().__eq__(other))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
-class _PreTrainedModel(PretrainedModel, PreTrainedModel):  # type: ignore[misc]
-    config: BitConfig  # type: ignore[assignment]
+class _PreTrainedModel(PretrainedModel, PreTrainedModel):
+    config: BitConfig
     config_class = BitConfig
     base_model_prefix = "bit"
     main_input_name = "pixel_values"
@@ -126,7 +134,7 @@ class _PreTrainedModel(PretrainedModel, PreTrainedModel):  # type: ignore[misc]
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Self:  # type: ignore[override]
         """Load a model, see `bit.model.BitModel.from_pretrained`: with the checks of `bit`, not of transformers."""
-        loaded: Any = super().from_pretrained(name, **options)
+        loaded = super().from_pretrained(name, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = str(name)
         return loaded
@@ -134,9 +142,17 @@ class _PreTrainedModel(PretrainedModel, PreTrainedModel):  # type: ignore[misc]
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:  # type: ignore[override]
         """Save as transformers does, whose options are accepted (`max_shard_size`, `state_dict`, `push_to_hub`, …).
 
-        Raises `RuntimeError` after `for_inference`, which replaced the weights.
+        Raises `RuntimeError` after `for_inference`, which replaced the weights, and `ValueError` if the
+        configuration was changed so that it no longer describes the network.
         """
         self.check_saveable()
+        stated = self.config.value
+        for name in (field.name for field in dataclasses.fields(stated) if field.name not in FREE_FIELDS):
+            if getattr(stated, name) != (built := getattr(self.network, name)):
+                raise ValueError(
+                    f"model.config.{name} is {short(getattr(stated, name))}, but the network was built with "
+                    f"{short(built)}; build or load a model with the other configuration"
+                )
         PreTrainedModel.save_pretrained(self, folder, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:  # type: ignore[override]

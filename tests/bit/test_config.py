@@ -84,12 +84,46 @@ def test_labels_survive_and_are_read_by_transformers() -> None:
         ({"num_labels": 1, "id2label": {0: "x" * 1001}}, "at most 1000 characters"),
         ({"num_labels": 1, "id2label": {0: ["cat"]}}, "id2label"),
         ({"num_labels": 1, "id2label": ["cat"]}, "id2label"),
+        ({"id2label": {"0": "cat", 0: "dog"}}, "id2label names a class twice"),
+        ({"label2id": ["cat"]}, "label2id is"),
+        ({"label2id": {"cat": [0]}}, "label2id is"),
+        ({"label2id": {"cat": "first"}}, "label2id names a class 'first'"),
+        ({"id2label": {0: "cat"}, "label2id": {"dog": 0}}, "name different classes"),
+        ({"id2label": {0: "cat"}, "num_labels": 1000}, "must give each of the classes 0 to 999 a name"),
     ],
 )
 def test_invalid_fields_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         BitConfig(**fields)  # type: ignore[arg-type]
     assert_one_line(caught.value)
+
+
+def test_labels_are_given_by_number_or_by_name_and_numbers_may_be_text() -> None:
+    expected = BitConfig(num_labels=2, id2label={0: "cat", 1: "dog"})
+    for fields in (
+        {"id2label": {"0": "cat", "1": "dog"}},
+        {"label2id": {"cat": 0, "dog": "1"}},
+        {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}, "num_labels": 2},
+    ):
+        assert BitConfig(**fields) == BitConfig().replace(**fields) == expected  # type: ignore[arg-type]
+        assert BitConfig(**fields).label2id == {"cat": 0, "dog": 1}  # type: ignore[arg-type]
+    same = BitConfig(id2label={0: "crane", 1: "crane"}, label2id={"crane": 1})
+    assert same.num_labels == 2, "two classes of ImageNet have this name"
+    assert (BitConfig().num_labels, BitConfig().label2id, BitConfig(id2label={}).num_labels) == (1000, {}, 0)
+    assert expected.replace(num_labels=3).id2label is None
+    assert expected.replace(num_labels=2) == expected
+
+
+def test_keywords_replace_fields_that_are_read(tmp_path: Path) -> None:
+    BitConfig(id2label={0: "cat"}).save_pretrained(tmp_path)
+    found = BitConfig.from_pretrained(tmp_path, num_labels=2, revision="main")
+    assert (found.num_labels, found.id2label) == (2, None)
+    with pytest.raises(ValueError, match="BitConfig has no field 'labels'; expected some of num_channels"):
+        BitConfig.from_pretrained(tmp_path, labels=2)
+    with pytest.raises(FileNotFoundError, match="nor an owner/name on the Hub"):
+        BitConfig.from_pretrained(Path("never/asked for on the Hub"))
+    with pytest.raises(FileNotFoundError, match="nor an owner/name on the Hub"):
+        BitConfig.from_pretrained(Path("never/asked-for"))
 
 
 @pytest.mark.parametrize(
@@ -125,11 +159,18 @@ def test_an_unknown_architecture_is_refused(architecture: str) -> None:
         BitConfig.from_architecture(architecture)
 
 
-def test_importing_the_package_imports_no_framework() -> None:
-    script = "import sys, bit; bit.BitConfig(); bit.__version__; print(*sys.modules); bit.BitModel; import torch"
-    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
-    assert "bit.config" in loaded
-    assert not {"torch", "jax", "keras", "tensorflow", "numpy", "PIL", "safetensors", "convert"} & set(loaded)
+def test_importing_the_package_imports_no_framework_and_running_a_network_no_transformers() -> None:
+    """The reference processes of `convert` and `bit classify` run networks, and must stay small."""
+    script = (
+        "import sys, bit; bit.BitConfig(); bit.__version__; print(*sys.modules); "
+        "import bit.classification, convert.references.pytorch; "
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    first, second = output.splitlines()
+    assert "bit.config" in first.split()
+    assert not {"torch", "jax", "keras", "tensorflow", "numpy", "PIL", "safetensors", "convert"} & set(first.split())
+    assert second == "True False"
 
 
 def test_every_public_name_exists() -> None:

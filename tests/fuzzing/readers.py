@@ -308,7 +308,7 @@ def _config(layout: str) -> Callable[[Workplace, bytes], None]:
     """Return a function that reads a `config.json` beside weights, for a conversion and as a model."""
 
     def read(place: Workplace, data: bytes) -> None:
-        from bit import BitForImageClassification
+        from bit.model import BitForImageClassification
 
         folder = place.converted(layout)
         (folder / CONFIG_NAME).write_bytes(data)
