@@ -88,7 +88,8 @@ class Training:
         """Return what `to_dict` gave. Raises `ValueError` for anything else."""
         found = msgspec.convert(values, cls, strict=True)
         numbers = [*found.curve.loss, *found.curve.learning_rate]
-        if found.schema != SCHEMA or not all(map(math.isfinite, numbers)) or len(numbers) % 2:
+        aligned = len(found.curve.loss) == len(found.curve.learning_rate)
+        if found.schema != SCHEMA or not all(map(math.isfinite, numbers)) or not aligned:
             raise ValueError(f"{TRAINING_NAME} is not of schema {SCHEMA}, or has numbers that are not finite")
         return found
 

@@ -8,6 +8,7 @@ NAME/           the trained network, from which OUT is converted
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,7 @@ class Workplace:
             raise CheckpointError(
                 f"{self.path} holds {short(other[0])}, which is not part of a training; choose another --out"
             )
+        created = [parent for parent in self.path.parents if not parent.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / LOCK_NAME, "wb") as lock:
             try:
@@ -54,7 +56,14 @@ class Workplace:
             except BlockingIOError:
                 message = f"another run trains in {self.path}; wait for it, or choose another --out"
                 raise CheckpointError(message) from None
-            yield
+            try:
+                yield
+            finally:
+                if [path.name for path in self.path.iterdir()] == [LOCK_NAME]:  # nothing was begun
+                    shutil.rmtree(self.path)
+                    with contextlib.suppress(OSError):
+                        for parent in created:
+                            parent.rmdir()
 
     def begin(self, run: Mapping[str, Any], force: bool) -> bool:
         """Remember what is trained; return whether a run with the same is resumed.

@@ -163,7 +163,8 @@ def test_what_cannot_be_trained_is_refused_in_one_line(case: str, tiny_npz: Path
     with pytest.raises(convert.ConvertError, match=message) as error:
         convert.finetune(tiny_npz, data, tmp_path / "out", **{**SMALL, **options})
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("out.training")) == ["data"]
+    assert (tmp_path / "out.training").exists() == (case == "another head"), "it is found after the run is begun"
 
 
 def test_few_images_and_bad_ones_can_be_trained_with(tiny_npz: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bit.image_processing import PROFILES, BitImageProcessorPil
 from convert.checkpoints.options import ConversionOptions
 from convert.errors import UsageError
 from convert.layouts import LAYOUTS
-from convert.published.preprocessing import preprocessor
+from convert.published.preprocessing import evaluated_by, is_profile, preprocessor
 
 NAMES = ("mine", "BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012", "BiT-M-R50x1-CIFAR10", "R50x1_160")
 
@@ -100,3 +100,14 @@ def test_an_invalid_profile_is_an_error(tmp_path: Path) -> None:
         ConversionOptions(profile="clip")
     result = run_here("convert", "Synthetic-R14x1", "--to", "google", "--profile", "timm", cwd=tmp_path)
     assert_refused(result, "google does not state how images are prepared; leave --profile out", tmp_path)
+
+
+def test_a_size_of_its_own_replaces_both_of_google() -> None:
+    settings = preprocessor("google:32", "BiT-M-R50x1")
+    assert settings["size"] == {"height": 32, "width": 32}
+    assert "small_size" not in settings
+    assert settings["do_center_crop"] is False
+    how = evaluated_by("google:32", "BiT-M-R50x1")
+    assert (how.size, how.crop_pct, how.square, how.interpolation) == (32, 1.0, True, "bilinear")
+    assert [is_profile(name) for name in ("google", "timm", "google:1", "google:2048")] == [True] * 4
+    assert [is_profile(name) for name in ("google:0", "google:2049", "timm:32", "google:", "google:3.5")] == [False] * 5
