@@ -141,8 +141,8 @@ class _Builder:
             "name": name,
             "trainable": False,
             "layers": self.layers,
-            "input_layers": [[self._input, 0, 0]],
-            "output_layers": [[output, 0, 0]],
+            "input_layers": [self._input, 0, 0],
+            "output_layers": [output, 0, 0],
         }
         return {"module": MODELS, "class_name": "Functional", "config": config, "registered_name": "Functional"}
 
