@@ -89,7 +89,7 @@ def compare_containers(npz: Path, folder: Path, rounds: int) -> None:
         if not converted.exists():
             command = [BIT, "convert", npz, "--to", layout, "--out", converted, "--no-verify"]
             measure([str(word) for word in command])
-        sources[layout] = next(path for path in converted.iterdir() if path.suffix != ".json")
+        sources[layout] = next(path for path in converted.iterdir() if path.suffix not in (".json", ".md"))
     target = folder / "out"
     found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for _ in range(rounds):

@@ -187,7 +187,7 @@ def onnx_with_labels(model_bytes: bytes, text: bytes) -> bytes:
 
 def _network(place: Workplace, layout: str) -> dict[str, NDArray[np.float16]]:
     """Return the network in a layout, rounded, so that a file of it takes 40 kB."""
-    (path,) = (path for path in place.converted(layout).iterdir() if path.suffix != ".json")
+    (path,) = (path for path in place.converted(layout).iterdir() if path.suffix not in (".json", ".md"))
     return {key: bits.view(np.float32).astype(np.float16) for key, bits in load_all(path).items()}
 
 

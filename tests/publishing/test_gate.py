@@ -215,7 +215,7 @@ def test_a_conversion_in_shards_passes(tiny_npz: Path, tmp_path: Path) -> None:
 
 def test_each_reference_has_the_name_that_reports_give_it() -> None:
     for name in REFERENCES:
-        module = find_spec(f"convert.references.{name}")
+        module = find_spec(f"convert.references.{name.replace('-', '_')}")
         assert module is not None
         assert module.origin is not None
         assert f'"{IMPLEMENTATIONS[name]}"' in Path(module.origin).read_text()
