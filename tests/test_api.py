@@ -312,7 +312,7 @@ def test_wrong_options_are_usage_errors(
 
 def test_the_errors_form_one_tree() -> None:
     errors = [getattr(convert, name) for name in convert.__all__ if name.endswith("Error")]
-    assert len(errors) == 7
+    assert len(errors) == 8
     assert all(issubclass(error, convert.ConvertError) for error in errors)
     assert issubclass(convert.ConvertError, ValueError)
 

@@ -86,7 +86,8 @@ def test_large_weights_are_stored_in_a_second_file(
     whole = convert(tiny_npz, "onnx", tmp_path / "whole")
     monkeypatch.setattr("convert.files.onnx.MAX_EMBEDDED", 1000)
     apart = convert(tiny_npz, "onnx", tmp_path / "apart")
-    assert {path.name for path in apart.iterdir()} == {"model.onnx", "model.onnx.data", "conversion.json"}
+    beside = {"README.md", "conversion.json", "preprocessor_config.json"}
+    assert {path.name for path in apart.iterdir()} == {"model.onnx", "model.onnx.data", *beside}
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
     found, expected = (session(folder).run(None, {"pixel_values": pixels})[0] for folder in (apart, whole))
     np.testing.assert_array_equal(found, expected)
