@@ -109,7 +109,7 @@ def test_killed_at_any_moment_it_leaves_the_old_or_the_new_conversion_whole(tmp_
         process.communicate()
         manifest = Manifest.read(out)
         assert manifest is not None
-        assert {path.name for path in out.iterdir()} == {*manifest.files, "conversion.json"}
+        assert {path.name for path in out.iterdir()} == {*manifest.files, "conversion.json", "README.md"}
         assert all(file_sha256(out / name) == file.sha256 for name, file in manifest.files.items())
     assert bit("convert", "a.npz", "--force", cwd=tmp_path).returncode == 0
     assert [path.name for path in out.parent.iterdir()] == ["transformers"], "what was killed is cleaned up"

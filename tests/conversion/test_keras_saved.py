@@ -47,7 +47,7 @@ def rewritten(path: Path, change: Callable[[dict[str, bytes]], None]) -> None:
 def test_keras_runs_it_in_both_dtypes_and_every_tap_agrees(tiny_npz: Path, tmp_path: Path) -> None:
     folder = convert(tiny_npz, "keras-saved", tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "conversion.json", "model.keras", "preprocessor_config.json")
+        *("README.md", "config.json", "conversion.json", "model.keras", "preprocessor_config.json")
     }
     result = verified(folder, tiny_npz)
     assert result.passed, [check for check in result.checks if not check.passed]
