@@ -134,7 +134,11 @@ def in_onnxruntime(folder: Path) -> Run:
     return lambda x: session.run(None, {"pixel_values": np.moveaxis(x, -1, 1)})[0]
 
 
-@pytest.fixture(scope="module", params=[3, 1, pytest.param(4, marks=pytest.mark.long)], ids="{} channels".format)
+@pytest.fixture(
+    scope="module",
+    params=[3, *(pytest.param(number, marks=pytest.mark.long) for number in (1, 4))],
+    ids="{} channels".format,
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder, config = tmp_path_factory.mktemp("sizes"), network(request.param)
     write_npz(folder / "small.npz", config)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from bit.config import BitConfig
@@ -26,6 +27,10 @@ from convert.verification.results import Verification
 from convert.verification.verify import Settings, verify
 
 GOOGLE = LAYOUTS["google"]
+VERIFIED_LAYOUTS = [
+    pytest.param(name, marks=pytest.mark.long) if name == "keras-saved" else pytest.param(name) for name in LAYOUTS
+]
+"""Every layout, as the parameter of a test that verifies a conversion: that of `keras-saved` starts TensorFlow."""
 
 
 def convert(source: Path, layout: str, target: Path, allow_nonfinite: bool = False, **options: Any) -> Path:

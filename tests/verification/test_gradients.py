@@ -58,9 +58,8 @@ def test_the_recordings_are_there() -> None:
     assert RECORDED == ["R14x1-mixup-split", "R14x1-plain", "R14x1-schedule"]
 
 
-@pytest.mark.parametrize(
-    "name", [name if "mixup" in name else pytest.param(name, marks=pytest.mark.long) for name in RECORDED]
-)
+@pytest.mark.long  # the engine of `bit finetune` takes the same steps in tests/bit/finetuning
+@pytest.mark.parametrize("name", RECORDED)
 def test_googles_training_steps_are_repeated(name: str) -> None:
     recording = TrainingRecording.read(FOLDER / f"{name}.safetensors")
     pairs = repeat_steps(recording, pytorch.load)
