@@ -1,10 +1,11 @@
 """Time of a forward pass and of a training step, `bit` against timm, transformers and others.
 
-Run by `make bench-model`. The contenders alternate within a run; medians and ratios are printed. All
-networks have random weights of the same sizes; none is trained. `google-style` standardizes every
-kernel at each pass, as Google's code does. ONNX Runtime and OpenVINO run the folded graph in float32, as
-a mark from outside; OpenVINO would choose bfloat16 where a CPU has it. On a CUDA device the
-comparison covers float32 (TF32 off) and bfloat16 instead.
+Run by `make bench-model`. The contenders alternate within a run; medians and ratios are printed, and the
+share of what the CPU can do: the time of the convolutions and of the head alone, each by itself and at its
+best, over that of the contender. All networks have random weights of the same sizes; none is trained.
+`google-style` standardizes every kernel at each pass, as Google's code does. ONNX Runtime and OpenVINO run
+the folded graph in float32, as a mark from outside; OpenVINO would choose bfloat16 where a CPU has it. On a
+CUDA device the comparison covers float32 (TF32 off) and bfloat16 instead.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from bit import BitConfig, BitForImageClassification
+from bit.config import BitConfig
 from bit.layers import StandardizedConv2d
+from bit.model import BitForImageClassification
 
 Runner = Callable[[Tensor], object]
+
+FASTEST = "bit.for_inference()"
 
 
 class GoogleStyleConv2d(StandardizedConv2d):
@@ -51,7 +55,7 @@ def build(name: str, architecture: str) -> nn.Module:
         for module in model.modules():
             if isinstance(module, StandardizedConv2d):
                 module.__class__ = GoogleStyleConv2d
-    return model.for_inference() if name == "bit.for_inference()" else model
+    return model.for_inference() if name == FASTEST else model
 
 
 class Logits(nn.Module):
@@ -74,7 +78,7 @@ def exported(architecture: str, batch: int, size: int, folder: Path) -> dict[str
     except ImportError:
         return {}
     path = folder / "model.onnx"
-    model = Logits(build("bit.for_inference()", architecture).to(memory_format=torch.contiguous_format))
+    model = Logits(build(FASTEST, architecture).to(memory_format=torch.contiguous_format))
     torch.onnx.export(model, (torch.zeros(batch, 3, size, size),), path, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -107,16 +111,55 @@ def alternate(runners: dict[str, Runner], x: Tensor, rounds: int) -> dict[str, f
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
 
 
-def report(title: str, results: dict[str, float], ours: str) -> None:
+def arithmetic(model: nn.Module, x: Tensor, rounds: int) -> float:
+    """Return the milliseconds of the convolutions and the head of a model of `for_inference` alone, for images `x`.
+
+    Each layer runs by itself from its packed kernel, in parts of the batch: one image, four, or all. The least time of
+    the rounds and of the parts counts, so that this is what the CPU can do, as far as oneDNN does it.
+    """
+    layers: dict[tuple[object, ...], tuple[nn.Module, torch.Size, int]] = {}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shape = inputs[0].shape
+        sizes = (layer.kernel_size, layer.stride) if isinstance(layer, StandardizedConv2d) else ()
+        key = (shape, output.shape, sizes)
+        layers[key] = (layer, shape[1:], layers[key][2] + 1 if key in layers else 1)
+
+    kinds = (StandardizedConv2d, nn.Linear)
+    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kinds)]
+    with torch.inference_mode():
+        model(x[:1])
+        for hook in hooks:
+            hook.remove()
+        return 1000 * sum(count * _least(layer, shape, len(x), rounds) for layer, shape, count in layers.values())
+
+
+def _least(layer: nn.Module, shape: torch.Size, batch: int, rounds: int) -> float:
+    """Return the least seconds in which a layer runs for a batch, whole or in parts."""
+    found = []
+    for part in {size for size in (1, 4, batch) if batch % size == 0}:
+        x = torch.rand(part, *shape)
+        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        layer(x)  # packs the kernel
+        for _ in range(rounds):
+            start = time.perf_counter()
+            layer(x)
+            found.append((time.perf_counter() - start) * (batch // part))
+    return min(found)
+
+
+def report(title: str, results: dict[str, float], ours: str, least: float | None = None) -> None:
+    """Print the milliseconds of each contender; `least` are those of the arithmetic alone."""
     print(f"\n{title}", flush=True)
     for name, milliseconds in sorted(results.items(), key=lambda item: item[1]):
-        print(f"  {name:32} {milliseconds:8.1f} ms   {milliseconds / results[ours]:5.2f} × {ours}", flush=True)
+        share = "" if least is None else f"   {least / milliseconds:4.0%} of what this CPU can do"
+        print(f"  {name:32} {milliseconds:8.1f} ms   {milliseconds / results[ours]:5.2f} × {ours}{share}", flush=True)
 
 
 def inference(
     cases: list[tuple[str, int, int]], rounds: int, compile_too: bool, dtype: torch.dtype, device: str
 ) -> None:
-    names = ["bit", "bit.for_inference()", "timm", "transformers", "google-style"]
+    names = ["bit", FASTEST, "timm", "transformers", "google-style"]
     for architecture, batch, size in cases:
         x = (torch.rand(batch, 3, size, size) * 2 - 1).to(device, dtype)
         runners: dict[str, Runner] = {}
@@ -125,12 +168,15 @@ def inference(
             if compile_too:
                 torch._dynamo.reset()
                 runners[f"{name}, compiled"] = torch.compile(runners[name])  # the same weights
+        if device == "cpu":
+            runners["bit.for_inference(compile=True)"] = build("bit", architecture).for_inference(compile=True)
+        least = arithmetic(build(FASTEST, architecture), x, rounds) if device == "cpu" else None
         with tempfile.TemporaryDirectory() as folder:
             if device == "cpu":
                 runners |= exported(architecture, batch, size, Path(folder))
             results = alternate(runners, x, rounds)
         kind = f"{architecture}, batch {batch}, {size}×{size}, {str(dtype).removeprefix('torch.')}, {device}"
-        report(kind, results, "bit.for_inference()")
+        report(kind, results, FASTEST, least)
 
 
 def training_step(name: str) -> None:
