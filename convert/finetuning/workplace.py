@@ -59,11 +59,16 @@ class Workplace:
             try:
                 yield
             finally:
-                if [path.name for path in self.path.iterdir()] == [LOCK_NAME]:  # nothing was begun
+                if not self._begun:
                     shutil.rmtree(self.path)
                     with contextlib.suppress(OSError):
                         for parent in created:
                             parent.rmdir()
+
+    @property
+    def _begun(self) -> bool:
+        """True if there is more than the statement of what shall be trained."""
+        return any(path.name not in (RUN_NAME, LOCK_NAME) for path in self.path.iterdir())
 
     def begin(self, run: Mapping[str, Any], force: bool) -> bool:
         """Remember what is trained; return whether a run with the same is resumed.
@@ -75,7 +80,7 @@ class Workplace:
         if force:
             path.unlink(missing_ok=True)
             self.clear()
-        if path.exists():
+        if path.exists() and self._begun:
             try:
                 before = read_json(path)
             except ValueError as error:
