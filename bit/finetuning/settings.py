@@ -18,6 +18,8 @@ MICRO_BATCH_PIXELS = 16 * 224 * 224
 two gigabytes for the activations that the backward pass needs."""
 ACCELERATOR_FACTOR = 8
 """As many times more on an accelerator."""
+MAX_RATE = 1e30
+"""Highest learning rate. It is absurd, but what a rate does shows in the loss, which stops the training."""
 MAX_SIZE = 2048
 """Largest edge of a prepared image, in pixels."""
 CHECKPOINTS = 10
@@ -50,7 +52,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.batch < 1 or self.micro_batch < 1 or self.batch % self.micro_batch:
             raise ValueError(f"a batch of {self.batch} images cannot be split into micro-batches of {self.micro_batch}")
-        if not 0 < self.base_lr < 1e3:
+        if not 0 < self.base_lr <= MAX_RATE:
             raise ValueError(f"the learning rate is {self.base_lr:g}; expected a positive number such as {BASE_LR}")
         if not 0 <= self.mixup < 1e3:
             raise ValueError(f"mixup is {self.mixup:g}; expected 0 or a positive number such as 0.1")
