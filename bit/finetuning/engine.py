@@ -185,7 +185,10 @@ class BitTrainer(Trainer):
                 checkpoints.remove_incomplete(folder)
             number, place = getattr(error, "errno", None) or errno.EIO, checkpoints.latest(folder)
             kept = f"the one of step {checkpoints.step_of(place)} is complete" if place is not None else "none is left"
-            message = f"the checkpoint of step {self.state.global_step} cannot be written ({one_line(error)}); {kept}"
+            message = (
+                f"the checkpoint of step {self.state.global_step} cannot be written ({one_line(error)}); {kept}: make "
+                "sure that the disk has room, then start the training again to go on"
+            )
             raise OSError(number, message, str(folder)) from error
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

@@ -173,7 +173,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr("torch.save", full)
         with pytest.raises(
-            OSError, match=r"step 4 cannot be written \(Pytorch.*; the one of step 2 is complete"
+            OSError,
+            match=r"step 4 cannot be written \(Pytorch.*; the one of step 2 is complete: make sure that the disk",
         ) as error:
             train(tmp_path)
     assert error.value.errno == errno.EIO
