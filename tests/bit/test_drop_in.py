@@ -30,6 +30,32 @@ FLAVOURS = [LightModel, bit.BitForImageClassification]
 NAMED = TINY.replace(id2label={index: f"class {index}" for index in range(5)})
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"id2label": {"0": "cat", "1": "dog"}},
+        {"label2id": {"cat": 0, "dog": 1}},
+        {"label2id": {"cat": "0", "dog": "1"}},
+    ],
+)
+def test_names_of_classes_are_known_in_both_directions(names: Any, tmp_path: Path) -> None:
+    config = ModelConfig(**names)
+    assert (config.num_labels, config.id2label) == (2, {0: "cat", 1: "dog"})
+    assert config.label2id == {"cat": 0, "dog": 1}
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["label2id"] == {"cat": 0, "dog": 1}
+
+
+def test_arguments_of_loading_and_saving_are_named_as_in_transformers(tmp_path: Path) -> None:
+    model = seeded()
+    model.save_pretrained(save_directory=tmp_path / "a")
+    model.save_pretrained(tmp_path / "b", True)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    model.save_pretrained(tmp_path / "c", is_main_process=False)
+    assert not (tmp_path / "c" / "model.safetensors").exists()
+    assert bit.BitForImageClassification.from_pretrained(pretrained_model_name_or_path=tmp_path / "a").num_labels == 5
+
+
 @pytest.fixture
 def x() -> torch.Tensor:
     return torch.rand(2, 3, 33, 40, generator=torch.Generator().manual_seed(0))
