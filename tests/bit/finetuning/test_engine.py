@@ -225,6 +225,15 @@ def test_a_loss_that_is_not_a_number_stops_the_training(tmp_path: Path) -> None:
     assert all(finite)
 
 
+def test_an_evaluation_that_is_not_a_number_stops_the_training_before_it_is_saved(tmp_path: Path) -> None:
+    data = Data.of(Stripes(10), Stripes(4), SETTINGS)
+    spoiled = replace(data, evaluation=Spoiled(data.evaluation, 0))
+    with pytest.raises(DivergedError, match=r"^the loss of the evaluation after step \d+ is nan"):
+        finetune(model(), spoiled, replace(SETTINGS, evaluate_every=2, save_every=2), tmp_path)
+    assert checkpoints.latest(tmp_path) is None
+    assert train(tmp_path, data=data)[0].finished
+
+
 def test_weights_that_are_not_numbers_are_not_saved(tmp_path: Path) -> None:
     trained, settings = model(), replace(SETTINGS, save_every=1)
     trained.classifier[1].bias.register_hook(lambda gradient: gradient * float("nan"))
