@@ -49,12 +49,22 @@ class BitConfig(TransformersBitConfig):
         if self.id2label is None and self.label2id is not None:
             self.id2label = {number: label for label, number in self.label2id.items()}
         super().__post_init__(**options)
-        numbers = self.label2id or {label: number for number, label in (self.id2label or {}).items()}
-        self.label2id = {label: int(number) for label, number in numbers.items()}  # they are text in some files
+        if self.label2id is None:
+            self.id2label = self.id2label  # gives the numbers
         value = self.value
         self.embedding_size, self.width_factor = value.embedding_size, value.width_factor
         # transformers' own BitBackbone adds this list to another.
         self.hidden_sizes, self.depths = list(value.hidden_sizes), value.depths
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take the numbers of classes as text, too, as scripts give them; names give `label2id` as well."""
+        if name == "id2label" and value is not None:
+            value = {int(number): label for number, label in value.items()}
+        if name == "label2id" and value is not None:
+            value = {label: int(number) for label, number in value.items()}
+        super().__setattr__(name, value)
+        if name == "id2label" and value is not None:
+            super().__setattr__("label2id", {label: number for number, label in value.items()})
 
     @classmethod
     def from_value(cls, config: Any) -> BitConfig:
