@@ -46,11 +46,25 @@ class BitConfig(TransformersBitConfig):
     """Added to each filter's variance in weight standardization."""
 
     def __post_init__(self, **options: Any) -> None:
+        if self.id2label is None and self.label2id is not None:
+            self.id2label = {number: label for label, number in self.label2id.items()}
         super().__post_init__(**options)
+        if self.label2id is None:
+            self.id2label = self.id2label  # gives the numbers
         value = self.value
         self.embedding_size, self.width_factor = value.embedding_size, value.width_factor
         # transformers' own BitBackbone adds this list to another.
         self.hidden_sizes, self.depths = list(value.hidden_sizes), value.depths
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take the numbers of classes as text, too, as scripts give them; names give `label2id` as well."""
+        if name == "id2label" and value is not None:
+            value = {int(number): label for number, label in value.items()}
+        if name == "label2id" and value is not None:
+            value = {label: int(number) for label, number in value.items()}
+        super().__setattr__(name, value)
+        if name == "id2label" and value is not None:
+            super().__setattr__("label2id", {label: number for number, label in value.items()})
 
     @classmethod
     def from_value(cls, config: Any) -> BitConfig:
@@ -132,14 +146,16 @@ class _PreTrainedModel(PretrainedModel, PreTrainedModel):
         """Leave the weights as the constructor drew them, which is as transformers draws them."""
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:  # type: ignore[override]
         """Load a model, see `bit.model.BitModel.from_pretrained`: with the checks of `bit`, not of transformers."""
-        loaded = super().from_pretrained(name, **options)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.name_or_path = model.config.name_or_path = str(name)
+        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         return loaded
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, is_main_process: bool = True, **options: Any
+    ) -> None:
         """Save as transformers does, whose options are accepted (`max_shard_size`, `state_dict`, `push_to_hub`, …).
 
         Raises `RuntimeError` after `for_inference`, which replaced the weights, and `ValueError` if the
@@ -153,7 +169,7 @@ class _PreTrainedModel(PretrainedModel, PreTrainedModel):
                     f"model.config.{name} is {short(getattr(stated, name))}, but the network was built with "
                     f"{short(built)}; build or load a model with the other configuration"
                 )
-        PreTrainedModel.save_pretrained(self, folder, **options)
+        PreTrainedModel.save_pretrained(self, save_directory, is_main_process, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:  # type: ignore[override]
         """Push to the Hub as transformers does. `bit push` does more: it proves the weights and writes a model card."""

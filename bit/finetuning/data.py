@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -166,9 +166,6 @@ class Collator:
             found["ratio"] = torch.tensor(self.mixup.ratio(step), dtype=torch.float64)
             found["partners"] = self.mixup.partners(step, offset // self.micro_batch, len(items))
         return found
-
-
-Collate = Callable[[Sequence[Item]], dict[str, Tensor]]
 
 
 def in_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:

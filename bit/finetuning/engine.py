@@ -45,6 +45,8 @@ KEPT = 2
 LOGGED = 500
 """Most entries of the loss in TensorBoard's log, if there are more steps."""
 LOGS = "logs"
+TRACEBACK = "Traceback (most recent call last)"
+"""Part of the message of an error in a process that prepares images."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def finetune(
     The folder must be of a training with the same model, data and settings, which the caller checks. `workers`
     processes prepare images. SIGINT and SIGTERM end the training after the current step with a checkpoint; then
     `Outcome.finished` is False. Raises `DivergedError` for a loss that is not finite, `OSError` if a checkpoint cannot
-    be written, with the last complete one left in both cases, and `ValueError` for a batch that cannot be divided
-    among the processes.
+    be written, with the last complete one left in both cases, `ValueError` for a batch that cannot be divided
+    among the processes, the errors of `data` in one line, and `MemoryError` on an accelerator whose memory is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with quiet(), _stop_requests() as stop:
@@ -121,7 +123,8 @@ def finetune(
         trainer.add_callback(keeper)
         trainer.add_callback(TensorBoardCallback(_writer(folder, taken) if arguments.should_save else None))
         if resumed is None or taken < settings.steps:
-            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+            with _one_line_errors(settings):
+                trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         else:  # the run was killed after the last checkpoint
             model.load_state_dict(load_file(resumed / WEIGHTS_NAME))
     return Outcome(keeper.curve, len(keeper.curve.loss) == settings.steps, taken, time.monotonic() - start)
@@ -185,7 +188,10 @@ class BitTrainer(Trainer):
                 checkpoints.remove_incomplete(folder)
             number, place = getattr(error, "errno", None) or errno.EIO, checkpoints.latest(folder)
             kept = f"the one of step {checkpoints.step_of(place)} is complete" if place is not None else "none is left"
-            message = f"the checkpoint of step {self.state.global_step} cannot be written ({one_line(error)}); {kept}"
+            message = (
+                f"the checkpoint of step {self.state.global_step} cannot be written ({one_line(error)}); {kept}: make "
+                "sure that the disk has room, then start the training again to go on"
+            )
             raise OSError(number, message, str(folder)) from error
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -263,6 +269,22 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _one_line_errors(settings: Settings) -> Iterator[None]:
+    """Raise an error of a process that prepares images without the traceback that PyTorch adds to its message."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = f"{one_line(error)}; choose a smaller micro-batch than {settings.micro_batch}"
+        raise MemoryError(message) from None
+    except (OSError, ValueError) as error:
+        if TRACEBACK not in str(error):
+            raise
+        last = str(error).rstrip().splitlines()[-1]  # `ValueError: image.png cannot be read as an image`
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(last.partition(": ")[2] or last) from None
 
 
 @contextmanager

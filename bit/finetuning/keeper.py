@@ -108,6 +108,9 @@ class Keeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
         found = Evaluation(state.global_step, metrics["eval_loss"], metrics["eval_accuracy"])
+        if not math.isfinite(found.loss):
+            where = f"the loss of the evaluation after step {found.step}"
+            raise DivergedError(self._diverged(f"{where} is {found.loss}"))
         self.curve.evaluations.append(found)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -18,6 +18,8 @@ MICRO_BATCH_PIXELS = 16 * 224 * 224
 two gigabytes for the activations that the backward pass needs."""
 ACCELERATOR_FACTOR = 8
 """As many times more on an accelerator."""
+MAX_RATE = 1e30
+"""Highest learning rate. It is absurd, but what a rate does shows in the loss, which stops the training."""
 MAX_SIZE = 2048
 """Largest edge of a prepared image, in pixels."""
 CHECKPOINTS = 10
@@ -49,16 +51,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.micro_batch < 1 or self.batch % self.micro_batch:
-            raise ValueError(f"a batch of {self.batch} images cannot be split into micro-batches of {self.micro_batch}")
-        if not 0 < self.base_lr < 1e3:
+            raise ValueError(
+                f"a batch of {self.batch} images cannot be split into micro-batches of {self.micro_batch}; choose a "
+                "divisor of the batch"
+            )
+        if not 0 < self.base_lr <= MAX_RATE:
             raise ValueError(f"the learning rate is {self.base_lr:g}; expected a positive number such as {BASE_LR}")
         if not 0 <= self.mixup < 1e3:
             raise ValueError(f"mixup is {self.mixup:g}; expected 0 or a positive number such as 0.1")
         precrop, crop = self.resolution
-        if not 1 <= crop <= min(precrop, MAX_SIZE):
-            raise ValueError(
-                f"images of {crop} pixels cannot be cut from {precrop}; the edge is 1 to {MAX_SIZE} pixels"
-            )
+        if not 1 <= crop <= MAX_SIZE:
+            raise ValueError(f"the size is {crop} pixels; expected an edge of 1 to {MAX_SIZE}")
+        if crop > precrop:
+            raise ValueError(f"{crop} pixels cannot be cut from {precrop}; choose a larger size before the crop")
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}; choose from {', '.join(PRECISIONS)}")
         if not 0 <= self.seed < 1 << 32:

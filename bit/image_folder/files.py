@@ -23,6 +23,7 @@ MAX_PIXELS = 25_000_000
 0.6 GB, for the copies that they make."""
 MAX_FILE_BYTES = 4 * MAX_PIXELS
 """Largest image file: that of the largest image without compression."""
+ADVICE = f"use a JPEG, PNG, WebP, BMP or GIF file of at most {MAX_PIXELS // 10**6} megapixels"
 
 ORIENTATION = 0x0112
 """Number of the EXIF tag that says how a camera was held."""
@@ -85,11 +86,10 @@ def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
                 return _to_bytes(_turn_upright(image))
     except (FileNotFoundError, PermissionError):
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit
+        raise ValueError(f"{name} cannot be read as an image (it has too many pixels); {ADVICE}") from None
     except Exception as error:  # Pillow's decoders raise errors of every kind for damaged files
-        raise ValueError(
-            f"{name} cannot be read as an image ({one_line(error)}); use a JPEG, PNG, WebP, BMP or GIF file of at "
-            f"most {MAX_PIXELS // 10**6} megapixels"
-        ) from None
+        raise ValueError(f"{name} cannot be read as an image ({one_line(error)}); {ADVICE}") from None
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

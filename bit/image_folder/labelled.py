@@ -16,6 +16,10 @@ Progress = Callable[[str, int, int], None]
 """`progress(task, done, total)`; a `total` of 0 means that it is not known."""
 
 
+OPTION = "--skip-bad-images"
+"""The option of the commands; in Python it is `skip_bad=True`."""
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images with a class each. No pixels are held: `open` reads an image each time."""
@@ -92,6 +96,11 @@ class Listed:
     labels: tuple[int, ...]
     source: Source
 
+    def reordered(self, classes: tuple[str, ...]) -> Listed:
+        """Return the same images with their classes in another order; labels that are not those of a class stay."""
+        number = {label: classes.index(name) for label, name in enumerate(self.classes)}
+        return replace(self, classes=classes, labels=tuple(number.get(label, label) for label in self.labels))
+
     def checked(self, skip_bad: bool, progress: Progress | None) -> LabelledImages:
         """Decode every image, and return those that can be read.
 
@@ -112,10 +121,10 @@ class Listed:
                 sizes.append((image.height, image.width))
             except (OSError, ValueError) as error:
                 if not skip_bad and isinstance(error, ValueError):
-                    raise ValueError(f"{error}, or skip bad images") from None
+                    raise ValueError(f"{error}, or leave out bad images with {OPTION}") from None
                 if not skip_bad:
                     raise
-                skipped.append(" ".join(str(error).split()))
+                skipped.append(_reason(error))
             if progress is not None:
                 progress("reading images", place + 1, len(self.labels))
         if not places:
@@ -125,3 +134,10 @@ class Listed:
             only = self.classes[labels[0]]
             raise ValueError(f"{self.place} holds images of one class ({only}); classification needs two or more")
         return LabelledImages(self.classes, labels, self.source, tuple(places), tuple(sizes), tuple(skipped))
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return the message of an error in one line that begins with the name of the file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return " ".join(f"{error.filename}: {error.strerror}".split())
+    return " ".join(str(error).split())

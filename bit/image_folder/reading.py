@@ -80,7 +80,7 @@ def splits(
         places = {names[0]: sorted(train - validation), names[1]: sorted(validation - train)}
         only = [f"only {name} has {', '.join(extra[:5])}" for name, extra in places.items() if extra]
         raise ValueError(f"the splits of {data} have different classes ({'; '.join(only)}); give both the same folders")
-    first, second = (part.checked(skip_bad, progress) for part in listed)
+    first, second = (part.reordered(listed[0].classes).checked(skip_bad, progress) for part in listed)
     return first, second
 
 

@@ -17,7 +17,8 @@ SCHEMA = 1
 MAX_STEPS = 1 << 20
 """Most steps of a training; the longest schedule of the rule has 20,000."""
 
-Number = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+Number = Annotated[float, msgspec.Meta(ge=-1e39, le=1e39)]
+"""A number of float32; losses can be large before a training diverges."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Rates = Annotated[list[Number], msgspec.Meta(max_length=MAX_STEPS)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,6 +79,13 @@ def reference_options(full: bool) -> Callable[[Command], Command]:
         "onnxruntime or keras-saved. May be repeated.",
     )
     return lambda command: switch(named(recordings_option(command)))
+
+
+def skipped_words(skipped: Sequence[str]) -> str:
+    """Return how many images were left out, and why the first was."""
+    if len(skipped) == 1:
+        return f"1 image was left out: {skipped[0]}"
+    return f"{len(skipped)} images were left out; the first: {skipped[0]}"
 
 
 def verification_lines(verification: convert.Verification, report: StrPath | None) -> list[str]:

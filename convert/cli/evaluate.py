@@ -10,7 +10,7 @@ from typing import Unpack
 import click
 
 import convert
-from convert.cli.common import UNFINISHED, source_options
+from convert.cli.common import UNFINISHED, skipped_words, source_options
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar, table
 from convert.options import EvaluateOptions, StrPath
 
@@ -59,7 +59,7 @@ def evaluate_command(models: tuple[str, ...], data: str, as_json: bool, **option
     for warning in found.warnings:
         print_warning(warning)
     if found.data.skipped:
-        print_warning(f"{len(found.data.skipped)} images were left out; the first: {found.data.skipped[0]}")
+        print_warning(skipped_words(found.data.skipped))
     for item in found.not_run:
         print_warning(f"{item.checkpoint} was not run by {item.library}: {item.reason}")
     if not found.complete:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 import convert
-from convert.cli.common import conclude, recordings_option, report_in, source_options, verification_lines
+from convert.cli.common import conclude, recordings_option, report_in, skipped_words, source_options, verification_lines
 from convert.cli.terminal import escape, print_result, print_warning, progress_bar, write
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def finetune_command(
         "training": training.to_dict(),
     }
     print_result(as_json, value, _lines(result))
-    for warning in (*result.skipped, *conversion.warnings):
+    if result.skipped:
+        print_warning(skipped_words(result.skipped))
+    for warning in conversion.warnings:
         print_warning(warning)
     if options["verify"]:
         conclude(conversion.verification)

@@ -26,8 +26,6 @@ LIBRARIES = ("transformers", "timm", "onnx")
 """Layouts that the Hub lists under the library of that name (huggingface.co/docs/hub/models-libraries). The others
 get the name of this converter: `keras`, for example, would promise that `keras.saving.load_model` works."""
 
-GOOGLES_SMALL = "For data sets of images smaller than 96×96 it uses 128×128 pixels, and so does `bit`."
-
 
 def write_readme(plan: Plan, manifest: Manifest, folder: Path) -> None:
     """Write the page of a conversion that was just carried out."""
@@ -78,6 +76,16 @@ def prepared(how: Evaluation) -> str:
         edge = math.floor(how.size / how.crop_pct)
         size = f"{edge} pixels on the shorter edge ({how.interpolation}) and cropped to {size}"
     return f"Images are resized to {size}; pixel values are scaled to [-1, 1]."
+
+
+def google_words(profile: str, how: Evaluation) -> str | None:
+    """Say that Google's code evaluates a model so, and how it treats small images; None for other preparations."""
+    if profile != "google" or how.size <= 128:
+        return None
+    return (
+        "This is how Google's own code evaluates the model. For data sets of images smaller than 96×96 it uses 128×128 "
+        "pixels, and so does `bit`."
+    )
 
 
 def epsilon_words(trained: float) -> str:
@@ -166,8 +174,8 @@ def _preprocessing(plan: Plan) -> Iterator[str]:
     how, values = evaluated_by(profile, name), preprocessor(profile, name)
     yield "## Preprocessing\n"
     yield prepared(how)
-    if how.square and how.size > 128:
-        yield f"This is how Google's own code evaluates the model. {GOOGLES_SMALL}"
+    if (words := google_words(profile, how)) is not None:
+        yield words
     place = f", in `{PREPROCESSOR_NAME}` too" if PREPROCESSOR_NAME in plan.companions else ""
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
     yield f"As settings of the image processors of transformers and `bit`{place}:"

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from bit.files import read_json
 from bit.image_folder import LabelledImages
 from bit.image_processing import BitImageProcessorPil
 from convert.checkpoints.checkpoint import Checkpoint
+from convert.checkpoints.training import Training
 from convert.errors import CheckpointError
 from convert.evaluation.classes import Matching, match_all
 from convert.evaluation.libraries import Runner, runner_of
@@ -28,8 +28,6 @@ from convert.references.worker import ProcessError, processors
 SAME, EACH, LIBRARY = "same", "each", "library"
 PREPROCESSING = (SAME, EACH, LIBRARY)
 """The same pixels for all checkpoints; what each folder states; or each library's own pipeline."""
-TRAINING_NAME = "training.json"
-"""What `bit finetune` states about the training, with the fingerprints of the images."""
 MULTI_LABEL = "multi_label_classification"
 SEVERAL = (
     "the head is for several labels: the first class is the most probable, its confidence a sigmoid, and NLL the "
@@ -264,13 +262,11 @@ def _causes(first: Run, second: Run) -> dict[str, float]:
 
 def _training_note(item: Candidate, data: Data) -> str | None:
     """Return a note if `training.json` beside the weights says that these are the images of the training."""
-    try:
-        used = read_json(item.checkpoint.file.path.parent / TRAINING_NAME).get("data")
-    except (OSError, ValueError):
+    training = Training.beside(item.checkpoint.file.path.parent)
+    if training is None:
         return None
-    kinds = {
-        "training": "it was trained on these images",
-        "validation": "these are the validation images of its training",
+    notes = {
+        training.data.validation_sha256: "these are the validation images of its training",
+        training.data.training_sha256: "it was trained on these images",
     }
-    stated = used if isinstance(used, dict) else {}
-    return next((note for kind, note in kinds.items() if stated.get(f"{kind}_sha256") == data.fingerprint), None)
+    return notes.get(data.fingerprint)

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bit.checks import REGISTERED
 from bit.files import parse_json
 from convert.errors import CheckpointError
 from convert.files.base import CHUNK, NO_METADATA, Metadata, Tensor, Writer, shown
@@ -26,8 +27,6 @@ from convert.files.zip import ArchiveFile
 METADATA_NAME, CONFIGURATION_NAME, WEIGHTS_NAME = "metadata.json", "config.json", "model.weights.h5"
 MAX_DESCRIPTION = 4 << 20
 """Largest description in bytes, several times that of R152x4."""
-OF_BIT_KERAS = "bit>BiT"
-"""The name under which Keras knows the class `bit.keras.BiT`."""
 
 
 class KerasFile(ArchiveFile, H5Arrays):
@@ -59,7 +58,7 @@ class KerasFile(ArchiveFile, H5Arrays):
             raise CheckpointError(f"{self.path}: {CONFIGURATION_NAME} is not valid JSON ({shown(error)})") from None
         if not isinstance(description, dict):
             raise CheckpointError(f"{self.path}: {CONFIGURATION_NAME} does not describe a model")
-        if description.get("registered_name") == OF_BIT_KERAS:
+        if description.get("registered_name") == REGISTERED:
             self.stated = _network(description)
         self._open_h5(self.offsets[WEIGHTS_NAME], weights.file_size)
 

@@ -59,14 +59,19 @@ class Workplace:
             try:
                 yield
             finally:
-                if [path.name for path in self.path.iterdir()] == [LOCK_NAME]:  # nothing was begun
+                if not self._begun:
                     shutil.rmtree(self.path)
                     with contextlib.suppress(OSError):
                         for parent in created:
                             parent.rmdir()
 
-    def begin(self, run: Mapping[str, Any], force: bool) -> bool:
-        """Remember what is trained; return whether a run with the same is resumed.
+    @property
+    def _begun(self) -> bool:
+        """True if there is more than the statement of what shall be trained."""
+        return any(path.name not in (RUN_NAME, LOCK_NAME) for path in self.path.iterdir())
+
+    def begin(self, run: Mapping[str, Any], force: bool) -> None:
+        """Remember what is trained, unless the same was begun before.
 
         Raises `CheckpointError` if the folder is of a training with another checkpoint, data or settings, unless
         `force`: then it is emptied.
@@ -75,7 +80,7 @@ class Workplace:
         if force:
             path.unlink(missing_ok=True)
             self.clear()
-        if path.exists():
+        if path.exists() and self._begun:
             try:
                 before = read_json(path)
             except ValueError as error:
@@ -86,10 +91,9 @@ class Workplace:
                     f"{self.path} holds a training with {', '.join(different)}, not {asked}; repeat the same command "
                     "to go on with it, choose another --out, or begin again with --force"
                 )
-            return True
+            return
         self.clear()
         write_json(path, dict(run))
-        return False
 
     def run(self) -> dict[str, Any] | None:
         """Return what was trained here; None if that is not known."""

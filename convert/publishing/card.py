@@ -14,9 +14,9 @@ from convert.checkpoints.epsilon import GOOGLE, OPTION
 from convert.checkpoints.manifest import CARD_MARK, Manifest, Origin
 from convert.conversion.examples import BIT_MODEL, Facts, Place, example, literal, loading, runs_in_timm
 from convert.conversion.readme import (
-    GOOGLES_SMALL,
     code,
     epsilon_words,
+    google_words,
     library_on_hub,
     prepared,
     scaled_words,
@@ -111,9 +111,8 @@ def card(
         trained=origin.ws_eps or GOOGLE,
         scaled=any("scale" in row for row in manifest.tensors),
         roundoff=[(name, BY_NAME[name].roundoff) for name in origin.roundings],
-        how=evaluated_by(profile, manifest.name),
         preparation=prepared(evaluated_by(profile, manifest.name)),
-        googles_small=GOOGLES_SMALL,
+        google_words=google_words(profile, evaluated_by(profile, manifest.name)),
         scaled_words=scaled_words(manifest.ws_eps, origin.ws_eps or GOOGLE),
         epsilon_words=epsilon_words(origin.ws_eps or GOOGLE),
         commands=_commands(manifest, checked, by_name=synthetic or item is not None),

@@ -30,6 +30,46 @@ FLAVOURS = [LightModel, bit.BitForImageClassification]
 NAMED = TINY.replace(id2label={index: f"class {index}" for index in range(5)})
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"id2label": {"0": "cat", "1": "dog"}},
+        {"label2id": {"cat": 0, "dog": 1}},
+        {"label2id": {"cat": "0", "dog": "1"}},
+    ],
+)
+def test_names_of_classes_are_known_in_both_directions(names: Any, tmp_path: Path) -> None:
+    config = ModelConfig(**names)
+    assert (config.num_labels, config.id2label) == (2, {0: "cat", 1: "dog"})
+    assert config.label2id == {"cat": 0, "dog": 1}
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["label2id"] == {"cat": 0, "dog": 1}
+
+
+def test_scripts_give_numbers_of_classes_as_text(tmp_path: Path) -> None:
+    """As `run_image_classification.py` of transformers does, with fields that replace those of a file."""
+    seeded(config=NAMED).save_pretrained(tmp_path)
+    names = {"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": "0", "dog": "1"}}
+    config = ModelConfig.from_pretrained(tmp_path, num_labels=2, **names)
+    assert (config.id2label, config.label2id) == ({0: "cat", 1: "dog"}, {"cat": 0, "dog": 1})
+    assert bit.BitForImageClassification(config).config.id2label[1] == "dog"
+    config.id2label = {0: "ox", 1: "ass"}
+    assert config.label2id == {"ox": 0, "ass": 1}
+    config.num_labels = 3
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+
+
+def test_arguments_of_loading_and_saving_are_named_as_in_transformers(tmp_path: Path) -> None:
+    model = seeded()
+    model.save_pretrained(save_directory=tmp_path / "a")
+    model.save_pretrained(tmp_path / "b", True)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    model.save_pretrained(tmp_path / "c", is_main_process=False)
+    assert not (tmp_path / "c" / "model.safetensors").exists()
+    assert bit.BitForImageClassification.from_pretrained(pretrained_model_name_or_path=tmp_path / "a").num_labels == 5
+
+
 @pytest.fixture
 def x() -> torch.Tensor:
     return torch.rand(2, 3, 33, 40, generator=torch.Generator().manual_seed(0))

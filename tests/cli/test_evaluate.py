@@ -48,7 +48,7 @@ def test_it_prints_scores_and_writes_the_report_beside_the_folder(model: Path, d
     assert result.returncode == 0, result.stderr
     assert "6 images of 3 classes" in result.stdout
     assert "ONNX Runtime" in result.stdout
-    assert "1 images were left out; the first:" in result.stderr
+    assert "1 image was left out: " in result.stderr
     assert sorted(model.iterdir()) == before, "a conversion stays as it is"
     report = json.loads((tmp_path / "models" / "evaluation.json").read_text("utf-8"))
     assert (report["data"]["images"], len(report["data"]["skipped"])) == (6, 1)

@@ -152,6 +152,12 @@ def test_the_page_states_the_limits(tiny_npz: Path, tmp_path: Path) -> None:
     assert "taken to have been trained with epsilon 1e-08" in readme_of(result.folder)
 
 
+@pytest.mark.parametrize("profile", ["google", "google:480", "google:224", "google:32", "timm"])
+def test_only_googles_own_sizes_are_called_googles(tiny_npz: Path, tmp_path: Path, profile: str) -> None:
+    page = readme_of(converted(tiny_npz, "onnx", tmp_path / "out", options=ConversionOptions(profile=profile)))
+    assert ("how Google's own code evaluates" in page) == ("128×128" in page) == (profile == "google")
+
+
 def test_names_are_shown_as_text(tmp_path: Path) -> None:
     name = 'a"b<script>`x`|[y](z)'
     write_npz(tmp_path / f"{name}.npz", TINY)

@@ -18,6 +18,7 @@ from support.pictures import save_classes, save_picture
 import convert
 from bit import BitForImageClassification, BitImageProcessorPil
 from bit.image_folder import read_images
+from convert.checkpoints.training import DataUsed, Training, TrainingCurve
 from convert.errors import CheckpointError, UsageError
 from convert.evaluation.libraries import Runner
 from convert.sources.synthetic import write_npz
@@ -88,8 +89,9 @@ def test_equal_weights_agree_and_a_planted_change_is_seen(
 def test_each_folder_may_be_given_the_pixels_that_it_states(graph: Path, labelled: Path, tmp_path: Path) -> None:
     data = save_classes(tmp_path / "data", ("cat", "dog"), each=1)
     other = convert_file(labelled, "onnx", tmp_path / "timm", options=convert_options(profile="timm"))
-    used = {"training_sha256": "0" * 64, "validation_sha256": read_images(data).fingerprint()}
-    (other / "training.json").write_text(json.dumps({"data": used}))
+    used = DataUsed("data", 4, 2, 2, "0" * 64, read_images(data).fingerprint())
+    record = Training("labelled", "0" * 64, used, {}, (), {}, TrainingCurve([], [], []))
+    (other / "training.json").write_text(json.dumps(record.to_dict()))
     found = convert.evaluate([graph, other], data, preprocessing="each")
     assert [run.notes[1:] for run in found.runs] == [(), ("these are the validation images of its training",)]
     assert ["128×128" in run.preprocessing for run in found.runs] == [True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -164,7 +165,26 @@ def test_what_cannot_be_trained_is_refused_in_one_line(case: str, tiny_npz: Path
         convert.finetune(tiny_npz, data, tmp_path / "out", **{**SMALL, **options})
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("out.training")) == ["data"]
-    assert (tmp_path / "out.training").exists() == (case == "another head"), "it is found after the run is begun"
+    assert not (tmp_path / "out.training").exists(), "nothing was begun"
+
+
+def test_what_was_refused_before_it_began_does_not_stand_in_the_way(
+    tiny_npz: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither if nothing is left of it, nor if a kill has left the statement of what was to be trained."""
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("convert.finetuning.run.write", full)
+        with pytest.raises(OSError, match="No space"):
+            convert.finetune(tiny_npz, data, tmp_path / "out", **SMALL)
+    assert not (tmp_path / "out.training").exists()
+    (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training" / "run.json").write_text('{"keep_head": true}')
+    options = {**SMALL, "steps": 1, "verify": False}
+    assert convert.finetune(tiny_npz, data, tmp_path / "out", **options).finished
 
 
 def test_few_images_and_bad_ones_can_be_trained_with(tiny_npz: Path, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_wishes_replace_the_rule() -> None:
     scaled = choose(1000, [(500, 500)], wishes=Wishes(batch=256, batch_scaling=True))
     assert (scaled.steps, scaled.schedule.factor) == (1000, 0.5)
     assert Wishes(batch=8).or_else(Wishes(batch=16, size=32)) == Wishes(batch=8, size=32)
+    assert choose(1000, [(64, 64)], wishes=Wishes(base_lr=1e6)).base_lr == 1e6, "the loss shows what comes of it"
     assert around(128) == hyperrule.resolution((32, 32))
     assert around(480) == hyperrule.resolution((480, 480))
 
@@ -125,6 +126,7 @@ def test_wishes_replace_the_rule() -> None:
         Wishes(batch=10, micro_batch=3),
         Wishes(base_lr=-1.0),
         Wishes(base_lr=float("nan")),
+        Wishes(base_lr=float("inf")),
         Wishes(mixup=-0.1),
         Wishes(size=5000),
         Wishes(steps=0),

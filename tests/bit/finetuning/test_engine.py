@@ -173,7 +173,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr("torch.save", full)
         with pytest.raises(
-            OSError, match=r"step 4 cannot be written \(Pytorch.*; the one of step 2 is complete"
+            OSError,
+            match=r"step 4 cannot be written \(Pytorch.*; the one of step 2 is complete: make sure that the disk",
         ) as error:
             train(tmp_path)
     assert error.value.errno == errno.EIO
@@ -222,6 +223,48 @@ def test_a_loss_that_is_not_a_number_stops_the_training(tmp_path: Path) -> None:
     assert checkpoints.step_of(kept) == 4
     finite = [bool(value.isfinite().all()) for value in train(tmp_path, data=data)[1].values()]
     assert all(finite)
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A data set whose images cannot be read from a place on."""
+
+    whole: Any
+    error: type[Exception]
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, place: int) -> Any:
+        if place >= 12:
+            raise self.error(f"image {place} is gone")
+        return self.whole[place]
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+def test_an_image_that_is_gone_is_one_line_from_a_process_too(error: type[Exception], tmp_path: Path) -> None:
+    data = Data.of(Stripes(10), None, SETTINGS)
+    gone = replace(data, training=Gone(data.training, error))
+    with pytest.raises(OSError if error is not ValueError else error, match=r"^image 12 is gone$"):
+        finetune(model(), gone, SETTINGS, tmp_path, workers=1)
+
+
+def test_full_memory_of_an_accelerator_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr("bit.finetuning.engine.hyperrule.mix", full)
+    with pytest.raises(MemoryError, match=r"^CUDA out of memory\. Tried .*; choose a smaller micro-batch than 3$"):
+        train(tmp_path)
+
+
+def test_an_evaluation_that_is_not_a_number_stops_the_training_before_it_is_saved(tmp_path: Path) -> None:
+    data = Data.of(Stripes(10), Stripes(4), SETTINGS)
+    spoiled = replace(data, evaluation=Spoiled(data.evaluation, 0))
+    with pytest.raises(DivergedError, match=r"^the loss of the evaluation after step \d+ is nan"):
+        finetune(model(), spoiled, replace(SETTINGS, evaluate_every=2, save_every=2), tmp_path)
+    assert checkpoints.latest(tmp_path) is None
+    assert train(tmp_path, data=data)[0].finished
 
 
 def test_weights_that_are_not_numbers_are_not_saved(tmp_path: Path) -> None:

@@ -48,6 +48,19 @@ def test_the_splits_of_a_table_are_used(tmp_path: Path) -> None:
     assert [len(read_images(tmp_path / "saved", split=split)) for split in (None, "train", "test")] == [2, 4, 2]
 
 
+def test_both_splits_number_the_classes_in_the_same_order(tmp_path: Path) -> None:
+    swapped = table().select(range(4)).cast_column("animal", datasets.ClassLabel(names=["cat", "dog"]))
+    assert swapped.features["animal"].names == ["cat", "dog"]
+    for name, part in (("train", table()), ("test", swapped)):
+        part.to_parquet(tmp_path / name / f"{name}.parquet")
+    monkey = {name: str(next((tmp_path / name).glob("*.parquet"))) for name in ("train", "test")}
+    parts = datasets.DatasetDict({name: datasets.Dataset.from_parquet(path) for name, path in monkey.items()})
+    parts.save_to_disk(tmp_path / "saved")
+    train, validation = splits(tmp_path / "saved")
+    assert train.classes == validation.classes == ("dog", "cat")
+    assert (train.labels[:4], validation.labels) == ((0, 1, 1, 0), (1, 0, 0, 1))
+
+
 def test_a_table_of_paths_and_names_is_read(tmp_path: Path) -> None:
     for number, pixels in enumerate(PIXELS):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
