@@ -22,6 +22,8 @@ from bit.layers import StandardizedConv2d
 from bit.timm_names import timm_to_transformers, to_timm
 
 HEAD = "classifier.1."
+LIBRARY_EPS = 1e-8
+"""Epsilon of weight standardization in transformers (`WeightStandardizedConv2d`) and timm (`StdConv2d`)."""
 DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 """The dtypes of weights that PyTorch computes with on every device."""
 DTYPE_NAMES = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in DTYPES))
@@ -101,6 +103,8 @@ class PretrainedModel(nn.Module):
         name), by default in the stored dtype, or in the one that holds the values of all if there are
         several, and on the device `device_map`. `HUB_OPTIONS` have the meanings that they have in
         transformers. With `output_loading_info`, returns the model and what was missing or did not fit.
+        A folder on this machine that transformers or timm saved gets their epsilon of weight
+        standardization, 1e-8, with a warning, unless `ws_eps` or `config` is given.
 
         Raises `OSError`, or `ValueError` unless the files are intact and hold every other parameter of
         the model once, as floating-point numbers with the right shape, and for other keywords.
@@ -115,6 +119,13 @@ class PretrainedModel(nn.Module):
                 timm_to_transformers(values, stored) if timm else (BitConfig.from_dict(values), stored)
             )
             check_size(stored_config, stored)
+            if Path(name).is_dir() and config is None and "ws_eps" not in fields and saved_by_library(values):
+                fields["ws_eps"] = LIBRARY_EPS
+                warnings.warn(
+                    f"{'timm' if timm else 'transformers'} saved {name}, and computes with a weight-standardization "
+                    f"epsilon of {LIBRARY_EPS:g}, which is taken; if the weights are Google's, unchanged: ws_eps=1e-10",
+                    stacklevel=2,
+                )
             chosen = chosen_config(stored_config, config).replace(**fields)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
@@ -289,6 +300,14 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any
         return source, (dtype, None if device is None else torch.device(device)), fields
     except (RuntimeError, TypeError):
         raise ValueError(f"device_map is {short(options['device_map'])}; expected one device, such as cpu") from None
+
+
+def saved_by_library(values: Mapping[str, Any]) -> bool:
+    """Return whether transformers or timm wrote this `config.json`: each then ran the weights with its own epsilon.
+
+    transformers states its version, and timm no epsilon.
+    """
+    return "transformers_version" in values or ("architecture" in values and "ws_eps" not in values)
 
 
 def chosen_config(stored: BitConfig, given: Any) -> BitConfig:

@@ -113,11 +113,27 @@ def test_fields_of_the_configuration_can_be_replaced(folder: Path, pixels: torch
     assert [tuple(feature.shape[:2]) for feature in model(pixels).feature_maps] == [(2, 32), (2, 256)]
 
 
+def test_what_transformers_saved_computes_with_the_epsilon_of_transformers(
+    folder: Path, tmp_path: Path, pixels: torch.Tensor
+) -> None:
+    theirs = transformers.BitForImageClassification.from_pretrained(folder)
+    theirs.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="transformers saved .* epsilon of 1e-08, which is taken"):
+        model = BitForImageClassification.from_pretrained(tmp_path)
+    assert model.config.ws_eps == 1e-8
+    with torch.inference_mode():
+        logits, expected = model.double()(pixels.double()).logits, theirs.double().eval()(pixels.double()).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+    assert BitForImageClassification.from_pretrained(tmp_path, ws_eps=1e-10).config.ws_eps == 1e-10
+    model.save_pretrained(tmp_path / "again")
+    assert BitForImageClassification.from_pretrained(tmp_path / "again").config.ws_eps == 1e-8
+
+
 def test_shards_load_as_one_file_does(folder: Path, tmp_path: Path) -> None:
     theirs = transformers.BitForImageClassification.from_pretrained(folder)
     theirs.save_pretrained(tmp_path, max_shard_size="200KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
-    model = BitForImageClassification.from_pretrained(tmp_path)
+    model = BitForImageClassification.from_pretrained(tmp_path, ws_eps=1e-8)
     for key, value in theirs.state_dict().items():
         assert torch.equal(value, model.state_dict()[key])
 
