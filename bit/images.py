@@ -9,7 +9,7 @@ from bit.config import BitConfig
 
 
 class PreparedImages(dict[str, Any]):
-    """What an image processor returns: the input of a model by name, also as attributes, as transformers has it."""
+    """The result of an image processor: the input of a model by name, also as attributes, as transformers has it."""
 
     def to(self, *arguments: Any, **options: Any) -> PreparedImages:
         """Return the tensors on another device or in another dtype, see `torch.Tensor.to`; lists stay as they are."""

@@ -20,7 +20,7 @@ class Evaluation:
 
 @dataclass
 class Curve:
-    """What a training did so far."""
+    """The course of a training so far."""
 
     loss: list[float] = field(default_factory=list)
     """Mean loss of each step's images."""

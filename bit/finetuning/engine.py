@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Data:
-    """What a training reads. Fields may be replaced by others of the same kind, as tests do."""
+    """The images that a training reads. Fields may be replaced by others of the same kind, as tests do."""
 
     training: Any
     """A data set as long as all steps together, such as `TrainingImages`."""

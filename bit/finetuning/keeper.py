@@ -161,6 +161,6 @@ class Keeper(TrainerCallback):
 
 
 class Stop:
-    """Whether a signal asked for the end of the training."""
+    """A flag: a signal asked for the end of the training."""
 
     asked = False

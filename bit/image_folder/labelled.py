@@ -29,7 +29,7 @@ class LabelledImages:
     labels: tuple[int, ...]
     """Index of the class of each image, from 0."""
     source: Source
-    """Where the images are."""
+    """The place of each image."""
     places: tuple[int, ...]
     """Number of each image in the source."""
     sizes: tuple[tuple[int, int], ...]
@@ -91,7 +91,7 @@ class Listed:
     """Images that were found, and not yet opened."""
 
     place: str
-    """What the user named, for messages."""
+    """The data as the user named them, for messages."""
     classes: tuple[str, ...]
     labels: tuple[int, ...]
     source: Source

@@ -1,4 +1,4 @@
-"""Where the images of a data set lie: files, rows of a `datasets` table, or an array."""
+"""The places of the images of a data set: files, rows of a `datasets` table, or an array."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Rows:
     """A `datasets.Dataset` whose image column is not decoded: each value is `{"bytes": …, "path": …}`."""
     column: str
     folder: Path
-    """Where relative paths begin."""
+    """The folder from which relative paths count."""
 
     def open(self, index: int) -> Image.Image:
         """Return the image in a row."""

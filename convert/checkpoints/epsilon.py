@@ -23,7 +23,7 @@ OPTION = "--source-ws-eps"
 
 @dataclass(frozen=True)
 class Training:
-    """What is known about the training of weights, besides what their files state."""
+    """Knowledge about the training of weights, besides the statements of their files."""
 
     ws_eps: float | None = None
     """The epsilon that somebody states."""
@@ -79,7 +79,7 @@ def epsilon_of(
 ) -> Epsilon:
     """Return the epsilon of weights in a layout.
 
-    `values` is the content of `config.json`, and `stated` the configuration with what is said there. Raises
+    `values` is the content of `config.json`, and `stated` the configuration that follows from it. Raises
     `CheckpointError` if `training` contradicts the manifest, or a `config.json` that the layout's library did not
     save.
     """

@@ -64,7 +64,7 @@ class Training:
     checkpoint: Name
     """The name of the checkpoint that was fine-tuned."""
     checkpoint_sha256: Sha256
-    """Of the original file that the conversions before started from."""
+    """SHA-256 of the original file, with which the conversions before began."""
     data: DataUsed
     settings: dict[str, Any]
     """Every setting, as `bit.finetuning.settings.Settings.to_dict` gives them."""

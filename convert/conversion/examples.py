@@ -34,7 +34,7 @@ BIT_MODEL = Export(
 
 @dataclass(frozen=True)
 class Facts:
-    """What the code for converted weights depends on."""
+    """Facts on which the code for converted weights depends."""
 
     name: str
     """Name of the checkpoint."""

@@ -75,7 +75,7 @@ class Differences:
     kl: Array
     """Kullback-Leibler divergence of the second's probabilities from the first's, in nats."""
     relative_l2: float
-    """Of all logits together, relative to the first's."""
+    """Difference of all logits together, relative to those of the first."""
 
 
 def differences(first: Logits, second: Logits, sigmoid: bool = False) -> Differences:

@@ -78,7 +78,7 @@ class Run:
     """True for a head with a sigmoid for each class (`multi_label_classification`)."""
     scores: Scores
     images_per_second: float
-    """Of the network alone, without preprocessing, loading and compiling."""
+    """Images a second of the network alone, without preprocessing, loading and compiling."""
     memory: int
     """Largest resident memory of the process, in bytes."""
     notes: tuple[str, ...] = ()
@@ -146,7 +146,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What all checkpoints answered."""
+    """The answers of all checkpoints."""
 
     data: Data
     preprocessing: str = "same"

@@ -27,7 +27,7 @@ VARIABLES = {"TF_ENABLE_ONEDNN_OPTS": "1"}
 
 @dataclass(frozen=True)
 class About:
-    """What a process states about the network that it has loaded."""
+    """A description of the network that a process has loaded."""
 
     version: str
     ws_eps: float | None
