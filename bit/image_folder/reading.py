@@ -173,7 +173,7 @@ def _digits() -> Listed:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ValueError(f"{DIGITS} needs scikit-learn; type: pip install 'bit-convert[finetune]'") from None
+        raise ValueError(f"{DIGITS} needs scikit-learn; type: pip install -e '.[finetune]'") from None
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return Listed(DIGITS, tuple(map(str, digits.target_names)), tuple(map(int, digits.target)), Arrays(pixels))

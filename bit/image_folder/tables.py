@@ -80,7 +80,7 @@ def _load(data: str) -> Any:
         import datasets
     except ImportError:
         missing = f"there is no folder {data!r}" if not Path(data).expanduser().exists() else f"{data} is a table"
-        raise ValueError(f"{missing}; to read data sets type: pip install 'bit-convert[finetune]'") from None
+        raise ValueError(f"{missing}; to read data sets type: pip install -e '.[finetune]'") from None
     path = Path(data).expanduser()
     try:
         with _quiet():
