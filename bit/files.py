@@ -1,8 +1,9 @@
-"""Find and read files that anyone may have written, within stated limits, and write JSON."""
+"""Find and read files that anyone may have written, within stated limits; write JSON, and put files on the disk."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 import stat
@@ -120,6 +121,15 @@ def load_json(path: Path, make: Callable[[dict[str, Any]], Made]) -> Made:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write an object to a JSON file, indented by two spaces."""
     path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the list of names of a folder, is on the disk. Raises `OSError`."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class PretrainedModel(nn.Module):
     """Start of the names that this network's parameters have in a classification checkpoint."""
 
     config: BitConfig
-    """What libraries read and, where transformers is installed, assign to."""
+    """The configuration that libraries read and, where transformers is installed, assign to."""
     network: BitConfig
     """The configuration that the network was built with."""
 

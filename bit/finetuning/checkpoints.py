@@ -7,14 +7,13 @@ one step. A folder without that list, or with other sizes, is what a killed run 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bit.files import read_json, write_json
+from bit.files import fsync, read_json, write_json
 
 NAME = re.compile(r"checkpoint-([0-9]{1,9})")
 MARK = "complete.json"
@@ -27,13 +26,13 @@ def complete(checkpoint: Path, curve: Mapping[str, Any]) -> None:
     write_json(checkpoint / CURVE, curve)
     files = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir()) if path.is_file()}
     for path in (*(checkpoint / name for name in files), checkpoint):
-        _flush(path)
+        fsync(path)
     partial = checkpoint / f".{MARK}"
     write_json(partial, files)
-    _flush(partial)
+    fsync(partial)
     partial.replace(checkpoint / MARK)
-    _flush(checkpoint)
-    _flush(checkpoint.parent)
+    fsync(checkpoint)
+    fsync(checkpoint.parent)
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -64,11 +63,3 @@ def step_of(checkpoint: Path) -> int:
     if match is None:
         raise ValueError(f"{checkpoint} is not the folder of a checkpoint")
     return int(match[1])
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

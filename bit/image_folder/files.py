@@ -97,7 +97,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     try:
         orientation: Any = image.getexif().get(ORIENTATION)
         method = UPRIGHT.get(orientation)
-    except Exception:
+    except Exception:  # Pillow raises errors of every kind for damaged metadata, which the pixels do not need
         return image
     if method is None:
         return image

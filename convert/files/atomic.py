@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
+from bit.files import fsync
 from convert.errors import CheckpointError
 
 PARTIAL = ".partial-"
@@ -34,9 +35,9 @@ def new_file(path: Path) -> Iterator[Path]:
         with _workplace(path) as folder:
             partial = folder / path.name
             yield partial
-            _fsync(partial)
+            fsync(partial)
             partial.replace(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
@@ -86,11 +87,11 @@ class NewFolder:
         Raises `OSError`, and `CheckpointError` if the target has changed so that it must not be replaced.
         """
         for file in (*self.path.iterdir(), self.path):
-            _fsync(file)
+            fsync(file)
         self._check()
         _put(self.path, self.target, self._force)
         for parent in (self.target.parent, *(parent.parent for parent in self._new_parents)):
-            _fsync(parent)
+            fsync(parent)
 
     def __exit__(self, *exception: object) -> None:
         self._place.__exit__(None, None, None)
@@ -258,11 +259,3 @@ def _lock(folder: Path, target: Path) -> IO[bytes] | None:
             stack.pop_all()
             return lock
     return None
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

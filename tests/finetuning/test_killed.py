@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import random
 import signal
@@ -54,7 +53,6 @@ def bits(out: Path) -> dict[str, str]:
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("default")
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are forked")
 def test_ten_kills_change_no_bit(tiny_npz: Path, tmp_path: Path) -> None:
     for module in ("bit.finetuning.engine", "bit.transformers", "convert.finetuning.run"):
         importlib.import_module(module)  # once for all processes, so that most kills hit the training
